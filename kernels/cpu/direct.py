@@ -1,0 +1,100 @@
+"""Direct convolution: forward and, with rotated weights, dI; any dtype, stride, dilation, groups and padding mode.
+
+    out[n, k, o] = bias[k] + sum_t weight[k, t] * cells[offsets[t] + position of o]      t over channels and taps of one group
+
+Stage: `tile.stage` lays the padded input of an output tile out so that every tap is a constant offset.
+Compute: one filter at a time runs over the whole tile, four taps a pass, so that sums are loaded and stored once for four products;
+the loop over the tile is as wide as the machine's vectors. Terms are added in the order of `t`, whatever the tiling.
+Store: bias and activation on each row of the tile, then the caller's layout.
+
+A job is one (image, group, tile, block of filters); neighbours in job order share the staged input.
+"""
+
+import numba
+
+from ..jit import kernel
+from .epilogue import run
+from .tile import stage
+
+
+@kernel(fastmath={"contract"})
+def accumulate(taps, offsets, cells, sums):
+    """sums[i] += sum_t taps[t] * cells[offsets[t] + i]."""
+    length = sums.shape[0]
+    count = taps.shape[0]
+    whole = count - count % 4
+    for t in range(0, whole, 4):
+        w0, w1, w2, w3 = taps[t], taps[t + 1], taps[t + 2], taps[t + 3]
+        x0 = cells[offsets[t] : offsets[t] + length]
+        x1 = cells[offsets[t + 1] : offsets[t + 1] + length]
+        x2 = cells[offsets[t + 2] : offsets[t + 2] + length]
+        x3 = cells[offsets[t + 3] : offsets[t + 3] + length]
+        for i in range(length):
+            sums[i] = sums[i] + w0 * x0[i] + w1 * x1[i] + w2 * x2[i] + w3 * x3[i]
+    for t in range(whole, count):
+        w0 = taps[t]
+        x0 = cells[offsets[t] : offsets[t] + length]
+        for i in range(length):
+            sums[i] = sums[i] + w0 * x0[i]
+
+
+@kernel
+def jobs(first, last, x, weight, bias, out, offsets, scratch, apply, d, h, w, blocks):
+    """Run jobs `first` to `last`; shapes as in `parallel`, with one row of its scratch."""
+    channels = x.shape[1] // blocks.groups
+    filters = out.shape[1] // blocks.groups
+    taps = weight.shape[1] // max(channels, 1)
+    filter_blocks = -(-filters // blocks.filters)
+    tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
+    longest = ((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile
+    plane = d.phases * h.phases * w.phases * d.extent * h.extent * w.extent
+    cells = scratch[blocks.filters * longest :]
+    staged = -1
+    for job in range(first, last):
+        place = job // filter_blocks
+        k_first = job % filter_blocks * blocks.filters
+        k_last = min(k_first + blocks.filters, filters)
+        o2 = place % tiles2 * w.tile
+        o1 = place // tiles2 % tiles1 * h.tile
+        o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
+        image_group = place // (tiles2 * tiles1 * tiles0)
+        g = image_group % blocks.groups
+        n = image_group // blocks.groups
+        t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
+        length = ((t0 - 1) * h.extent + t1 - 1) * w.extent + t2
+        scratch[: (k_last - k_first) * longest] = 0
+        for c_first in range(0, channels, blocks.channels):
+            c_last = min(c_first + blocks.channels, channels)
+            if blocks.channels < channels or staged != place:
+                for c in range(c_first, c_last):
+                    at = (c - c_first) * plane
+                    stage(x, n, g * channels + c, o0, o1, o2, d, h, w, blocks.mode, cells[at : at + plane])
+                staged = place
+            for k in range(k_first, k_last):
+                sums = scratch[(k - k_first) * longest : (k - k_first) * longest + length]
+                accumulate(weight[g * filters + k, c_first * taps : c_last * taps], offsets, cells, sums)
+        for k in range(k_first, k_last):
+            k_out = g * filters + k
+            for j0 in range(t0):
+                for j1 in range(t1):
+                    at = (k - k_first) * longest + (j0 * h.extent + j1) * w.extent
+                    row = scratch[at : at + t2]
+                    for j2 in range(t2):
+                        row[j2] += bias[k_out]
+                    run(apply, row)
+                    target = out[n, k_out, o0 + j0, o1 + j1, o2 : o2 + t2]
+                    for j2 in range(t2):
+                        target[j2] = row[j2]
+
+
+@kernel(parallel=True)
+def parallel(count, x, weight, bias, out, offsets, scratch, apply, d, h, w, blocks):
+    """Run `count` jobs, an equal share on each row of `scratch`.
+
+    x (N, C, ...), weight (K, C / groups * taps), bias (K,), out (N, K, ...), offsets (channels of a block * taps,),
+    scratch (threads, cells): `blocks.filters` tiles of sums, then `blocks.channels` staged planes.
+    """
+    threads = scratch.shape[0]
+    for thread in numba.prange(threads):
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        jobs(first, last, x, weight, bias, out, offsets, scratch[thread], apply, d, h, w, blocks)

@@ -1,0 +1,110 @@
+"""How every CPU kernel is compiled, and where its machine code is kept.
+
+`kernel` is `numba.njit` with the options that all kernels share. Numba's own cache is keyed by one source file, so that an edit to
+a function that a kernel calls would go unnoticed; here the key is a hash of the whole package of kernels, and the folder is one
+that only its owner can write, because what lies in it is executed. Within it, numba keys by CPU, features and signature.
+"""
+
+import functools
+import hashlib
+import os
+import stat
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core import caching, config
+from numba.core.types import Type
+from numba.misc.appdirs import AppDirs
+
+# Contraction lets a product and a sum become one FMA, rounded once; it is the only liberty any kernel may take beyond this module.
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+
+
+@functools.cache
+def source_hash() -> str:
+    """Hash of every kernel source and of numba's version."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    root = Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """The folder that holds nbconv's machine code: ``NBCONV_CACHE_DIR``, else the user's cache folder."""
+    return Path(os.environ.get("NBCONV_CACHE_DIR") or AppDirs("nbconv", appauthor=False).user_cache_dir)
+
+
+@functools.cache
+def _usable_folder() -> Path | None:
+    """Create this version's cache folder; None, with a warning, where its content could be written by somebody else."""
+    folder = cache_folder() / source_hash()[:16]
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for level in (folder.parent, folder):
+            status = level.stat()
+            foreign = sys.platform != "win32" and status.st_uid != os.getuid()
+            if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                warnings.warn(f"nbconv: compiled kernels are not cached: others can write to {level}", RuntimeWarning, 2)
+                return None
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder} cannot be written")
+    except OSError as error:
+        warnings.warn(f"nbconv: compiled kernels are not cached: {error}", RuntimeWarning, 2)
+        return None
+    return folder
+
+
+class _Locator(caching._CacheLocator):  # type: ignore[misc]
+    """Tells numba to keep a kernel in nbconv's folder, valid as long as no kernel source changes."""
+
+    def __init__(self, py_file: str, folder: Path):
+        self._py_file = py_file
+        self._folder = folder
+
+    def get_cache_path(self) -> str:
+        return str(self._folder)
+
+    def get_source_stamp(self) -> str:
+        return source_hash()
+
+    def get_disambiguator(self) -> str:
+        return Path(self._py_file).stem
+
+    @classmethod
+    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "_Locator | None":
+        folder = _usable_folder()
+        return cls(py_file, folder) if folder else None
+
+
+class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = [_Locator]
+
+
+class _Cache(caching.FunctionCache):  # type: ignore[misc]
+    _impl_class = _Implementation
+
+
+def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """`numba.njit` with the options of every kernel; further keywords are numba's."""
+    if function is None:
+        return functools.partial(kernel, **options)
+    return numba.njit(**{**OPTIONS, **options})(function)
+
+
+@functools.cache
+def entry(dispatcher: Any, *arguments: Type) -> Callable[..., Any]:
+    """Compile a kernel for one signature, or load it from the cache, and return its entry point.
+
+    Calling the entry point skips numba's look-up by argument types, and one signature then serves every layout of an array. It
+    unpacks what it is given as `arguments` without checking, so callers pass arrays of these very dtypes and dimensions.
+    """
+    if config.DISABLE_JIT:
+        return dispatcher
+    if not isinstance(dispatcher._cache, _Cache) and _usable_folder():
+        dispatcher._cache = _Cache(dispatcher.py_func)
+    return dispatcher.compile(numba.types.void(*arguments))

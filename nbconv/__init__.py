@@ -1,0 +1,64 @@
+"""Convolution and its gradients for NumPy arrays and Numba pipelines."""
+
+from . import nn
+from .dispatch import Plan, plan
+from .functional import (
+    conv,
+    conv1d,
+    conv1d_backward,
+    conv1d_bias_grad,
+    conv1d_input_grad,
+    conv1d_weight_grad,
+    conv2d,
+    conv2d_backward,
+    conv2d_bias_grad,
+    conv2d_input_grad,
+    conv2d_weight_grad,
+    conv3d,
+    conv3d_backward,
+    conv3d_bias_grad,
+    conv3d_input_grad,
+    conv3d_weight_grad,
+    conv_backward,
+    conv_bias_grad,
+    conv_input_grad,
+    conv_transpose,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    conv_weight_grad,
+)
+from .problem import ConvProblem
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvProblem",
+    "Plan",
+    "conv",
+    "conv1d",
+    "conv1d_backward",
+    "conv1d_bias_grad",
+    "conv1d_input_grad",
+    "conv1d_weight_grad",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_bias_grad",
+    "conv2d_input_grad",
+    "conv2d_weight_grad",
+    "conv3d",
+    "conv3d_backward",
+    "conv3d_bias_grad",
+    "conv3d_input_grad",
+    "conv3d_weight_grad",
+    "conv_backward",
+    "conv_bias_grad",
+    "conv_input_grad",
+    "conv_transpose",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "conv_weight_grad",
+    "nn",
+    "plan",
+]

@@ -1,0 +1,79 @@
+"""Which arrays nbconv takes, where they live, and in which form the kernels see them."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+DTYPES = tuple(
+    np.dtype(name)
+    for name in "float16 float32 float64 complex64 complex128 int8 int16 int32 int64 uint8 uint16 uint32 uint64".split()
+)
+
+
+def check_array(value: Any, name: str) -> Array:
+    """`value`, if it is an array that nbconv computes with; a TypeError that names it otherwise."""
+    if not isinstance(value, np.ndarray):
+        if hasattr(value, "__cuda_array_interface__"):
+            raise TypeError(f"{name} lives on a GPU, and this version of nbconv computes on the CPU only: {type(value)!r}")
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(value)!r}")
+    if value.dtype.newbyteorder("=") not in DTYPES:
+        raise TypeError(f"{name} must have a float16/32/64, complex64/128 or integer dtype, got {value.dtype}")
+    return value
+
+
+def check_dtype(dtype: npt.DTypeLike, name: str = "dtype") -> np.dtype[Any]:
+    """`dtype` as a native numpy dtype that nbconv computes with."""
+    try:
+        found = np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        raise TypeError(f"{name} must be a numpy dtype, got {dtype!r}") from None
+    if found not in DTYPES:
+        raise TypeError(f"{name} must be a float16/32/64, complex64/128 or integer dtype, got {dtype!r}")
+    return found
+
+
+def common_dtype(**arrays: Array | None) -> np.dtype[Any]:
+    """The one dtype of all `arrays`; a TypeError that names two which differ."""
+    present = {name: array.dtype.newbyteorder("=") for name, array in arrays.items() if array is not None}
+    (first, dtype), *others = present.items()
+    for name, other in others:
+        if other != dtype:
+            raise TypeError(f"{name} must have the dtype of {first}, {dtype}, got {other}")
+    return dtype
+
+
+def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that results of `dtype` are summed in."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def computable(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
+    """A plain array that a kernel can read: native byte order, aligned, not float16; converted to `dtype` if given."""
+    array = np.asarray(array)
+    target = accumulator(array.dtype.newbyteorder("=")) if dtype is None else dtype
+    if array.dtype != target or not array.flags.aligned:
+        # a dtype of the array's own itemsize in other byte order needs a copy as well
+        array = array.astype(target, copy=True)
+    return array
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Raise unless a result of `shape` and `dtype` can be written to `out`."""
+    check_array(out, "out")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {shape}, got {out.shape}")
+    if out.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
+    if not out.flags.writeable:
+        raise ValueError("out must be writeable, got a read-only array")
+    if any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
+        raise ValueError(f"out must not write to one place twice, got an array with strides {out.strides}")
+
+
+def can_write_directly(out: Array, dtype: np.dtype[Any], *inputs: Array | None) -> bool:
+    """Whether a kernel of `dtype` may write its result to `out` while it reads `inputs`."""
+    plain = out.dtype == dtype and out.dtype.isnative and out.flags.aligned
+    return plain and not any(x is not None and np.may_share_memory(out, x) for x in inputs)

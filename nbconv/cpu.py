@@ -1,0 +1,208 @@
+"""Carries a `Plan` out on the CPU: hands staged views, packed weights and scratch to the kernels.
+
+    forward      one run of the direct kernel
+    input_grad   one run for each phase of the input grid, for the input's own cells, then for each copied border
+    weight_grad  one run, then the sum of the splits
+
+Arrays come here with three spatial axes, native and aligned; results are written to `out`.
+"""
+
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from .arrays import Array
+from .dispatch import Plan
+from .kernels.cpu import direct
+from .kernels.cpu import weight_grad as direct_weight_grad
+from .kernels.cpu.epilogue import Epilogue
+from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
+from .kernels.cpu.fold import fold
+from .kernels.cpu.tile import Axis, Blocks
+from .kernels.jit import entry
+from .kernels.padding import MODES, ZEROS
+from .problem import Triple
+from .schedule import (
+    Slab,
+    Sweep,
+    axes_of,
+    border_slabs,
+    forward_sweep,
+    input_grad_sweep,
+    interior,
+    staged_cells,
+    sum_cells,
+    triple,
+)
+from .threads import launch
+
+_AXIS = numba.typeof(Axis(*[0] * 8))
+_BLOCKS = numba.typeof(Blocks(*[0] * 5))
+_TRIPLE = types.UniTuple(types.intp, 3)
+_OFFSETS = types.Array(types.intp, 1, "C")
+
+
+def _any(dtype: np.dtype[Any], ndim: int, readonly: bool = False) -> types.Array:
+    return types.Array(numba.from_dtype(dtype), ndim, "A", readonly=readonly)
+
+
+def _dense(dtype: np.dtype[Any], ndim: int) -> types.Array:
+    return types.Array(numba.from_dtype(dtype), ndim, "C")
+
+
+@functools.cache
+def _direct(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Any:
+    arrays = _any(x, 5, True), _dense(out, 2), _any(out, 1, True), _any(out, 5), _OFFSETS
+    rest = types.intp, _AXIS, _AXIS, _AXIS, _BLOCKS
+    if parallel:
+        return entry(direct.parallel, types.intp, *arrays, _dense(out, 2), *rest)
+    return entry(direct.jobs, types.intp, types.intp, *arrays, _dense(out, 1), *rest)
+
+
+@functools.cache
+def _weight_grad(dtype: np.dtype[Any], parallel: bool) -> Any:
+    arrays = _any(dtype, 5, True), _any(dtype, 5, True), _dense(dtype, 3), _OFFSETS
+    rest = _AXIS, _AXIS, _AXIS, _BLOCKS
+    if parallel:
+        return entry(direct_weight_grad.parallel, types.intp, *arrays, _dense(dtype, 2), *rest)
+    return entry(direct_weight_grad.jobs, types.intp, types.intp, *arrays, _dense(dtype, 1), *rest)
+
+
+def compile_epilogue(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Epilogue:
+    """The activation as the kernels call it."""
+    return _compile_epilogue(activation, numba.from_dtype(dtype))
+
+
+@functools.lru_cache(maxsize=512)
+def _offsets(sweep: Sweep, extents: Triple, channels: int) -> Array:
+    """Position of each tap of a block of channels in the staged input; see `kernels.cpu.tile`."""
+    phases = sweep.phases
+    position = np.zeros((1,) * 3, np.intp)
+    for a in range(3):
+        taps = np.arange(sweep.kernel[a])
+        slot, cell = taps % phases[a], taps * sweep.dilation[a] // sweep.stride[a]
+        below = int(np.prod(phases[a + 1 :] + extents, dtype=np.intp))
+        inner = int(np.prod(extents[a + 1 :], dtype=np.intp))
+        shape = [1, 1, 1]
+        shape[a] = -1
+        position = position + (slot * below + cell * inner).reshape(shape)
+    plane = int(np.prod(phases + extents, dtype=np.intp))
+    offsets = (np.arange(channels)[:, None] * plane + position.reshape(1, -1)).reshape(-1).astype(np.intp)
+    offsets.flags.writeable = False
+    return offsets
+
+
+def _extents(d: Axis, h: Axis, w: Axis) -> Triple:
+    return d.extent, h.extent, w.extent
+
+
+def _tiles(d: Axis, h: Axis, w: Axis) -> int:
+    return -(-d.out // d.tile) * -(-h.out // h.tile) * -(-w.out // w.tile)
+
+
+def _run_direct(
+    plan: Plan, sweep: Sweep, x: Array, weight: Array, bias: Array, out: Array, offset: Triple, mode: int, apply: Any
+) -> None:
+    """Run the direct kernel: output `o` is the sum over taps of x at  o * stride + tap * dilation + offset."""
+    schedule, groups = plan.schedule, plan.problem.groups
+    axes = axes_of(sweep, schedule, triple(x.shape[2:]), offset, triple(out.shape[2:]))
+    blocks = Blocks(groups, mode, schedule.filters, schedule.channels, 0)
+    count = x.shape[0] * groups * _tiles(*axes) * -(-(out.shape[1] // groups) // schedule.filters)
+    cells = sum_cells(sweep, schedule) + staged_cells(sweep, schedule)
+    offsets = _offsets(sweep, _extents(*axes), schedule.channels)
+    with launch(plan.parallel) as threads:
+        if threads == 1:
+            scratch = np.empty(cells, out.dtype)
+            _direct(x.dtype, out.dtype, False)(0, count, x, weight, bias, out, offsets, scratch, apply, *axes, blocks)
+        else:
+            scratch = np.empty((min(threads, count), cells), out.dtype)
+            _direct(x.dtype, out.dtype, True)(count, x, weight, bias, out, offsets, scratch, apply, *axes, blocks)
+
+
+def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array, apply: Any = 0) -> None:
+    """out = activation(bias + conv(x, weight)); `apply` is the address of the activation."""
+    if bias is None:
+        bias = np.zeros(out.shape[1], out.dtype)
+    packed = np.ascontiguousarray(weight.reshape(weight.shape[0], plan.problem.taps), dtype=out.dtype)
+    offset = triple(map(operator.neg, plan.problem.before))
+    _run_direct(plan, forward_sweep(plan.problem), x, packed, bias, out, offset, MODES.index(plan.problem.mode), apply)
+
+
+def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
+    """out = bias + gradient of conv(x, weight) for x; a bias serves transposed convolutions, whose borders are zeros."""
+    problem = plan.problem
+    if bias is None:
+        bias = np.zeros(out.shape[1], out.dtype)
+    _input_grad_slab(plan, grad_output, weight, bias, interior(problem), out)
+    mode = MODES.index(problem.mode)
+    for slab in border_slabs(problem):
+        border = np.empty((*out.shape[:2], *slab.shape), out.dtype)
+        _input_grad_slab(plan, grad_output, weight, bias, slab, border)
+        dense = _dense(out.dtype, 5)
+        entry(fold, dense, _TRIPLE, _TRIPLE, types.intp, _any(out.dtype, 5))(border, slab.low, problem.before, mode, out)
+
+
+def _input_grad_slab(plan: Plan, grad_output: Array, weight: Array, bias: Array, slab: Slab, out: Array) -> None:
+    """Gradient of the padded cells of `slab`, one phase of the grid at a time.
+
+    Padded cell p = first + j * stride is reached by tap r from output (p - r * dilation) / stride where that is whole: by the taps
+    r = first_tap + t * step. Over t in falling order this is a convolution of dy with stride 1 and dilation step * dilation / stride.
+    """
+    problem = plan.problem
+    by_group = weight.reshape(problem.groups, problem.filters // problem.groups, *weight.shape[1:])
+    sweep = input_grad_sweep(problem)
+    phases = []
+    for a in range(3):
+        stride, dilation, low = problem.stride[a], problem.dilation[a], slab.low[a]
+        step = stride // np.gcd(stride, dilation)
+        axis = []
+        for start in range(min(stride, slab.shape[a])):
+            meeting = [r for r in range(min(step, problem.kernel[a])) if (low + start - r * dilation) % stride == 0]
+            taps = range(meeting[0], problem.kernel[a], step)[::-1] if meeting else range(0)
+            offset = (low + start - taps[0] * dilation) // stride if meeting else 0
+            axis.append((slice(start, None, stride), list(taps), offset))
+        phases.append(axis)
+    for chosen in itertools.product(*phases):
+        target = out[(slice(None), slice(None), *(cells for cells, _, _ in chosen))]
+        taps = [taps for _, taps, _ in chosen]
+        if not all(taps):
+            target[...] = bias[:, None, None, None]
+            continue
+        part = by_group[(slice(None), slice(None), slice(None), *np.ix_(*taps))]
+        packed = np.ascontiguousarray(part.swapaxes(1, 2)).reshape(out.shape[1], sweep.channels * math.prod(map(len, taps)))
+        run = sweep._replace(kernel=triple(map(len, taps)))
+        _run_direct(plan, run, grad_output, packed, bias, target, triple(offset for _, _, offset in chosen), ZEROS, 0)
+
+
+def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
+    """out = gradient of conv(x, weight) for the weight; a complex x is conjugated."""
+    problem, schedule = plan.problem, plan.schedule
+    if out.size == 0:
+        return
+    sweep = forward_sweep(problem)
+    axes = axes_of(sweep, schedule, problem.size, triple(map(operator.neg, problem.before)), problem.out)
+    blocks = Blocks(
+        problem.groups, MODES.index(problem.mode), schedule.filters, schedule.channels, int(out.dtype.kind == "c")
+    )
+    count = schedule.splits * problem.groups * -(-sweep.channels // schedule.channels) * -(-sweep.filters // schedule.filters)
+    cells = schedule.tile[2] + staged_cells(sweep, schedule)
+    offsets = _offsets(sweep, _extents(*axes), schedule.channels)
+    sums = np.empty((schedule.splits, out.shape[0], problem.taps), out.dtype)
+    with launch(plan.parallel) as threads:
+        if threads == 1:
+            scratch = np.empty(cells, out.dtype)
+            _weight_grad(out.dtype, False)(0, count, grad_output, x, sums, offsets, scratch, *axes, blocks)
+        else:
+            scratch = np.empty((min(threads, count), cells), out.dtype)
+            _weight_grad(out.dtype, True)(count, grad_output, x, sums, offsets, scratch, *axes, blocks)
+    total = sums[0]
+    for split in sums[1:]:
+        total += split
+    out[...] = total.reshape(out.shape)

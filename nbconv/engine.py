@@ -1,0 +1,119 @@
+"""From a valid problem and the caller's arrays to a result: asks for a plan, brings arrays into the form that kernels read,
+allocates, has the device carry the plan out, and gives back what the caller expects.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba.core.errors import NumbaError
+
+from . import cpu
+from .arrays import Array, accumulator, can_write_directly, check_out, computable
+from .dispatch import select
+from .problem import ConvProblem
+
+
+def forward(
+    problem: ConvProblem,
+    dtype: np.dtype[Any],
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    activation: Callable[..., Any] | None = None,
+    out: Array | None = None,
+) -> Array:
+    """activation(bias + conv(input, weight)), summed and returned in `dtype`; arrays may have other dtypes of its kind."""
+    plan = select("forward", problem, dtype)
+    acc = accumulator(dtype)
+    epilogue = None if activation is None else _compiled(activation, acc)
+    x, w, b = computable(input), computable(weight, acc), None if bias is None else computable(bias, acc)
+
+    def fill(y: Array) -> None:
+        address = epilogue.address if epilogue else 0
+        cpu.forward(plan, _lift(problem, x), _lift_weight(problem, w), b, _lift(problem, y), address)
+
+    return _deliver(out, problem.output_shape, dtype, (input, weight, bias), fill)
+
+
+def input_grad(
+    problem: ConvProblem,
+    dtype: np.dtype[Any],
+    grad_output: Array,
+    weight: Array,
+    bias: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """bias + gradient for the input; `weight` comes conjugated where that is wanted."""
+    plan = select("input_grad", problem, dtype)
+    dy, w, b = computable(grad_output), computable(weight), None if bias is None else computable(bias)
+
+    def fill(dx: Array) -> None:
+        cpu.input_grad(plan, _lift(problem, dy), _lift_weight(problem, w), b, _lift(problem, dx))
+
+    return _deliver(out, problem.input_shape, dtype, (grad_output, weight, bias), fill)
+
+
+def weight_grad(
+    problem: ConvProblem, dtype: np.dtype[Any], grad_output: Array, input: Array, out: Array | None = None
+) -> Array:
+    """Gradient for the weight; a complex input is conjugated."""
+    plan = select("weight_grad", problem, dtype)
+    dy, x = computable(grad_output), computable(input)
+
+    def fill(dw: Array) -> None:
+        cpu.weight_grad(plan, _lift(problem, dy), _lift(problem, x), _lift_weight(problem, dw))
+
+    return _deliver(out, problem.weight_shape, dtype, (grad_output, input), fill)
+
+
+def bias_grad(dtype: np.dtype[Any], grad_output: Array, axis: int, out: Array | None = None) -> Array:
+    """Gradient for the bias: the sum over all axes but `axis`."""
+    dy = computable(grad_output)
+
+    def fill(db: Array) -> None:
+        np.sum(dy, axis=tuple(a for a in range(dy.ndim) if a != axis), dtype=db.dtype, out=db)
+
+    return _deliver(out, (dy.shape[axis],), dtype, (grad_output,), fill)
+
+
+def _compiled(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
+    try:
+        return cpu.compile_epilogue(activation, dtype)
+    except NumbaError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TypeError(f"activation {activation!r} cannot be compiled for a scalar of dtype {dtype}: {reason}") from error
+
+
+def _deliver(
+    out: Array | None,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    inputs: tuple[Array | None, ...],
+    fill: Callable[[Array], None],
+) -> Array:
+    """Have `fill` write a result of `shape`, into `out` itself where a kernel can, and return it in the caller's dtype."""
+    acc = accumulator(dtype)
+    if out is None:
+        target = np.empty(shape, acc)
+        fill(target)
+        return target if acc == dtype else target.astype(dtype)
+    check_out(out, shape, dtype)
+    if can_write_directly(out, acc, *inputs):
+        fill(np.asarray(out))
+    else:
+        target = np.empty(shape, acc)
+        fill(target)
+        out[...] = target
+    return out
+
+
+def _lift(problem: ConvProblem, array: Array) -> Array:
+    """A view of an input or output with a batch axis and three spatial axes."""
+    batch = slice(None) if problem.batched else None
+    return array[(batch, slice(None), *(None,) * (3 - problem.axes), ...)]
+
+
+def _lift_weight(problem: ConvProblem, array: Array) -> Array:
+    """A view of a weight with three spatial axes."""
+    return array[(slice(None), slice(None), *(None,) * (3 - problem.axes), ...)]

@@ -1,0 +1,436 @@
+"""The public functions: check what came, and hand a valid problem to the engine.
+
+Each verb exists four times: `conv` takes 1 to 3 spatial axes, as many as the weight has; `conv1d`, `conv2d`, `conv3d` insist on
+theirs. All are made from one implementation whose first argument is that number, or None.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from numba.core import config
+from numba.extending import is_jitted
+
+from . import engine
+from .arrays import Array, accumulator, check_array, check_dtype, common_dtype
+from .kernels import activations
+from .problem import ConvProblem, Padding, Sizes, transposed_problem
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Activation = str | Callable[..., Any]
+
+ALGORITHMS = ("auto", "direct")
+PRECISIONS = (None, "tf32", "highest")
+
+
+def _conv(
+    axes: int | None,
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    dtype: npt.DTypeLike = None,
+    activation: Activation | None = None,
+    algorithm: str = "auto",
+    precision: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Convolution (cross-correlation) over {axes}.
+
+    y[n,k,o] = activation(b[k] + sum_c sum_r w[k,c,r] * xp[n, c, o * stride + r * dilation]), where xp is the padded input and
+    c runs over the channels of k's group. As `torch.nn.functional.conv2d`, with padding of every mode.
+
+    Parameters
+    ----------
+    input : ndarray
+        (N, C, {letters}), or (C, {letters}) for a single image. Any strides; it is only read.
+    weight : ndarray
+        (K, C / groups, {kernel}), of the input's dtype.
+    bias : ndarray, optional
+        (K,), of the input's dtype.
+    stride, dilation : int or one int for each axis
+        Step between outputs, and distance between taps.
+    padding : int, ints, pairs of ints, "same" or "valid"
+        Width of the border: one for all sides, one for each axis, or (before, after) for each axis, flat or as pairs; in two axes
+        that is (top, bottom, left, right). It may be wider than the input. "same" keeps the size and needs stride 1.
+    groups : int
+        Number of groups that channels and filters are divided into; C for a depthwise convolution.
+    padding_mode : {{"zeros", "reflect", "replicate", "circular"}}
+        What the border holds.
+    dtype : dtype, optional
+        Of the accumulator and the result, as in `numpy.sum`; input, weight and bias are cast to it within the same kind, and may then
+        differ. By default the dtype of the inputs. float16 is accumulated in float32. Integers wrap as in numpy.
+    activation : str or scalar njit function, optional
+        Applied to each output before it is stored: "relu", "relu6", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus",
+        "tanh", or any function compiled by `numba.njit` that maps a scalar to a scalar. It must not raise.
+    algorithm : {{"auto", "direct"}}
+        How to compute.
+    precision : {{None, "tf32", "highest"}}
+        "tf32" allows that format on GPUs, "highest" forbids every shortcut. On the CPU arithmetic is IEEE's in `dtype` always.
+    out : ndarray, optional
+        Where to write the result. It may overlap an input.
+
+    Returns
+    -------
+    ndarray
+        (N, K, *out) or (K, *out), with out = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1 on each axis; `out`
+        if that was given.
+
+    Raises
+    ------
+    ValueError
+        If shapes or options do not fit together.
+    TypeError
+        If an argument is of the wrong kind, or dtypes differ.
+    """
+    check_array(input, "input")
+    check_array(weight, "weight")
+    if bias is not None:
+        check_array(bias, "bias")
+    result = _result_dtype(dtype, input=input, weight=weight, bias=bias)
+    _check_choice(algorithm, ALGORITHMS, "algorithm")
+    _check_choice(precision, PRECISIONS, "precision")
+    problem = ConvProblem.make(
+        input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes
+    )
+    _check_bias(bias, problem.filters)
+    function = _activation(activation, accumulator(result))
+    return engine.forward(problem, result, input, weight, bias, function, out)
+
+
+def _conv_input_grad(
+    axes: int | None,
+    grad_output: Array,
+    weight: Array,
+    input_shape: Sequence[int],
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    out: Array | None = None,
+) -> Array:
+    """Gradient of a convolution over {axes} for its input (dI).
+
+    dxp[n,c,i] = sum_k sum_(o,r : o * stride + r * dilation = i) dy[n,k,o] * w[k,c,r], then the border is folded back: dropped for
+    zeros, added onto the cells that it was copied from in the other modes. For complex dtypes w is conjugated, as in PyTorch.
+
+    Parameters
+    ----------
+    grad_output : ndarray
+        (N, K, *out) or (K, *out): dy, the gradient of a real loss for the convolution's output.
+    weight : ndarray
+        (K, C / groups, {kernel}), of the same dtype.
+    input_shape : tuple of ints
+        (N, C, {letters}) or (C, {letters}).
+    stride, padding, dilation, groups, padding_mode
+        As in the convolution.
+    out : ndarray, optional
+        Where to write the result. It may overlap an input.
+
+    Returns
+    -------
+    ndarray
+        Of `input_shape`; `out` if that was given.
+
+    Raises
+    ------
+    ValueError
+        If shapes or options do not fit together.
+    TypeError
+        If an argument is of the wrong kind, or dtypes differ.
+    """
+    check_array(grad_output, "grad_output")
+    check_array(weight, "weight")
+    result = common_dtype(grad_output=grad_output, weight=weight)
+    problem = ConvProblem.make(
+        input_shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes
+    )
+    _check_shape(grad_output, problem.output_shape, "grad_output")
+    conjugated = np.conj(weight) if result.kind == "c" else weight
+    return engine.input_grad(problem, result, grad_output, conjugated, None, out)
+
+
+def _conv_weight_grad(
+    axes: int | None,
+    grad_output: Array,
+    input: Array,
+    weight_shape: Sequence[int],
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    out: Array | None = None,
+) -> Array:
+    """Gradient of a convolution over {axes} for its weight (dW).
+
+    dw[k,c,r] = sum_n sum_o dy[n,k,o] * xp[n, c, o * stride + r * dilation]. For complex dtypes x is conjugated, as in PyTorch.
+    The sum runs in an order that follows from the shapes alone, so that the result does not depend on the number of threads.
+
+    Parameters
+    ----------
+    grad_output : ndarray
+        (N, K, *out) or (K, *out): dy, the gradient of a real loss for the convolution's output.
+    input : ndarray
+        (N, C, {letters}) or (C, {letters}), of the same dtype.
+    weight_shape : tuple of ints
+        (K, C / groups, {kernel}).
+    stride, padding, dilation, groups, padding_mode
+        As in the convolution.
+    out : ndarray, optional
+        Where to write the result. It may overlap an input.
+
+    Returns
+    -------
+    ndarray
+        Of `weight_shape`; `out` if that was given.
+
+    Raises
+    ------
+    ValueError
+        If shapes or options do not fit together.
+    TypeError
+        If an argument is of the wrong kind, or dtypes differ.
+    """
+    check_array(grad_output, "grad_output")
+    check_array(input, "input")
+    result = common_dtype(grad_output=grad_output, input=input)
+    problem = ConvProblem.make(
+        input.shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes=axes
+    )
+    _check_shape(grad_output, problem.output_shape, "grad_output")
+    return engine.weight_grad(problem, result, grad_output, input, out)
+
+
+def _conv_bias_grad(axes: int | None, grad_output: Array, *, out: Array | None = None) -> Array:
+    """Gradient of a convolution over {axes} for its bias (dB).
+
+    db[k] = sum_n sum_o dy[n,k,o].
+
+    Parameters
+    ----------
+    grad_output : ndarray
+        (N, K, *out), or (K, *out) where the number of axes is in the function's name: dy.
+    out : ndarray, optional
+        Where to write the result. It may overlap `grad_output`.
+
+    Returns
+    -------
+    ndarray
+        (K,); `out` if that was given.
+
+    Raises
+    ------
+    ValueError
+        If `grad_output` has another number of axes, or `out` another shape.
+    TypeError
+        If an argument is of the wrong kind.
+    """
+    check_array(grad_output, "grad_output")
+    allowed = (3, 4, 5) if axes is None else (axes + 1, axes + 2)
+    if grad_output.ndim not in allowed:
+        raise ValueError(f"grad_output must have {' or '.join(map(str, allowed))} axes, got shape {grad_output.shape}")
+    result = common_dtype(grad_output=grad_output)
+    batched = axes is None or grad_output.ndim == axes + 2
+    return engine.bias_grad(result, grad_output, int(batched), out)
+
+
+def _conv_backward(
+    axes: int | None,
+    grad_output: Array,
+    input: Array,
+    weight: Array,
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    need: Sequence[bool] = (True, True, True),
+) -> tuple[Array | None, Array | None, Array | None]:
+    """All gradients of a convolution over {axes}: (dI, dW, dB).
+
+    Parameters
+    ----------
+    grad_output : ndarray
+        (N, K, *out) or (K, *out): dy, the gradient of a real loss for the convolution's output.
+    input : ndarray
+        (N, C, {letters}) or (C, {letters}), of the same dtype.
+    weight : ndarray
+        (K, C / groups, {kernel}), of the same dtype.
+    stride, padding, dilation, groups, padding_mode
+        As in the convolution.
+    need : three bools
+        Which of dI, dW and dB to compute.
+
+    Returns
+    -------
+    tuple of three ndarrays
+        dI, dW, dB as the functions of their own compute them; None for one that is not needed.
+
+    Raises
+    ------
+    ValueError
+        If shapes or options do not fit together.
+    TypeError
+        If an argument is of the wrong kind, or dtypes differ.
+    """
+    for array, name in ((grad_output, "grad_output"), (input, "input"), (weight, "weight")):
+        check_array(array, name)
+    result = common_dtype(grad_output=grad_output, input=input, weight=weight)
+    problem = ConvProblem.make(
+        input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes
+    )
+    _check_shape(grad_output, problem.output_shape, "grad_output")
+    if not isinstance(need, Sequence) or len(need) != 3:
+        raise ValueError(f"need must be three bools, for dI, dW and dB, got {need!r}")
+    conjugated = np.conj(weight) if result.kind == "c" else weight
+    return (
+        engine.input_grad(problem, result, grad_output, conjugated, None, None) if need[0] else None,
+        engine.weight_grad(problem, result, grad_output, input, None) if need[1] else None,
+        _conv_bias_grad(problem.axes, grad_output) if need[2] else None,
+    )
+
+
+def _conv_transpose(
+    axes: int | None,
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    output_padding: Sizes = 0,
+    groups: int = 1,
+    dilation: Sizes = 1,
+    *,
+    out: Array | None = None,
+) -> Array:
+    """Transposed convolution over {axes}: the gradient of a convolution for its input, as a layer (no conjugation), plus a bias.
+
+    As `torch.nn.functional.conv_transpose2d`.
+
+    Parameters
+    ----------
+    input : ndarray
+        (N, C, {letters}) or (C, {letters}).
+    weight : ndarray
+        (C, K / groups, {kernel}), of the input's dtype.
+    bias : ndarray, optional
+        (K,), of the input's dtype.
+    stride, padding, groups, dilation
+        Of the convolution whose transpose this is; `padding` takes ints or pairs, and shrinks the output.
+    output_padding : int or one int for each axis
+        Cells added behind each axis of the output; smaller than stride or dilation.
+    out : ndarray, optional
+        Where to write the result. It may overlap an input.
+
+    Returns
+    -------
+    ndarray
+        (N, K, *out) or (K, *out), with out = (size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1 on each
+        axis; `out` if that was given.
+
+    Raises
+    ------
+    ValueError
+        If shapes or options do not fit together.
+    TypeError
+        If an argument is of the wrong kind, or dtypes differ.
+    """
+    check_array(input, "input")
+    check_array(weight, "weight")
+    if bias is not None:
+        check_array(bias, "bias")
+    result = common_dtype(input=input, weight=weight, bias=bias)
+    problem = transposed_problem(input.shape, weight.shape, stride, padding, output_padding, groups, dilation, axes)
+    _check_bias(bias, problem.channels)
+    return engine.input_grad(problem, result, input, weight, bias, out)
+
+
+def _result_dtype(dtype: npt.DTypeLike, **arrays: Array | None) -> np.dtype[Any]:
+    if dtype is None:
+        return common_dtype(**arrays)
+    result = check_dtype(dtype)
+    for name, array in arrays.items():
+        if array is not None and not np.can_cast(array.dtype, result, "same_kind"):
+            raise TypeError(f"{name} of dtype {array.dtype} cannot be cast to dtype {result} within the same kind")
+    return result
+
+
+def _check_choice(value: Any, choices: tuple[Any, ...], name: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _check_shape(array: Array, shape: tuple[int, ...], name: str) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
+
+
+def _check_bias(bias: Array | None, count: int) -> None:
+    if bias is not None and bias.shape != (count,):
+        raise ValueError(f"bias must have shape ({count},), one value for each output channel, got {bias.shape}")
+
+
+def _activation(activation: Activation | None, dtype: np.dtype[Any]) -> Callable[..., Any] | None:
+    """The scalar function that `activation` names or is."""
+    if activation is None:
+        return None
+    if isinstance(activation, str):
+        if activation not in activations.NAMED:
+            names = ", ".join(map(repr, activations.NAMED))
+            raise ValueError(f"activation must be one of {names}, or a function compiled by numba.njit, got {activation!r}")
+        if dtype.kind == "c" or (dtype.kind in "iu" and activation not in activations.INTEGER):
+            raise TypeError(f"activation {activation!r} is not defined for dtype {dtype}")
+        return activations.NAMED[activation]  # type: ignore[no-any-return]
+    if is_jitted(activation) or (config.DISABLE_JIT and callable(activation)):
+        return activation
+    raise TypeError(f"activation must be a name or a function compiled by numba.njit, got {activation!r}")
+
+
+_AXES = {None: "1 to 3 axes", 1: "one axis", 2: "two axes", 3: "three axes"}
+_LETTERS = {None: "*size", 1: "W", 2: "H, W", 3: "D, H, W"}
+
+
+def _family(
+    implementation: Callable[Concatenate[int | None, P], R],
+) -> tuple[Callable[P, R], Callable[P, R], Callable[P, R], Callable[P, R]]:
+    """The public functions of one verb: for any number of axes, for one, two and three."""
+    signature = inspect.signature(implementation)
+    public = signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def bind(axes: int | None) -> Callable[P, R]:
+        def function(*args: P.args, **kwargs: P.kwargs) -> R:
+            return implementation(axes, *args, **kwargs)
+
+        name = implementation.__name__[1:]
+        if axes is not None:
+            name = f"{name}{axes}d" if name == "conv_transpose" else name.replace("conv", f"conv{axes}d", 1)
+        function.__name__ = function.__qualname__ = name
+        kernel = "*kernel" if axes is None else ", ".join(f"kernel_{c.lower()}" for c in _LETTERS[axes].split(", "))
+        function.__doc__ = (implementation.__doc__ or "").format(axes=_AXES[axes], letters=_LETTERS[axes], kernel=kernel)
+        function.__signature__ = public  # type: ignore[attr-defined]
+        function.__annotations__ = {k: v for k, v in implementation.__annotations__.items() if k != "axes"}
+        return function
+
+    return bind(None), bind(1), bind(2), bind(3)
+
+
+conv, conv1d, conv2d, conv3d = _family(_conv)
+conv_input_grad, conv1d_input_grad, conv2d_input_grad, conv3d_input_grad = _family(_conv_input_grad)
+conv_weight_grad, conv1d_weight_grad, conv2d_weight_grad, conv3d_weight_grad = _family(_conv_weight_grad)
+conv_bias_grad, conv1d_bias_grad, conv2d_bias_grad, conv3d_bias_grad = _family(_conv_bias_grad)
+conv_backward, conv1d_backward, conv2d_backward, conv3d_backward = _family(_conv_backward)
+conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d = _family(_conv_transpose)

@@ -1,0 +1,290 @@
+"""Layers: a convolution that owns its weight, with `torch.nn`'s constructor arguments, defaults and initialisation law.
+
+A layer remembers its last input; `backward(grad_output)` returns dI and leaves dW and dB in `weight_grad` and `bias_grad`.
+"""
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from . import engine, functional
+from .arrays import Array, check_array, check_dtype, common_dtype
+from .problem import ConvProblem, Padding, Sizes, borders, each_axis, padding_mode_name, transposed_problem, whole
+
+Seed = int | np.random.Generator | None
+
+
+class _Layer:
+    """What all layers share: parameters, their initialisation, and the gradients."""
+
+    axes: ClassVar[int]
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes,
+        dilation: Sizes,
+        groups: int,
+        bias: bool,
+        device: str | None,
+        dtype: npt.DTypeLike,
+        rng: Seed,
+    ):
+        self.in_channels = whole(in_channels, "in_channels", 1)
+        self.out_channels = whole(out_channels, "out_channels", 1)
+        self.groups = whole(groups, "groups", 1)
+        for name in ("in_channels", "out_channels"):
+            if getattr(self, name) % self.groups:
+                raise ValueError(f"groups must divide {name}, got groups {groups} and {name} {getattr(self, name)}")
+        self.kernel_size = each_axis(kernel_size, "kernel_size", self.axes, 1)
+        self.stride = each_axis(stride, "stride", self.axes, 1)
+        self.dilation = each_axis(dilation, "dilation", self.axes, 1)
+        if device not in (None, "cpu"):
+            raise ValueError(f"device must be None or 'cpu', got {device!r}")
+        self.dtype = check_dtype(np.float32 if dtype is None else dtype)
+        if self.dtype.kind != "f":
+            raise TypeError(f"dtype of a layer must be float16, float32 or float64, got {self.dtype}")
+        self.weight, self.bias = self._parameters(bias, np.random.default_rng(rng))
+        self.weight_grad: Array | None = None
+        self.bias_grad: Array | None = None
+        self._input: Array | None = None
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _parameters(self, bias: bool, rng: np.random.Generator) -> tuple[Array, Array | None]:
+        """Draw weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the law of torch.nn's convolutions."""
+        shape = self._weight_shape()
+        bound = 1 / math.sqrt(math.prod(shape[1:]))
+        weight = rng.uniform(-bound, bound, shape).astype(self.dtype)
+        return weight, rng.uniform(-bound, bound, self.out_channels).astype(self.dtype) if bias else None
+
+    def _problem(self, x: Array) -> ConvProblem:
+        raise NotImplementedError
+
+    def _checked(self, value: Any, name: str) -> Array:
+        array = check_array(value, name)
+        common_dtype(**{"weight": self.weight, name: array})
+        return array
+
+    def _saved(self, grad_output: Any) -> tuple[Array, Array]:
+        if self._input is None:
+            raise RuntimeError("backward needs the input of a call before it")
+        return self._input, self._checked(grad_output, "grad_output")
+
+    def _check_grad(self, grad_output: Array, shape: tuple[int, ...]) -> None:
+        if grad_output.shape != shape:
+            raise ValueError(f"grad_output must have shape {shape}, got {grad_output.shape}")
+
+    def _options(self) -> list[str]:
+        options = [str(self.in_channels), str(self.out_channels), f"kernel_size={self.kernel_size}", f"stride={self.stride}"]
+        options += [f"dilation={self.dilation}"] * (max(self.dilation) > 1) + [f"groups={self.groups}"] * (self.groups > 1)
+        return options + ["bias=False"] * (self.bias is None)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(self._options())})"
+
+
+class _Conv(_Layer):
+    """Convolution layer over {axes}.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        C and K.
+    kernel_size, stride, padding, dilation, groups, padding_mode
+        As in `nbconv.conv`.
+    bias : bool
+        Whether to add a bias.
+    device : {{None, "cpu"}}
+        Where the parameters live.
+    dtype : dtype, optional
+        Of the parameters: float16, float32 (the default) or float64.
+    rng : int or numpy.random.Generator, optional
+        Seed or source of the initial parameters.
+
+    Attributes
+    ----------
+    weight, bias : ndarray
+        (K, C / groups, *kernel_size) and (K,), or None; drawn from U(-1/sqrt(f), 1/sqrt(f)), f = C / groups * cells of the kernel.
+    weight_grad, bias_grad : ndarray or None
+        Gradients of the last `backward`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Padding = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: str | None = None,
+        dtype: npt.DTypeLike = None,
+        *,
+        rng: Seed = None,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, groups, bias, device, dtype, rng)
+        borders(padding, (0,) * self.axes, self.stride)
+        self.padding = padding
+        self.padding_mode = padding_mode_name(padding_mode)
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def _problem(self, x: Array) -> ConvProblem:
+        options = self.stride, self.padding, self.dilation, self.groups, self.padding_mode
+        return ConvProblem.make(x.shape, self.weight.shape, *options, axes=self.axes)
+
+    def __call__(self, input: Array) -> Array:
+        """The convolution of `input`, ([N,] C, *size) -> ([N,] K, *out)."""
+        x = self._checked(input, "input")
+        y = engine.forward(self._problem(x), self.dtype, x, self.weight, self.bias)
+        self._input = x
+        return y
+
+    def backward(self, grad_output: Array) -> Array:
+        """Set `weight_grad` and `bias_grad` for the last call's input, and return the gradient for it.
+
+        Raises
+        ------
+        RuntimeError
+            If the layer was not called before.
+        ValueError, TypeError
+            If `grad_output` does not have the shape and dtype of the last call's result.
+        """
+        x, dy = self._saved(grad_output)
+        problem = self._problem(x)
+        self._check_grad(dy, problem.output_shape)
+        self.weight_grad = engine.weight_grad(problem, self.dtype, dy, x)
+        self.bias_grad = None if self.bias is None else engine.bias_grad(self.dtype, dy, int(problem.batched))
+        return engine.input_grad(problem, self.dtype, dy, self.weight)
+
+    def _options(self) -> list[str]:
+        mode = [f"padding_mode={self.padding_mode!r}"] * (self.padding_mode != "zeros")
+        return super()._options() + [f"padding={self.padding!r}"] * (self.padding != 0) + mode
+
+
+class _ConvTranspose(_Layer):
+    """Transposed convolution layer over {axes}.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        C and K.
+    kernel_size, stride, padding, output_padding, groups, dilation
+        As in `nbconv.conv_transpose`.
+    bias : bool
+        Whether to add a bias.
+    padding_mode : {{"zeros"}}
+        The only one, as in PyTorch.
+    device : {{None, "cpu"}}
+        Where the parameters live.
+    dtype : dtype, optional
+        Of the parameters: float16, float32 (the default) or float64.
+    rng : int or numpy.random.Generator, optional
+        Seed or source of the initial parameters.
+
+    Attributes
+    ----------
+    weight, bias : ndarray
+        (C, K / groups, *kernel_size) and (K,), or None; drawn from U(-1/sqrt(f), 1/sqrt(f)), f = K / groups * cells of the kernel.
+    weight_grad, bias_grad : ndarray or None
+        Gradients of the last `backward`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Sizes,
+        stride: Sizes = 1,
+        padding: Padding = 0,
+        output_padding: Sizes = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Sizes = 1,
+        padding_mode: str = "zeros",
+        device: str | None = None,
+        dtype: npt.DTypeLike = None,
+        *,
+        rng: Seed = None,
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, dilation, groups, bias, device, dtype, rng)
+        if isinstance(padding, str):
+            raise ValueError(f"padding must be ints for a transposed convolution, got {padding!r}")
+        if padding_mode != "zeros":
+            raise ValueError(f"padding_mode must be 'zeros' for a transposed convolution, got {padding_mode!r}")
+        borders(padding, (0,) * self.axes, self.stride)
+        self.padding = padding
+        self.output_padding = each_axis(output_padding, "output_padding", self.axes, 0)
+
+    def _weight_shape(self) -> tuple[int, ...]:
+        return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
+
+    def _problem(self, x: Array) -> ConvProblem:
+        options = self.stride, self.padding, self.output_padding, self.groups, self.dilation
+        return transposed_problem(x.shape, self.weight.shape, *options, axes=self.axes)
+
+    def __call__(self, input: Array) -> Array:
+        """The transposed convolution of `input`, ([N,] C, *size) -> ([N,] K, *out)."""
+        x = self._checked(input, "input")
+        y = engine.input_grad(self._problem(x), self.dtype, x, self.weight, self.bias)
+        self._input = x
+        return y
+
+    def backward(self, grad_output: Array) -> Array:
+        """Set `weight_grad` and `bias_grad` for the last call's input, and return the gradient for it.
+
+        Raises
+        ------
+        RuntimeError
+            If the layer was not called before.
+        ValueError, TypeError
+            If `grad_output` does not have the shape and dtype of the last call's result.
+        """
+        x, dy = self._saved(grad_output)
+        problem = self._problem(x)
+        self._check_grad(dy, problem.input_shape)
+        self.weight_grad = engine.weight_grad(problem, self.dtype, x, dy)
+        self.bias_grad = None if self.bias is None else engine.bias_grad(self.dtype, dy, int(problem.batched))
+        return engine.forward(problem, self.dtype, dy, self.weight)
+
+    def _options(self) -> list[str]:
+        extra = [f"output_padding={self.output_padding}"] * (max(self.output_padding) > 0)
+        return super()._options() + [f"padding={self.padding!r}"] * (self.padding != 0) + extra
+
+
+class Conv1d(_Conv):
+    axes = 1
+
+
+class Conv2d(_Conv):
+    axes = 2
+
+
+class Conv3d(_Conv):
+    axes = 3
+
+
+class ConvTranspose1d(_ConvTranspose):
+    axes = 1
+
+
+class ConvTranspose2d(_ConvTranspose):
+    axes = 2
+
+
+class ConvTranspose3d(_ConvTranspose):
+    axes = 3
+
+
+for _layer in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d):
+    _layer.__doc__ = (_layer.__base__.__doc__ or "").format(axes=functional._AXES[_layer.axes])

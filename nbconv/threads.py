@@ -1,0 +1,82 @@
+"""When a launch of threads is safe, and how wide it is.
+
+Numba's three threading layers differ: TBB takes launches from several Python threads and survives a fork; GNU OpenMP kills a forked
+child that launches; workqueue aborts the process when two threads launch at once. TBB from PyPI lies in a folder of the environment
+that the dynamic loader does not search, so it is loaded by its path before numba looks for it.
+"""
+
+import contextlib
+import ctypes
+import functools
+import os
+import site
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numba
+
+_launch_lock = threading.Lock()
+_launched_in: int | None = None
+
+
+@functools.cache
+def load_tbb() -> None:
+    """Load PyPI's TBB, if this environment has it; numba then finds it."""
+    name = "libtbb.so.12"
+    if sys.platform != "linux":
+        return
+    for prefix in (sys.prefix, site.USER_BASE):
+        path = Path(prefix or "", "lib", name)
+        if path.is_file():
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+                return
+
+
+def layer() -> str | None:
+    """Numba's threading layer: "tbb", "omp" or "workqueue"; None before the first launch."""
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        return None
+
+
+@functools.cache
+def _warn_about_fork() -> None:
+    warnings.warn(
+        "nbconv runs on one thread in this process: it was forked after GNU OpenMP had started threads. "
+        "Install tbb, or start processes with 'spawn'.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+@contextlib.contextmanager
+def launch(parallel: bool) -> Iterator[int]:
+    """Hold the right to launch threads for the body, and give their number; 1 where a launch is not wanted or not safe."""
+    global _launched_in
+    if not parallel:
+        yield 1
+        return
+    load_tbb()
+    width = numba.get_num_threads()  # starts numba's threads, so after the load
+    if width == 1:
+        yield 1
+        return
+    current = layer()
+    if current == "omp" and _launched_in not in (None, os.getpid()):
+        _warn_about_fork()
+        yield 1
+    elif current in ("tbb", "omp"):
+        yield width
+    elif _launch_lock.acquire(blocking=current is None):  # workqueue, or not known before the first launch
+        try:
+            yield width
+            _launched_in = os.getpid()
+        finally:
+            _launch_lock.release()
+    else:
+        yield 1
