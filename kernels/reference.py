@@ -28,7 +28,7 @@ def pad(x, before, mode, xp):
                     for p2 in range(xp.shape[4]):
                         i2 = source_index(p2 - before[2], x.shape[4], mode)
                         inside = i0 >= 0 and i1 >= 0 and i2 >= 0
-                        xp[n, c, p0, p1, p2] = x[n, c, i0, i1, i2] if inside else 0
+                        xp[n, c, p0, p1, p2] = x[n, c, i0, i1, i2] if inside else x.dtype.type(0)
 
 
 @kernel

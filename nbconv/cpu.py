@@ -20,6 +20,7 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
+from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu import direct
 from .kernels.cpu import weight_grad as direct_weight_grad
 from .kernels.cpu.epilogue import Epilogue
@@ -42,6 +43,9 @@ from .schedule import (
     triple,
 )
 from .threads import launch
+
+# Elements from which a sum is long enough to share among threads: some 50 us of reading.
+BIAS_PARALLEL = 500_000
 
 _AXIS = numba.typeof(Axis(*[0] * 8))
 _BLOCKS = numba.typeof(Blocks(*[0] * 5))
@@ -161,13 +165,13 @@ def _input_grad_slab(plan: Plan, grad_output: Array, weight: Array, bias: Array,
     phases = []
     for a in range(3):
         stride, dilation, low = problem.stride[a], problem.dilation[a], slab.low[a]
-        step = stride // np.gcd(stride, dilation)
+        step = stride // math.gcd(stride, dilation)
         axis = []
         for start in range(min(stride, slab.shape[a])):
-            meeting = [r for r in range(min(step, problem.kernel[a])) if (low + start - r * dilation) % stride == 0]
-            taps = range(meeting[0], problem.kernel[a], step)[::-1] if meeting else range(0)
-            offset = (low + start - taps[0] * dilation) // stride if meeting else 0
-            axis.append((slice(start, None, stride), list(taps), offset))
+            meeting = (r for r in range(min(step, problem.kernel[a])) if (low + start - r * dilation) % stride == 0)
+            taps = range(next(meeting, problem.kernel[a]), problem.kernel[a], step)[::-1]
+            offset = (low + start - taps[0] * dilation) // stride if taps else 0
+            axis.append((slice(start, None, stride), taps, offset))
         phases.append(axis)
     for chosen in itertools.product(*phases):
         target = out[(slice(None), slice(None), *(cells for cells, _, _ in chosen))]
@@ -175,7 +179,8 @@ def _input_grad_slab(plan: Plan, grad_output: Array, weight: Array, bias: Array,
         if not all(taps):
             target[...] = bias[:, None, None, None]
             continue
-        part = by_group[(slice(None), slice(None), slice(None), *np.ix_(*taps))]
+        falling = [slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in taps]
+        part = by_group[(slice(None), slice(None), slice(None), *falling)]
         packed = np.ascontiguousarray(part.swapaxes(1, 2)).reshape(out.shape[1], sweep.channels * math.prod(map(len, taps)))
         run = sweep._replace(kernel=triple(map(len, taps)))
         _run_direct(plan, run, grad_output, packed, bias, target, triple(offset for _, _, offset in chosen), ZEROS, 0)
@@ -206,3 +211,13 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     for split in sums[1:]:
         total += split
     out[...] = total.reshape(out.shape)
+
+
+def bias_grad(grad_output: Array, out: Array) -> None:
+    """out = gradient for the bias, of dy as (N, K, positions), contiguous so that its layout cannot change the order of the sum."""
+    dy, db = types.Array(numba.from_dtype(out.dtype), 3, "C", readonly=True), _any(out.dtype, 1)
+    with launch(grad_output.size >= BIAS_PARALLEL) as threads:
+        if threads == 1:
+            entry(direct_bias_grad.jobs, types.intp, types.intp, dy, db)(0, out.size, grad_output, out)
+        else:
+            entry(direct_bias_grad.parallel, types.intp, dy, db)(threads, grad_output, out)

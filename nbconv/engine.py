@@ -2,6 +2,8 @@
 allocates, has the device carry the plan out, and gives back what the caller expects.
 """
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +33,7 @@ def forward(
 
     def fill(y: Array) -> None:
         address = epilogue.address if epilogue else 0
-        cpu.forward(plan, _lift(problem, x), _lift_weight(problem, w), b, _lift(problem, y), address)
+        cpu.forward(plan, _lift(x, problem.axes, problem.batched), _lift(w, problem.axes), b, _lift(y, problem.axes, problem.batched), address)
 
     return _deliver(out, problem.output_shape, dtype, (input, weight, bias), fill)
 
@@ -49,7 +51,7 @@ def input_grad(
     dy, w, b = computable(grad_output), computable(weight), None if bias is None else computable(bias)
 
     def fill(dx: Array) -> None:
-        cpu.input_grad(plan, _lift(problem, dy), _lift_weight(problem, w), b, _lift(problem, dx))
+        cpu.input_grad(plan, _lift(dy, problem.axes, problem.batched), _lift(w, problem.axes), b, _lift(dx, problem.axes, problem.batched))
 
     return _deliver(out, problem.input_shape, dtype, (grad_output, weight, bias), fill)
 
@@ -62,19 +64,16 @@ def weight_grad(
     dy, x = computable(grad_output), computable(input)
 
     def fill(dw: Array) -> None:
-        cpu.weight_grad(plan, _lift(problem, dy), _lift(problem, x), _lift_weight(problem, dw))
+        cpu.weight_grad(plan, _lift(dy, problem.axes, problem.batched), _lift(x, problem.axes, problem.batched), _lift(dw, problem.axes))
 
     return _deliver(out, problem.weight_shape, dtype, (grad_output, input), fill)
 
 
-def bias_grad(dtype: np.dtype[Any], grad_output: Array, axis: int, out: Array | None = None) -> Array:
-    """Gradient for the bias: the sum over all axes but `axis`."""
-    dy = computable(grad_output)
-
-    def fill(db: Array) -> None:
-        np.sum(dy, axis=tuple(a for a in range(dy.ndim) if a != axis), dtype=db.dtype, out=db)
-
-    return _deliver(out, (dy.shape[axis],), dtype, (grad_output,), fill)
+def bias_grad(dtype: np.dtype[Any], grad_output: Array, axes: int, out: Array | None = None) -> Array:
+    """Gradient for the bias: the sum over all but the channels of ([N,] K, *out) with `axes` spatial axes."""
+    *batch, channels = grad_output.shape[:-axes]
+    rows = np.ascontiguousarray(computable(grad_output)).reshape(math.prod(batch), channels, math.prod(grad_output.shape[-axes:]))
+    return _deliver(out, (channels,), dtype, (grad_output,), functools.partial(cpu.bias_grad, rows))
 
 
 def _compiled(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
@@ -108,12 +107,6 @@ def _deliver(
     return out
 
 
-def _lift(problem: ConvProblem, array: Array) -> Array:
-    """A view of an input or output with a batch axis and three spatial axes."""
-    batch = slice(None) if problem.batched else None
-    return array[(batch, slice(None), *(None,) * (3 - problem.axes), ...)]
-
-
-def _lift_weight(problem: ConvProblem, array: Array) -> Array:
-    """A view of a weight with three spatial axes."""
-    return array[(slice(None), slice(None), *(None,) * (3 - problem.axes), ...)]
+def _lift(array: Array, axes: int, batched: bool = True) -> Array:
+    """A view of an input, output or weight with all of its two leading axes and three spatial axes."""
+    return array[(slice(None) if batched else None, slice(None), *(None,) * (3 - axes), ...)]

@@ -243,8 +243,7 @@ def _conv_bias_grad(axes: int | None, grad_output: Array, *, out: Array | None =
     if grad_output.ndim not in allowed:
         raise ValueError(f"grad_output must have {' or '.join(map(str, allowed))} axes, got shape {grad_output.shape}")
     result = common_dtype(grad_output=grad_output)
-    batched = axes is None or grad_output.ndim == axes + 2
-    return engine.bias_grad(result, grad_output, int(batched), out)
+    return engine.bias_grad(result, grad_output, grad_output.ndim - 2 if axes is None else axes, out)
 
 
 def _conv_backward(

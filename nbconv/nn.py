@@ -164,7 +164,7 @@ class _Conv(_Layer):
         problem = self._problem(x)
         self._check_grad(dy, problem.output_shape)
         self.weight_grad = engine.weight_grad(problem, self.dtype, dy, x)
-        self.bias_grad = None if self.bias is None else engine.bias_grad(self.dtype, dy, int(problem.batched))
+        self.bias_grad = None if self.bias is None else engine.bias_grad(self.dtype, dy, self.axes)
         return engine.input_grad(problem, self.dtype, dy, self.weight)
 
     def _options(self) -> list[str]:
@@ -254,7 +254,7 @@ class _ConvTranspose(_Layer):
         problem = self._problem(x)
         self._check_grad(dy, problem.input_shape)
         self.weight_grad = engine.weight_grad(problem, self.dtype, x, dy)
-        self.bias_grad = None if self.bias is None else engine.bias_grad(self.dtype, dy, int(problem.batched))
+        self.bias_grad = None if self.bias is None else engine.bias_grad(self.dtype, dy, self.axes)
         return engine.forward(problem, self.dtype, dy, self.weight)
 
     def _options(self) -> list[str]:

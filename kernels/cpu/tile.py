@@ -43,11 +43,12 @@ class Blocks(NamedTuple):
 def stage_row(row, start, stride, size, mode, cells):
     """Copy cells `start, start + stride, ...` of the padded `row` to `cells`."""
     count = cells.shape[0]
+    zero = cells.dtype.type(0)  # a literal 0 would make uint64 and it meet in float64
     low = min(max(-(start // stride), 0), count)
     high = min(max((size - 1 - start) // stride + 1, low), count)
     for j in range(low):
         i = source_index(start + j * stride, size, mode)
-        cells[j] = row[i] if i >= 0 else 0
+        cells[j] = row[i] if i >= 0 else zero
     inside = row[start + low * stride :]
     target = cells[low:high]
     if stride == 1:
@@ -58,7 +59,7 @@ def stage_row(row, start, stride, size, mode, cells):
             target[j] = inside[j * stride]
     for j in range(high, count):
         i = source_index(start + j * stride, size, mode)
-        cells[j] = row[i] if i >= 0 else 0
+        cells[j] = row[i] if i >= 0 else zero
 
 
 @kernel

@@ -1,0 +1,220 @@
+"""Every operation, on every case and dtype, against the reference; the results' memory is poisoned beforehand."""
+
+import dataclasses
+
+import numpy as np
+import oracle
+import pytest
+from cases import BORDERS, CASES, PLAIN
+from oracle import POISON, assert_sums, random
+
+import nbconv
+from nbconv import dispatch, engine
+from nbconv.arrays import accumulator
+from nbconv.schedule import Schedule
+
+
+def poisoned(shape, dtype):
+    return np.full(shape, POISON).astype(dtype)
+
+
+def absolute(array):
+    return np.abs(oracle.wide(array)).astype(np.float64)
+
+
+def test_forward(case, dtype):
+    p = case.problem
+    x, w, b = (random(shape, dtype, i) for i, shape in enumerate((p.input_shape, p.weight_shape, (p.filters,))))
+    out = poisoned(p.output_shape, dtype)
+    assert nbconv.conv(x, w, b, **case.options, out=out) is out
+    assert_sums(
+        out, oracle.forward(p, x, w, b), oracle.forward(p, absolute(x), absolute(w), absolute(b)), p.taps + 1
+    )
+
+
+def test_input_grad(case, dtype):
+    p = case.problem
+    dy, w = random(p.output_shape, dtype, 0), random(p.weight_shape, dtype, 1)
+    out = poisoned(p.input_shape, dtype)
+    assert nbconv.conv_input_grad(dy, w, p.input_shape, **case.options, out=out) is out
+    folded = np.prod([1 + 2 * (b + a) for b, a in zip(p.before, p.after, strict=True)]) if p.mode != "zeros" else 1
+    terms = p.filters * np.prod(p.kernel) * folded
+    assert_sums(out, oracle.input_grad(p, dy, w), oracle.input_grad(p, absolute(dy), absolute(w)), terms)
+
+
+def test_weight_grad(case, dtype):
+    p = case.problem
+    dy, x = random(p.output_shape, dtype, 0), random(p.input_shape, dtype, 1)
+    out = poisoned(p.weight_shape, dtype)
+    assert nbconv.conv_weight_grad(dy, x, p.weight_shape, **case.options, out=out) is out
+    terms = p.batch * np.prod(p.out)
+    assert_sums(out, oracle.weight_grad(p, dy, x), oracle.weight_grad(p, absolute(dy), absolute(x)), terms)
+
+
+def test_bias_grad(case, dtype):
+    p = case.problem
+    dy = random(p.output_shape, dtype, 0)
+    bias_grad = (nbconv.conv1d_bias_grad, nbconv.conv2d_bias_grad, nbconv.conv3d_bias_grad)[p.axes - 1]
+    out = poisoned((p.filters,), dtype)
+    assert bias_grad(dy, out=out) is out
+    assert_sums(out, oracle.bias_grad(p, dy), oracle.bias_grad(p, absolute(dy)), p.batch * np.prod(p.out))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128", "int32"])
+@pytest.mark.parametrize("case", [c for c in PLAIN if c.problem.flops and 0 not in c.input_shape], ids=lambda case: case.name)
+def test_transpose(case, dtype):
+    """A transposed convolution is the unconjugated dI of the problem that maps its output to its input."""
+    p = case.problem
+    rest = [
+        size - ((out - 1) * s - b - a + d * (k - 1) + 1)
+        for size, out, s, b, a, d, k in zip(p.size, p.out, p.stride, p.before, p.after, p.dilation, p.kernel, strict=True)
+    ][3 - p.axes :]
+    padding = tuple((b, a) for b, a in zip(p.before, p.after, strict=True))[3 - p.axes :]
+    x, w, b = (random(shape, dtype, i) for i, shape in enumerate((p.output_shape, p.weight_shape, (p.channels,))))
+    got = nbconv.conv_transpose(x, w, b, case.stride, padding, rest, case.groups, case.dilation)
+    column = (slice(None), *(None,) * p.axes)
+    want = oracle.input_grad(p, x, w, conjugate=False) + oracle.wide(b)[column]
+    terms = p.filters * np.prod(p.kernel) + 1
+    assert_sums(got, want, oracle.input_grad(p, absolute(x), absolute(w)) + absolute(b)[column], terms)
+
+
+def test_backward_is_the_three_gradients(case):
+    p = case.problem
+    x, w, dy = (random(shape, "float32", i) for i, shape in enumerate((p.input_shape, p.weight_shape, p.output_shape)))
+    name = f"conv{p.axes}d_"
+    dx, dw, db = getattr(nbconv, name + "backward")(dy, x, w, **case.options)
+    np.testing.assert_array_equal(dx, getattr(nbconv, name + "input_grad")(dy, w, x.shape, **case.options))
+    np.testing.assert_array_equal(dw, getattr(nbconv, name + "weight_grad")(dy, x, w.shape, **case.options))
+    np.testing.assert_array_equal(db, getattr(nbconv, name + "bias_grad")(dy))
+    assert nbconv.conv_backward(dy, x, w, **case.options, need=(False, False, False)) == (None, None, None)
+    only = nbconv.conv_backward(dy, x, w, **case.options, need=(False, True, False))
+    assert only[0] is None
+    assert only[2] is None
+    np.testing.assert_array_equal(only[1], dw)
+
+
+def test_named_axes_equal_axis_free(case):
+    p = case.problem
+    x, w = random(p.input_shape, "float32", 0), random(p.weight_shape, "float32", 1)
+    named = (nbconv.conv1d, nbconv.conv2d, nbconv.conv3d)[p.axes - 1]
+    np.testing.assert_array_equal(named(x, w, **case.options), nbconv.conv(x, w, **case.options))
+
+
+TINY = Schedule(tile=(2, 3, 4), filters=2, channels=2, splits=3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("parallel", [False, True], ids=["serial", "parallel"])
+@pytest.mark.parametrize("schedule", [None, TINY], ids=["own", "tiny"])
+def test_schedule_and_threads_do_not_change_results(case, schedule, parallel, dtype, monkeypatch):
+    """Forward and dI are bitwise the same for any tiling and thread count, dW for any thread count."""
+    p = case.problem
+    x, w, dy = (random(shape, dtype, i) for i, shape in enumerate((p.input_shape, p.weight_shape, p.output_shape)))
+    want = nbconv.conv(x, w, **case.options), *nbconv.conv_backward(dy, x, w, **case.options)
+
+    def forced(direction, problem, dtype):
+        plan = dispatch.select(direction, problem, dtype)
+        chosen = plan.schedule if schedule is None else schedule
+        return dataclasses.replace(plan, parallel=parallel, schedule=chosen)
+
+    monkeypatch.setattr(engine, "select", forced)
+    got = nbconv.conv(x, w, **case.options), *nbconv.conv_backward(dy, x, w, **case.options)
+    for i in range(4):
+        if i == 2 and schedule is not None:
+            terms = p.batch * np.prod(p.out)
+            assert_sums(got[i], want[i], oracle.weight_grad(p, absolute(dy), absolute(x)), 2 * terms)
+        else:
+            np.testing.assert_array_equal(got[i], want[i])
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.problem.flops], ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_bilinearity(case, dtype):
+    """<dy, conv(x, w)> = <dI, x> = <dW, w>, with <a, b> = sum conj(a) b."""
+    p = case.problem
+    x, w, dy = (random(shape, dtype, i) for i, shape in enumerate((p.input_shape, p.weight_shape, p.output_shape)))
+    dx, dw, _ = nbconv.conv_backward(dy, x, w, **case.options)
+    product = np.vdot(dy, nbconv.conv(x, w, **case.options))
+    scale = np.abs(dy).ravel() @ nbconv.conv(np.abs(x), np.abs(w), **case.options).ravel()
+    assert abs(np.vdot(dx, x) - product) <= 1e-13 * scale
+    assert abs(np.vdot(dw, w) - product) <= 1e-13 * scale
+
+
+@pytest.mark.parametrize("case", [c for c in BORDERS if c.problem.axes < 3] + PLAIN[3:7] + PLAIN[16:24], ids=lambda case: case.name)
+def test_finite_differences(case):
+    """Central differences of E = sum dy * conv(x, w) + b for each input, weight and bias cell."""
+    p = case.problem
+    x, w, dy = (random(shape, "float64", i) for i, shape in enumerate((p.input_shape, p.weight_shape, p.output_shape)))
+    b = random((p.filters,), "float64", 3)
+    gradients = nbconv.conv_backward(dy, x, w, **case.options)
+    for array, gradient in zip((x, w, b), gradients, strict=True):
+        for index in np.ndindex(*array.shape):
+            value = array[index]
+            energies = []
+            for step in (0.5, -0.5):
+                array[index] = value + step
+                energies.append(np.vdot(dy, nbconv.conv(x, w, b, **case.options)))
+            array[index] = value
+            assert energies[0] - energies[1] == pytest.approx(gradient[index], rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("given", "summed"),
+    [("uint8", "int32"), ("int8", "int64"), ("float16", "float32"), ("float32", "float64"), ("uint8", "float32"),
+     ("float64", "float32"), ("float32", "complex64"), ("float32", "float16"), ("uint8", "uint16")],
+)  # fmt: skip
+def test_dtype_is_the_accumulators(given, summed):
+    case = PLAIN[12]
+    p = case.problem
+    x, w, b = (random(shape, given, i) for i, shape in enumerate((p.input_shape, p.weight_shape, (p.filters,))))
+    got = nbconv.conv(x, w, b, **case.options, dtype=summed)
+    assert got.dtype == summed
+    cast = [array.astype(accumulator(np.dtype(summed))) for array in (x, w, b)]
+    want = oracle.forward(p, *cast)
+    assert_sums(got, want, oracle.forward(p, *map(absolute, cast)), p.taps + 1)
+
+
+def test_dtype_allows_signed_filters_on_unsigned_images():
+    image = np.array([[[250, 3, 7]]], np.uint8)
+    edges = np.array([[[-1, 1]]], np.int8)
+    np.testing.assert_array_equal(nbconv.conv1d(image, edges, dtype=np.int32), [[[-247, 4]]])
+
+
+def test_integers_wrap_as_in_numpy():
+    x, w = np.full((1, 1, 4), 100, np.int8), np.full((1, 1, 4), 3, np.int8)
+    with np.errstate(over="ignore"):
+        want = (x * w).sum(dtype=np.int8)
+    assert nbconv.conv1d(x, w)[0, 0, 0] == want == np.int64(1200).astype(np.int8)
+
+
+def test_float16_is_summed_in_float32():
+    """2048 + 1 is not a float16, so that a float16 sum of ones stops there."""
+    x, w = np.ones((1, 1, 4096), np.float16), np.ones((1, 1, 4096), np.float16)
+    assert nbconv.conv1d(x, w)[0, 0, 0] == 4096
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 8, 9), (2, 3, 0, 9)])
+def test_empty_results(shape):
+    w = np.ones((4, 3, 1, 1), np.float32)
+    x = np.ones(shape, np.float32)
+    y = nbconv.conv2d(x, w)
+    assert y.shape == (shape[0], 4, *shape[2:])
+    dx, dw, db = nbconv.conv2d_backward(y, x, w)
+    assert dx.shape == shape
+    np.testing.assert_array_equal(dw, np.zeros_like(w))
+    np.testing.assert_array_equal(db, np.zeros(4))
+
+
+def test_public_functions_carry_their_own_names_and_signatures():
+    import inspect
+    import pickle
+
+    for name in nbconv.__all__:
+        function = getattr(nbconv, name)
+        if name.startswith("conv"):
+            assert function.__name__ == name
+            assert pickle.loads(pickle.dumps(function)) is function
+            assert "axes" not in inspect.signature(function).parameters
+            assert not {"{axes}", "{letters}", "{kernel}", "{{"} & set(function.__doc__.split())
+            assert "Raises" in function.__doc__
+    assert list(inspect.signature(nbconv.conv2d).parameters)[:4] == ["input", "weight", "bias", "stride"]
