@@ -65,8 +65,5 @@ def tanh(x):
     return math.tanh(x)
 
 
-NAMED = {
-    function.__name__: function
-    for function in (relu, relu6, leaky_relu, elu, gelu, sigmoid, silu, softplus, tanh)
-}
+NAMED = {function.__name__: function for function in (relu, relu6, leaky_relu, elu, gelu, sigmoid, silu, softplus, tanh)}
 INTEGER = frozenset({"relu", "relu6"})

@@ -16,9 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from llvmlite import ir
+from numba import types
 from numba.core import caching, config
-from numba.core.types import Type
+from numba.extending import intrinsic
 from numba.misc.appdirs import AppDirs
+
+DISABLED = bool(config.DISABLE_JIT)
 
 # Contraction lets a product and a sum become one FMA, rounded once; it is the only liberty any kernel may take beyond this module.
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
@@ -44,8 +48,9 @@ def _usable_folder() -> Path | None:
     """Create this version's cache folder; None, with a warning, where its content could be written by somebody else."""
     folder = cache_folder() / source_hash()[:16]
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.parent.parent.mkdir(parents=True, exist_ok=True)
         for level in (folder.parent, folder):
+            level.mkdir(mode=0o700, exist_ok=True)
             status = level.stat()
             foreign = sys.platform != "win32" and status.st_uid != os.getuid()
             if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
@@ -82,7 +87,7 @@ class _Locator(caching._CacheLocator):  # type: ignore[misc]
 
 
 class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = [_Locator]
+    _locator_classes = [_Locator]  # noqa: RUF012 (numba's attribute)
 
 
 class _Cache(caching.FunctionCache):  # type: ignore[misc]
@@ -96,15 +101,53 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     return numba.njit(**{**OPTIONS, **options})(function)
 
 
+def _compile(dispatcher: Any, arguments: tuple[types.Type, ...]) -> Any:
+    if not isinstance(dispatcher._cache, _Cache) and _usable_folder():
+        dispatcher._cache = _Cache(dispatcher.py_func)
+    return dispatcher.get_compile_result(types.void(*arguments))
+
+
 @functools.cache
-def entry(dispatcher: Any, *arguments: Type) -> Callable[..., Any]:
+def entry(dispatcher: Any, *arguments: types.Type) -> Callable[..., Any]:
     """Compile a kernel for one signature, or load it from the cache, and return its entry point.
 
     Calling the entry point skips numba's look-up by argument types, and one signature then serves every layout of an array. It
     unpacks what it is given as `arguments` without checking, so callers pass arrays of these very dtypes and dimensions.
     """
-    if config.DISABLE_JIT:
+    function: Callable[..., Any] = dispatcher if DISABLED else _compile(dispatcher, arguments).entry_point
+    return function
+
+
+@functools.cache
+def address(dispatcher: Any, *arguments: types.Type) -> Any:
+    """Compile a kernel as `entry` does, and return what `call` takes: its address."""
+    if DISABLED:
         return dispatcher
-    if not isinstance(dispatcher._cache, _Cache) and _usable_folder():
-        dispatcher._cache = _Cache(dispatcher.py_func)
-    return dispatcher.compile(numba.types.void(*arguments))
+    result = _compile(dispatcher, arguments)
+    return result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+
+
+if DISABLED:
+
+    def call(function, *arguments):
+        """Without compilation an address is the function itself."""
+        function(*arguments)
+
+else:
+
+    @intrinsic
+    def call(typingctx, function, *arguments):
+        """Call the kernel at an address with arguments of exactly the types that it was compiled for.
+
+        A caller of the kernel itself would have all of its code optimised again: 2.4 s instead of 0.4 for a parallel driver.
+        """
+
+        def codegen(context, builder, signature, values):
+            kinds = signature.args[1]
+            kernel_type = context.call_conv.get_function_type(types.none, kinds)
+            pointer = builder.inttoptr(values[0], ir.PointerType(kernel_type))
+            unpacked = [builder.extract_value(values[1], i) for i in range(len(kinds))]
+            context.call_conv.call_function(builder, pointer, types.none, kinds, unpacked)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.StarArgTuple(arguments)), codegen

@@ -89,9 +89,7 @@ def input_grad(dy, w, stride, dilation, groups, dxp):
                                         q2 = i2 - r2 * dilation[2]
                                         if q0 % stride[0] == 0 and q1 % stride[1] == 0 and q2 % stride[2] == 0:
                                             o0, o1, o2 = q0 // stride[0], q1 // stride[1], q2 // stride[2]
-                                            inside = (
-                                                0 <= o0 < dy.shape[2] and 0 <= o1 < dy.shape[3] and 0 <= o2 < dy.shape[4]
-                                            )
+                                            inside = 0 <= o0 < dy.shape[2] and 0 <= o1 < dy.shape[3] and 0 <= o2 < dy.shape[4]
                                             value = dy[n, k, o0, o1, o2] if inside else dy.dtype.type(0)
                                             dxp[n, c, i0, i1, i2] += value * w[k, c - g * C, r0, r1, r2]
 

@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(info())
         return 0
+    if chosen.epochs < 1:
+        demo.error(f"--epochs must be at least 1, got {chosen.epochs}")
     try:
         from .demo import run
     except ImportError as error:

@@ -27,7 +27,7 @@ from .kernels.cpu.epilogue import Epilogue
 from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
 from .kernels.cpu.fold import fold
 from .kernels.cpu.tile import Axis, Blocks
-from .kernels.jit import entry
+from .kernels.jit import address, entry
 from .kernels.padding import MODES, ZEROS
 from .problem import Triple
 from .schedule import (
@@ -62,21 +62,25 @@ def _dense(dtype: np.dtype[Any], ndim: int) -> types.Array:
 
 
 @functools.cache
-def _direct(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Any:
+def _direct(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
+    """The direct kernel for input and output dtypes: as one run of jobs, or shared among threads."""
     arrays = _any(x, 5, True), _dense(out, 2), _any(out, 1, True), _any(out, 5), _OFFSETS
-    rest = types.intp, _AXIS, _AXIS, _AXIS, _BLOCKS
-    if parallel:
-        return entry(direct.parallel, types.intp, *arrays, _dense(out, 2), *rest)
-    return entry(direct.jobs, types.intp, types.intp, *arrays, _dense(out, 1), *rest)
+    return _twin(direct, arrays, out, (types.intp, _AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
 
 
 @functools.cache
-def _weight_grad(dtype: np.dtype[Any], parallel: bool) -> Any:
+def _weight_grad(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
     arrays = _any(dtype, 5, True), _any(dtype, 5, True), _dense(dtype, 3), _OFFSETS
-    rest = _AXIS, _AXIS, _AXIS, _BLOCKS
-    if parallel:
-        return entry(direct_weight_grad.parallel, types.intp, *arrays, _dense(dtype, 2), *rest)
-    return entry(direct_weight_grad.jobs, types.intp, types.intp, *arrays, _dense(dtype, 1), *rest)
+    return _twin(direct_weight_grad, arrays, dtype, (_AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
+
+
+def _twin(family: Any, arrays: Any, dtype: np.dtype[Any], rest: Any, parallel: bool) -> Callable[..., Any]:
+    """A kernel family's loop over jobs, for one scratch row, or its parallel driver, for one row a thread."""
+    jobs = types.intp, types.intp, *arrays, _dense(dtype, 1), *rest
+    if not parallel:
+        return entry(family.jobs, *jobs)
+    driver = entry(family.parallel, types.intp, types.intp, *arrays, _dense(dtype, 2), *rest)
+    return functools.partial(driver, address(family.jobs, *jobs))
 
 
 def compile_epilogue(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Epilogue:
@@ -157,7 +161,7 @@ def _input_grad_slab(plan: Plan, grad_output: Array, weight: Array, bias: Array,
     """Gradient of the padded cells of `slab`, one phase of the grid at a time.
 
     Padded cell p = first + j * stride is reached by tap r from output (p - r * dilation) / stride where that is whole: by the taps
-    r = first_tap + t * step. Over t in falling order this is a convolution of dy with stride 1 and dilation step * dilation / stride.
+    r = first_tap + t * step. With t falling, this is a convolution of dy with stride 1 and dilation step * dilation / stride.
     """
     problem = plan.problem
     by_group = weight.reshape(problem.groups, problem.filters // problem.groups, *weight.shape[1:])
@@ -175,14 +179,14 @@ def _input_grad_slab(plan: Plan, grad_output: Array, weight: Array, bias: Array,
         phases.append(axis)
     for chosen in itertools.product(*phases):
         target = out[(slice(None), slice(None), *(cells for cells, _, _ in chosen))]
-        taps = [taps for _, taps, _ in chosen]
-        if not all(taps):
+        met = [taps for _, taps, _ in chosen]
+        if not all(met):
             target[...] = bias[:, None, None, None]
             continue
-        falling = [slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in taps]
+        falling = [slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in met]
         part = by_group[(slice(None), slice(None), slice(None), *falling)]
-        packed = np.ascontiguousarray(part.swapaxes(1, 2)).reshape(out.shape[1], sweep.channels * math.prod(map(len, taps)))
-        run = sweep._replace(kernel=triple(map(len, taps)))
+        packed = np.ascontiguousarray(part.swapaxes(1, 2)).reshape(out.shape[1], sweep.channels * math.prod(map(len, met)))
+        run = sweep._replace(kernel=triple(map(len, met)))
         _run_direct(plan, run, grad_output, packed, bias, target, triple(offset for _, _, offset in chosen), ZEROS, 0)
 
 
@@ -193,9 +197,7 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
         return
     sweep = forward_sweep(problem)
     axes = axes_of(sweep, schedule, problem.size, triple(map(operator.neg, problem.before)), problem.out)
-    blocks = Blocks(
-        problem.groups, MODES.index(problem.mode), schedule.filters, schedule.channels, int(out.dtype.kind == "c")
-    )
+    blocks = Blocks(problem.groups, MODES.index(problem.mode), schedule.filters, schedule.channels, int(out.dtype.kind == "c"))
     count = schedule.splits * problem.groups * -(-sweep.channels // schedule.channels) * -(-sweep.filters // schedule.filters)
     cells = schedule.tile[2] + staged_cells(sweep, schedule)
     offsets = _offsets(sweep, _extents(*axes), schedule.channels)

@@ -18,7 +18,7 @@ from .kernels import reference
 from .kernels.padding import MODES
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402 (after the choice of a backend without a window)
+from matplotlib import pyplot as plt
 
 GOAL = 0.95
 

@@ -27,13 +27,14 @@ def forward(
 ) -> Array:
     """activation(bias + conv(input, weight)), summed and returned in `dtype`; arrays may have other dtypes of its kind."""
     plan = select("forward", problem, dtype)
+    spatial = problem.axes, problem.batched
     acc = accumulator(dtype)
     epilogue = None if activation is None else _compiled(activation, acc)
     x, w, b = computable(input), computable(weight, acc), None if bias is None else computable(bias, acc)
 
     def fill(y: Array) -> None:
         address = epilogue.address if epilogue else 0
-        cpu.forward(plan, _lift(x, problem.axes, problem.batched), _lift(w, problem.axes), b, _lift(y, problem.axes, problem.batched), address)
+        cpu.forward(plan, _lift(x, *spatial), _lift(w, problem.axes), b, _lift(y, *spatial), address)
 
     return _deliver(out, problem.output_shape, dtype, (input, weight, bias), fill)
 
@@ -48,23 +49,23 @@ def input_grad(
 ) -> Array:
     """bias + gradient for the input; `weight` comes conjugated where that is wanted."""
     plan = select("input_grad", problem, dtype)
+    spatial = problem.axes, problem.batched
     dy, w, b = computable(grad_output), computable(weight), None if bias is None else computable(bias)
 
     def fill(dx: Array) -> None:
-        cpu.input_grad(plan, _lift(dy, problem.axes, problem.batched), _lift(w, problem.axes), b, _lift(dx, problem.axes, problem.batched))
+        cpu.input_grad(plan, _lift(dy, *spatial), _lift(w, problem.axes), b, _lift(dx, *spatial))
 
     return _deliver(out, problem.input_shape, dtype, (grad_output, weight, bias), fill)
 
 
-def weight_grad(
-    problem: ConvProblem, dtype: np.dtype[Any], grad_output: Array, input: Array, out: Array | None = None
-) -> Array:
+def weight_grad(problem: ConvProblem, dtype: np.dtype[Any], grad_output: Array, input: Array, out: Array | None = None) -> Array:
     """Gradient for the weight; a complex input is conjugated."""
     plan = select("weight_grad", problem, dtype)
+    spatial = problem.axes, problem.batched
     dy, x = computable(grad_output), computable(input)
 
     def fill(dw: Array) -> None:
-        cpu.weight_grad(plan, _lift(dy, problem.axes, problem.batched), _lift(x, problem.axes, problem.batched), _lift(dw, problem.axes))
+        cpu.weight_grad(plan, _lift(dy, *spatial), _lift(x, *spatial), _lift(dw, problem.axes))
 
     return _deliver(out, problem.weight_shape, dtype, (grad_output, input), fill)
 

@@ -4,19 +4,17 @@ Each verb exists four times: `conv` takes 1 to 3 spatial axes, as many as the we
 theirs. All are made from one implementation whose first argument is that number, or None.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from numba.core import config
 from numba.extending import is_jitted
 
 from . import engine
 from .arrays import Array, accumulator, check_array, check_dtype, common_dtype
-from .kernels import activations
+from .kernels import activations, jit
 from .problem import ConvProblem, Padding, Sizes, transposed_problem
 
 P = ParamSpec("P")
@@ -38,7 +36,7 @@ def _conv(
     groups: int = 1,
     padding_mode: str = "zeros",
     *,
-    dtype: npt.DTypeLike = None,
+    dtype: npt.DTypeLike | None = None,
     activation: Activation | None = None,
     algorithm: str = "auto",
     precision: str | None = None,
@@ -67,8 +65,8 @@ def _conv(
     padding_mode : {{"zeros", "reflect", "replicate", "circular"}}
         What the border holds.
     dtype : dtype, optional
-        Of the accumulator and the result, as in `numpy.sum`; input, weight and bias are cast to it within the same kind, and may then
-        differ. By default the dtype of the inputs. float16 is accumulated in float32. Integers wrap as in numpy.
+        Of the accumulator and the result, as in `numpy.sum`; input, weight and bias are cast to it within the same kind, and may
+        then differ. By default the dtype of the inputs. float16 is accumulated in float32. Integers wrap as in numpy.
     activation : str or scalar njit function, optional
         Applied to each output before it is stored: "relu", "relu6", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus",
         "tanh", or any function compiled by `numba.njit` that maps a scalar to a scalar. It must not raise.
@@ -82,8 +80,8 @@ def _conv(
     Returns
     -------
     ndarray
-        (N, K, *out) or (K, *out), with out = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1 on each axis; `out`
-        if that was given.
+        (N, K, *out) or (K, *out), with out = (size + before + after - dilation * (kernel - 1) - 1) // stride + 1 on each axis;
+        `out` if that was given.
 
     Raises
     ------
@@ -99,9 +97,7 @@ def _conv(
     result = _result_dtype(dtype, input=input, weight=weight, bias=bias)
     _check_choice(algorithm, ALGORITHMS, "algorithm")
     _check_choice(precision, PRECISIONS, "precision")
-    problem = ConvProblem.make(
-        input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes
-    )
+    problem = ConvProblem.make(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes)
     _check_bias(bias, problem.filters)
     function = _activation(activation, accumulator(result))
     return engine.forward(problem, result, input, weight, bias, function, out)
@@ -153,9 +149,7 @@ def _conv_input_grad(
     check_array(grad_output, "grad_output")
     check_array(weight, "weight")
     result = common_dtype(grad_output=grad_output, weight=weight)
-    problem = ConvProblem.make(
-        input_shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes
-    )
+    problem = ConvProblem.make(input_shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes)
     _check_shape(grad_output, problem.output_shape, "grad_output")
     conjugated = np.conj(weight) if result.kind == "c" else weight
     return engine.input_grad(problem, result, grad_output, conjugated, None, out)
@@ -207,9 +201,7 @@ def _conv_weight_grad(
     check_array(grad_output, "grad_output")
     check_array(input, "input")
     result = common_dtype(grad_output=grad_output, input=input)
-    problem = ConvProblem.make(
-        input.shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes=axes
-    )
+    problem = ConvProblem.make(input.shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes=axes)
     _check_shape(grad_output, problem.output_shape, "grad_output")
     return engine.weight_grad(problem, result, grad_output, input, out)
 
@@ -289,9 +281,7 @@ def _conv_backward(
     for array, name in ((grad_output, "grad_output"), (input, "input"), (weight, "weight")):
         check_array(array, name)
     result = common_dtype(grad_output=grad_output, input=input, weight=weight)
-    problem = ConvProblem.make(
-        input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes
-    )
+    problem = ConvProblem.make(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes)
     _check_shape(grad_output, problem.output_shape, "grad_output")
     if not isinstance(need, Sequence) or len(need) != 3:
         raise ValueError(f"need must be three bools, for dI, dW and dB, got {need!r}")
@@ -338,8 +328,8 @@ def _conv_transpose(
     Returns
     -------
     ndarray
-        (N, K, *out) or (K, *out), with out = (size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1 on each
-        axis; `out` if that was given.
+        (N, K, *out) or (K, *out), with out = (size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1
+        on each axis; `out` if that was given.
 
     Raises
     ------
@@ -358,7 +348,7 @@ def _conv_transpose(
     return engine.input_grad(problem, result, input, weight, bias, out)
 
 
-def _result_dtype(dtype: npt.DTypeLike, **arrays: Array | None) -> np.dtype[Any]:
+def _result_dtype(dtype: npt.DTypeLike | None, **arrays: Array | None) -> np.dtype[Any]:
     if dtype is None:
         return common_dtype(**arrays)
     result = check_dtype(dtype)
@@ -394,7 +384,7 @@ def _activation(activation: Activation | None, dtype: np.dtype[Any]) -> Callable
         if dtype.kind == "c" or (dtype.kind in "iu" and activation not in activations.INTEGER):
             raise TypeError(f"activation {activation!r} is not defined for dtype {dtype}")
         return activations.NAMED[activation]  # type: ignore[no-any-return]
-    if is_jitted(activation) or (config.DISABLE_JIT and callable(activation)):
+    if is_jitted(activation) or (jit.DISABLED and callable(activation)):
         return activation
     raise TypeError(f"activation must be a name or a function compiled by numba.njit, got {activation!r}")
 

@@ -31,7 +31,7 @@ class _Layer:
         groups: int,
         bias: bool,
         device: str | None,
-        dtype: npt.DTypeLike,
+        dtype: npt.DTypeLike | None,
         rng: Seed,
     ):
         self.in_channels = whole(in_channels, "in_channels", 1)
@@ -127,7 +127,7 @@ class _Conv(_Layer):
         bias: bool = True,
         padding_mode: str = "zeros",
         device: str | None = None,
-        dtype: npt.DTypeLike = None,
+        dtype: npt.DTypeLike | None = None,
         *,
         rng: Seed = None,
     ):
@@ -213,7 +213,7 @@ class _ConvTranspose(_Layer):
         dilation: Sizes = 1,
         padding_mode: str = "zeros",
         device: str | None = None,
-        dtype: npt.DTypeLike = None,
+        dtype: npt.DTypeLike | None = None,
         *,
         rng: Seed = None,
     ):

@@ -77,7 +77,7 @@ class ConvProblem:
             If an argument is of the wrong kind.
         """
         arguments = (input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)
-        return _cached(*arguments) if all(map(_is_plain, arguments)) else _make(*arguments)  # type: ignore[arg-type]
+        return _cached(*arguments) if all(map(_is_plain, arguments)) else _make(*arguments)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -191,8 +191,7 @@ def _out_size(axis: int, size: int, border: int, span: int, stride: int, name: s
         return 0
     if padded <= span:
         raise ValueError(
-            f"{name} has size {size} on spatial axis {axis}, {padded} with its padding: "
-            f"smaller than the dilated kernel, {span + 1}"
+            f"{name} has size {size} on spatial axis {axis}, {padded} with its padding: smaller than the dilated kernel, {span + 1}"
         )
     return (padded - span - 1) // stride + 1
 
@@ -223,9 +222,7 @@ def _make(
     if len(weight_shape) != axes + 2:
         raise ValueError(f"weight must have {axes + 2} axes (K, C/groups, {letters}), got shape {weight_shape}")
     if len(input_shape) not in (axes + 1, axes + 2):
-        raise ValueError(
-            f"input must have {axes + 2} axes (N, C, {letters}) or {axes + 1} (C, {letters}), got shape {input_shape}"
-        )
+        raise ValueError(f"input must have {axes + 2} axes (N, C, {letters}) or {axes + 1} (C, {letters}), got shape {input_shape}")
     batched = len(input_shape) == axes + 2
     groups = whole(groups, "groups", 1)
     channels, filters = input_shape[-axes - 1], weight_shape[0]
@@ -249,15 +246,20 @@ def _make(
     for axis, (cells, border) in enumerate(zip(size, map(operator.add, before, after), strict=True)):
         if mode != "zeros" and cells == 0 and border:
             raise ValueError(f"input is empty on spatial axis {axis}: padding_mode {mode!r} has nothing to copy there")
-    out = tuple(
-        _out_size(axis, size[axis], before[axis] + after[axis], span[axis], steps[axis], "input") for axis in range(axes)
-    )
+    out = tuple(_out_size(axis, size[axis], before[axis] + after[axis], span[axis], steps[axis], "input") for axis in range(axes))
     if max(input_shape[0] if batched else 1, 1) * filters * math.prod(out) > LARGEST:
         raise ValueError(f"input and weight give an output of more than 2**60 elements: {filters} filters, size {out}")
     unit, none = (1,) * (3 - axes), (0,) * (3 - axes)
     triples = (unit + size, unit + kernel, unit + steps, unit + gaps, none + before, none + after, unit + out)
     return ConvProblem(
-        axes, batched, input_shape[0] if batched else 1, channels, filters, groups, mode, *triples  # type: ignore[arg-type]
+        axes,
+        batched,
+        input_shape[0] if batched else 1,
+        channels,
+        filters,
+        groups,
+        mode,
+        *triples,  # type: ignore[arg-type]
     )
 
 
@@ -289,9 +291,7 @@ def transposed_problem(
     if len(weight_shape) != axes + 2:
         raise ValueError(f"weight must have {axes + 2} axes (C, K/groups, {letters}), got shape {weight_shape}")
     if len(input_shape) not in (axes + 1, axes + 2):
-        raise ValueError(
-            f"input must have {axes + 2} axes (N, C, {letters}) or {axes + 1} (C, {letters}), got shape {input_shape}"
-        )
+        raise ValueError(f"input must have {axes + 2} axes (N, C, {letters}) or {axes + 1} (C, {letters}), got shape {input_shape}")
     groups = whole(groups, "groups", 1)
     channels = input_shape[-axes - 1]
     if weight_shape[0] != channels:

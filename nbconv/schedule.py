@@ -116,7 +116,8 @@ def border_slabs(problem: ConvProblem) -> Iterator[Slab]:
     for axis in range(3):
         for low, high in ((0, inner.low[axis]), (inner.high[axis], padded[axis])):
             if low < high:
-                yield Slab((*inner.low[:axis], low, *(0, 0)[axis:]), (*inner.high[:axis], high, *padded[axis + 1 :]))
+                corners = (*inner.low[:axis], low, *(0, 0)[axis:]), (*inner.high[:axis], high, *padded[axis + 1 :])
+                yield Slab(*map(triple, corners))
 
 
 def even(count: int, most: int) -> int:

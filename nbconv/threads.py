@@ -18,8 +18,19 @@ from pathlib import Path
 
 import numba
 
-_launch_lock = threading.Lock()
-_launched_in: int | None = None
+_workqueue = threading.Lock()
+_omp_was_forked = False
+
+
+def _after_fork() -> None:
+    """Note in a child whether its parent had started GNU OpenMP's threads; the parent may have held the lock."""
+    global _workqueue, _omp_was_forked
+    _workqueue = threading.Lock()
+    _omp_was_forked = layer() == "omp"
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @functools.cache
@@ -39,7 +50,7 @@ def load_tbb() -> None:
 def layer() -> str | None:
     """Numba's threading layer: "tbb", "omp" or "workqueue"; None before the first launch."""
     try:
-        return numba.threading_layer()
+        return str(numba.threading_layer())
     except ValueError:
         return None
 
@@ -57,7 +68,6 @@ def _warn_about_fork() -> None:
 @contextlib.contextmanager
 def launch(parallel: bool) -> Iterator[int]:
     """Hold the right to launch threads for the body, and give their number; 1 where a launch is not wanted or not safe."""
-    global _launched_in
     if not parallel:
         yield 1
         return
@@ -65,18 +75,14 @@ def launch(parallel: bool) -> Iterator[int]:
     width = numba.get_num_threads()  # starts numba's threads, so after the load
     if width == 1:
         yield 1
-        return
-    current = layer()
-    if current == "omp" and _launched_in not in (None, os.getpid()):
-        _warn_about_fork()
-        yield 1
-    elif current in ("tbb", "omp"):
-        yield width
-    elif _launch_lock.acquire(blocking=current is None):  # workqueue, or not known before the first launch
+    elif layer() != "workqueue":
+        if _omp_was_forked:
+            _warn_about_fork()
+        yield 1 if _omp_was_forked else width
+    elif _workqueue.acquire(blocking=False):
         try:
             yield width
-            _launched_in = os.getpid()
         finally:
-            _launch_lock.release()
+            _workqueue.release()
     else:
         yield 1

@@ -120,12 +120,8 @@ def test_nan_and_infinity_land_where_ieee_puts_them():
             array.flat[rng.integers(array.size, size=2)] = rng.choice([np.nan, np.inf, -np.inf], 2)
         with np.errstate(invalid="ignore"):
             np.testing.assert_array_equal(nbconv.conv2d(x, w, **options), oracle.forward(p, x, w))
-            np.testing.assert_array_equal(
-                nbconv.conv2d_input_grad(dy, w, x.shape, **options), oracle.input_grad(p, dy, w)
-            )
-            np.testing.assert_array_equal(
-                nbconv.conv2d_weight_grad(dy, x, w.shape, **options), oracle.weight_grad(p, dy, x)
-            )
+            np.testing.assert_array_equal(nbconv.conv2d_input_grad(dy, w, x.shape, **options), oracle.input_grad(p, dy, w))
+            np.testing.assert_array_equal(nbconv.conv2d_weight_grad(dy, x, w.shape, **options), oracle.weight_grad(p, dy, x))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

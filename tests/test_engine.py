@@ -27,9 +27,7 @@ def test_forward(case, dtype):
     x, w, b = (random(shape, dtype, i) for i, shape in enumerate((p.input_shape, p.weight_shape, (p.filters,))))
     out = poisoned(p.output_shape, dtype)
     assert nbconv.conv(x, w, b, **case.options, out=out) is out
-    assert_sums(
-        out, oracle.forward(p, x, w, b), oracle.forward(p, absolute(x), absolute(w), absolute(b)), p.taps + 1
-    )
+    assert_sums(out, oracle.forward(p, x, w, b), oracle.forward(p, absolute(x), absolute(w), absolute(b)), p.taps + 1)
 
 
 def test_input_grad(case, dtype):

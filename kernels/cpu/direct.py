@@ -12,7 +12,7 @@ A job is one (image, group, tile, block of filters); neighbours in job order sha
 
 import numba
 
-from ..jit import kernel
+from ..jit import call, kernel
 from .epilogue import run
 from .tile import stage
 
@@ -88,8 +88,8 @@ def jobs(first, last, x, weight, bias, out, offsets, scratch, apply, d, h, w, bl
 
 
 @kernel(parallel=True)
-def parallel(count, x, weight, bias, out, offsets, scratch, apply, d, h, w, blocks):
-    """Run `count` jobs, an equal share on each row of `scratch`.
+def parallel(run_jobs, count, x, weight, bias, out, offsets, scratch, apply, d, h, w, blocks):
+    """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
 
     x (N, C, ...), weight (K, C / groups * taps), bias (K,), out (N, K, ...), offsets (channels of a block * taps,),
     scratch (threads, cells): `blocks.filters` tiles of sums, then `blocks.channels` staged planes.
@@ -97,4 +97,4 @@ def parallel(count, x, weight, bias, out, offsets, scratch, apply, d, h, w, bloc
     threads = scratch.shape[0]
     for thread in numba.prange(threads):
         first, last = thread * count // threads, (thread + 1) * count // threads
-        jobs(first, last, x, weight, bias, out, offsets, scratch[thread], apply, d, h, w, blocks)
+        call(run_jobs, first, last, x, weight, bias, out, offsets, scratch[thread], apply, d, h, w, blocks)

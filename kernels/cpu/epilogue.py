@@ -11,10 +11,11 @@ from typing import Any
 import numba
 from llvmlite import ir
 from numba import types
-from numba.core import config
 from numba.extending import intrinsic
 
-if config.DISABLE_JIT:
+from ..jit import DISABLED
+
+if DISABLED:
 
     def run(apply, row):
         """Without compilation, `apply` is the function itself; 0 stands for none."""
@@ -46,7 +47,7 @@ class Epilogue:
     """A compiled activation: `address` is good for as long as this object lives."""
 
     def __init__(self, activation: Callable[..., Any], dtype: types.Type):
-        if config.DISABLE_JIT:
+        if DISABLED:
 
             def over_row(row):
                 for i in range(row.size):

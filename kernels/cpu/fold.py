@@ -1,6 +1,6 @@
 """The gradient of a copied border: each padded cell is added onto the input cell that it was copied from.
 
-    dx[n, c, source_index(low + j - before)] += slab[n, c, j]
+dx[n, c, source_index(low + j - before)] += slab[n, c, j]
 """
 
 from ..jit import kernel

@@ -6,13 +6,13 @@ Stage: the input of an output tile as in `tile.stage`, and the rows of dy, copie
 Compute: a dot product of a row of dy with the staged row under each tap.
 Store: the sums of each split, which the caller adds in order, so that the result does not depend on threads.
 
-A job is one (split, group, block of channels, block of filters). A split is a run of the list of (image, tile); their number follows
-from the shapes alone.
+A job is one (split, group, block of channels, block of filters). A split is a run of the list of (image, tile); how many there are
+follows from the shapes alone.
 """
 
 import numba
 
-from ..jit import kernel
+from ..jit import call, kernel
 from .tile import stage
 
 
@@ -71,12 +71,13 @@ def jobs(first, last, dy, x, sums, offsets, scratch, d, h, w, blocks):
 
 
 @kernel(parallel=True)
-def parallel(count, dy, x, sums, offsets, scratch, d, h, w, blocks):
-    """Run `count` jobs, an equal share on each row of `scratch`.
+def parallel(run_jobs, count, dy, x, sums, offsets, scratch, d, h, w, blocks):
+    """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
 
     dy (N, K, ...), x (N, C, ...), sums (splits, K, C / groups * taps), offsets (channels of a block * taps,),
     scratch (threads, cells): a row of dy, then `blocks.channels` staged planes.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):
-        jobs(thread * count // threads, (thread + 1) * count // threads, dy, x, sums, offsets, scratch[thread], d, h, w, blocks)
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        call(run_jobs, first, last, dy, x, sums, offsets, scratch[thread], d, h, w, blocks)

@@ -1,0 +1,139 @@
+"""What a fresh interpreter sees: light imports, the cache folder, threading layers. Each test runs a process of its own."""
+
+import os
+import stat
+import subprocess
+import sys
+
+import pytest
+
+LAYERS = ("tbb", "omp", "workqueue")
+
+
+def run(code, *flags, **environment):
+    return subprocess.run(
+        [sys.executable, *flags, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def lines(code, *flags, **environment):
+    result = run(code, *flags, **environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.split()
+
+
+def test_import_stays_light():
+    """Numba itself imports scipy, and its linalg when it first compiles; beyond that, nothing heavy comes in."""
+    code = """
+import sys, numba
+heavy = "numba.cuda", "cupy", "torch", "dask", "scipy", "matplotlib", "sklearn", "tqdm"
+before = set(sys.modules)
+def added():
+    return [name for name in set(sys.modules) - before if name.startswith(heavy)]
+import nbconv, numpy as np
+print(*added())
+nbconv.conv2d(np.ones((1, 1, 8, 8)), np.ones((1, 1, 3, 3)))
+print(*[name for name in added() if not name.startswith("scipy")])
+"""
+    assert lines(code) == []
+
+
+CONVOLVE = """
+import sys, warnings, numba, numpy as np, nbconv
+x, w = np.ones((8, 16, 40, 40), np.float32), np.ones((16, 16, 3, 3), np.float32)
+want = np.full((8, 16, 38, 38), 144, np.float32)
+def convolve(_=None):
+    return np.array_equal(nbconv.conv2d(x, w), want)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the TBB of PyPI is looked for on Linux")
+def test_tbb_of_the_environment_is_found():
+    assert lines(CONVOLVE + "print(convolve(), numba.threading_layer())") == ["True", "tbb"]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_python_threads(layer):
+    """Eight threads launch at once: workqueue would abort the process."""
+    code = (
+        CONVOLVE
+        + """
+from concurrent.futures import ThreadPoolExecutor
+with ThreadPoolExecutor(8) as pool:
+    print(all(pool.map(convolve, range(200))), numba.threading_layer())
+"""
+    )
+    assert lines(code, NUMBA_THREADING_LAYER=layer) == ["True", layer]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP and fork")
+@pytest.mark.parametrize("layer", LAYERS)
+def test_forked_child(layer):
+    """A child forked after the parent has launched threads: GNU OpenMP would kill it."""
+    code = (
+        CONVOLVE
+        + """
+import multiprocessing
+convolve()
+def child(queue):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        queue.put((convolve() and convolve(), len(caught)))
+context = multiprocessing.get_context("fork")
+queue = context.SimpleQueue()
+process = context.Process(target=child, args=(queue,))
+process.start(); print(*queue.get()); process.join(); print(process.exitcode)
+"""
+    )
+    warned = "1" if layer == "omp" else "0"
+    assert lines(code, NUMBA_THREADING_LAYER=layer) == ["True", warned, "0"]
+
+
+def test_number_of_threads_does_not_change_results():
+    code = """
+import hashlib, numpy as np, nbconv
+rng = np.random.default_rng(0)
+x, w = rng.standard_normal((3, 8, 64, 60), np.float32), rng.standard_normal((16, 8, 3, 3), np.float32)
+y = nbconv.conv2d(x, w)
+results = y, *nbconv.conv2d_backward(y, x, w)
+print(hashlib.sha256(b"".join(r.tobytes() for r in results)).hexdigest())
+"""
+    assert len({*lines(code, NUMBA_NUM_THREADS="1"), *lines(code, NUMBA_NUM_THREADS="2"), *lines(code, NUMBA_NUM_THREADS="7")}) == 1
+
+
+def test_portable_path_runs_without_compilation():
+    code = """
+import numpy as np, nbconv
+x, w = np.arange(32.0).reshape(1, 2, 4, 4), np.ones((2, 2, 2, 2))
+y = nbconv.conv2d(x, w, padding=1, activation="relu")
+dx, dw, db = nbconv.conv2d_backward(y, x, w, padding=1)
+print(y.sum(), np.vdot(dx, x) == np.vdot(dw, w) == np.vdot(y, y))
+"""
+    assert lines(code, NUMBA_DISABLE_JIT="1")[1] == "True"
+
+
+CALL = "import numpy as np, nbconv; print(nbconv.conv1d(np.ones((1, 1, 4)), np.ones((1, 1, 3))).sum())"
+
+
+def test_cache_is_the_owners(tmp_path):
+    folder = tmp_path / "cache"
+    assert lines(CALL, "-W", "error", NBCONV_CACHE_DIR=str(folder)) == ["6.0"]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert list(folder.rglob("*.nbc"))
+
+
+def test_cache_that_others_can_write_is_refused(tmp_path):
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    folder.chmod(0o777)
+    result = run(CALL, NBCONV_CACHE_DIR=str(folder))
+    assert result.stdout.split() == ["6.0"]
+    assert "not cached: others can write to" in result.stderr
+    assert not list(folder.rglob("*.nbc"))
+
+
+def test_cache_that_cannot_be_made_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run(CALL, NBCONV_CACHE_DIR=str(tmp_path / "file"))
+    assert result.stdout.split() == ["6.0"]
+    assert "not cached" in result.stderr
