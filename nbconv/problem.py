@@ -185,6 +185,22 @@ def padding_mode_name(mode: Any) -> str:
     return str(mode)
 
 
+def _spatial(input_shape: Any, weight_shape: Any, axes: int | None, leading: str) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Both shapes as tuples, and the number of spatial axes, by default the weight's; `leading` names its first two axes."""
+    weight_shape = shape_tuple(weight_shape, "weight_shape")
+    input_shape = shape_tuple(input_shape, "input_shape")
+    if axes is None:
+        axes = len(weight_shape) - 2
+        if not 1 <= axes <= 3:
+            raise ValueError(f"weight must have 3 to 5 axes ({leading}, *kernel), got shape {weight_shape}")
+    letters = ", ".join("DHW"[3 - axes :])
+    if len(weight_shape) != axes + 2:
+        raise ValueError(f"weight must have {axes + 2} axes ({leading}, {letters}), got shape {weight_shape}")
+    if len(input_shape) not in (axes + 1, axes + 2):
+        raise ValueError(f"input must have {axes + 2} axes (N, C, {letters}) or {axes + 1} (C, {letters}), got shape {input_shape}")
+    return input_shape, weight_shape, axes
+
+
 def _out_size(axis: int, size: int, border: int, span: int, stride: int, name: str) -> int:
     padded = size + border
     if padded == 0:
@@ -212,17 +228,7 @@ def _make(
     padding_mode: str,
     axes: int | None,
 ) -> ConvProblem:
-    weight_shape = shape_tuple(weight_shape, "weight_shape")
-    input_shape = shape_tuple(input_shape, "input_shape")
-    if axes is None:
-        axes = len(weight_shape) - 2
-        if not 1 <= axes <= 3:
-            raise ValueError(f"weight must have 3 to 5 axes (K, C/groups, *kernel), got shape {weight_shape}")
-    letters = ", ".join("DHW"[3 - axes :])
-    if len(weight_shape) != axes + 2:
-        raise ValueError(f"weight must have {axes + 2} axes (K, C/groups, {letters}), got shape {weight_shape}")
-    if len(input_shape) not in (axes + 1, axes + 2):
-        raise ValueError(f"input must have {axes + 2} axes (N, C, {letters}) or {axes + 1} (C, {letters}), got shape {input_shape}")
+    input_shape, weight_shape, axes = _spatial(input_shape, weight_shape, axes, "K, C/groups")
     batched = len(input_shape) == axes + 2
     groups = whole(groups, "groups", 1)
     channels, filters = input_shape[-axes - 1], weight_shape[0]
@@ -281,17 +287,7 @@ def transposed_problem(
     As in PyTorch, each axis of the caller's output has
     (size - 1) * stride - before - after + dilation * (kernel - 1) + output_padding + 1 cells.
     """
-    weight_shape = shape_tuple(weight_shape, "weight_shape")
-    input_shape = shape_tuple(input_shape, "input_shape")
-    if axes is None:
-        axes = len(weight_shape) - 2
-        if not 1 <= axes <= 3:
-            raise ValueError(f"weight must have 3 to 5 axes (C, K/groups, *kernel), got shape {weight_shape}")
-    letters = ", ".join("DHW"[3 - axes :])
-    if len(weight_shape) != axes + 2:
-        raise ValueError(f"weight must have {axes + 2} axes (C, K/groups, {letters}), got shape {weight_shape}")
-    if len(input_shape) not in (axes + 1, axes + 2):
-        raise ValueError(f"input must have {axes + 2} axes (N, C, {letters}) or {axes + 1} (C, {letters}), got shape {input_shape}")
+    input_shape, weight_shape, axes = _spatial(input_shape, weight_shape, axes, "C, K/groups")
     groups = whole(groups, "groups", 1)
     channels = input_shape[-axes - 1]
     if weight_shape[0] != channels:
