@@ -19,9 +19,12 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import caching, config
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic
 from numba.misc.appdirs import AppDirs
 
+# LLVM's global state is not made for two compiling threads; numba guards it with this lock.
+llvm_lock = global_compiler_lock
 DISABLED = bool(config.DISABLE_JIT)
 
 # Contraction lets a product and a sum become one FMA, rounded once; it is the only liberty any kernel may take beyond this module.

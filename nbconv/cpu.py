@@ -21,34 +21,38 @@ from numba import types
 from .arrays import Array
 from .dispatch import Plan
 from .kernels.cpu import bias_grad as direct_bias_grad
-from .kernels.cpu import direct
+from .kernels.cpu import direct, pack
 from .kernels.cpu import weight_grad as direct_weight_grad
 from .kernels.cpu.epilogue import Epilogue
 from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
 from .kernels.cpu.fold import fold
+from .kernels.cpu.microkernel import host, kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.jit import address, entry
 from .kernels.padding import MODES, ZEROS
-from .problem import Triple
+from .problem import ConvProblem, Triple
 from .schedule import (
+    Schedule,
     Slab,
     Sweep,
     axes_of,
     border_slabs,
+    direct_cells,
     forward_sweep,
     input_grad_sweep,
     interior,
     staged_cells,
-    sum_cells,
     triple,
 )
 from .threads import launch
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000
+PACK_PARALLEL = 200_000
+LINE = 64  # bytes of a cache line
 
-_AXIS = numba.typeof(Axis(*[0] * 8))
-_BLOCKS = numba.typeof(Blocks(*[0] * 5))
+_AXIS = numba.typeof(Axis(*[0] * 9))
+_BLOCKS = numba.typeof(Blocks(*[0] * 8))
 _TRIPLE = types.UniTuple(types.intp, 3)
 _OFFSETS = types.Array(types.intp, 1, "C")
 
@@ -64,7 +68,7 @@ def _dense(dtype: np.dtype[Any], ndim: int) -> types.Array:
 @functools.cache
 def _direct(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
     """The direct kernel for input and output dtypes: as one run of jobs, or shared among threads."""
-    arrays = _any(x, 5, True), _dense(out, 2), _any(out, 1, True), _any(out, 5), _OFFSETS
+    arrays = _any(x, 5, True), _dense(out, 1), _any(out, 1, True), _any(out, 5), _OFFSETS, _OFFSETS
     return _twin(direct, arrays, out, (types.intp, _AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
 
 
@@ -89,58 +93,107 @@ def compile_epilogue(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Ep
 
 
 @functools.lru_cache(maxsize=512)
-def _offsets(sweep: Sweep, extents: Triple, channels: int) -> Array:
-    """Position of each tap of a block of channels in the staged input; see `kernels.cpu.tile`."""
-    phases = sweep.phases
+def _offsets(sweep: Sweep, schedule: Schedule, itemsize: int) -> Array:
+    """Position of each tap of a block of channels in the staged input, in units of `itemsize` a cell; see `kernels.cpu.tile`."""
+    slots, extents = sweep.slots(schedule), sweep.extents(schedule)
     position = np.zeros((1,) * 3, np.intp)
     for a in range(3):
         taps = np.arange(sweep.kernel[a])
-        slot, cell = taps % phases[a], taps * sweep.dilation[a] // sweep.stride[a]
-        below = int(np.prod(phases[a + 1 :] + extents, dtype=np.intp))
-        inner = int(np.prod(extents[a + 1 :], dtype=np.intp))
+        slot = taps % slots[a]
+        cell = 0 * taps if schedule.dense[a] else taps * sweep.dilation[a] // sweep.stride[a]
+        below, inner = math.prod(slots[a + 1 :] + extents), math.prod(extents[a + 1 :])
         shape = [1, 1, 1]
         shape[a] = -1
         position = position + (slot * below + cell * inner).reshape(shape)
-    plane = int(np.prod(phases + extents, dtype=np.intp))
-    offsets = (np.arange(channels)[:, None] * plane + position.reshape(1, -1)).reshape(-1).astype(np.intp)
+    plane = math.prod(slots + extents)
+    offsets = (np.arange(schedule.channels)[:, None] * plane + position.reshape(1, -1)).reshape(-1) * itemsize
+    offsets = offsets.astype(np.intp)
     offsets.flags.writeable = False
     return offsets
 
 
-def _extents(d: Axis, h: Axis, w: Axis) -> Triple:
-    return d.extent, h.extent, w.extent
+@functools.lru_cache(maxsize=512)
+def _micro(schedule: Schedule, filters: int, itemsize: int, load: str, store: bool) -> Array:
+    """Addresses of the micro-kernels in the order of `kernels.cpu.direct`, 0 for one that cannot serve.
+
+    `load` tells how input rows lie in memory: "" not to be loaded by a kernel, "near" cell by cell, "strided".
+    """
+    if not schedule.register:
+        return np.zeros(6, np.intp)
+    last = filters - (-(-filters // schedule.register) - 1) * schedule.register
+    at = functools.partial(kernel_address, host(), itemsize)
+    outer = [at("outer", count, vectors) for count in (schedule.register, last) for vectors in (schedule.vectors, 1)]
+    return np.array([*outer, at("load", load == "strided") if load else 0, at("store") if store else 0], np.intp)
 
 
 def _tiles(d: Axis, h: Axis, w: Axis) -> int:
     return -(-d.out // d.tile) * -(-h.out // h.tile) * -(-w.out // w.tile)
 
 
+def _aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Uninitialised scratch that starts on a cache line."""
+    count = math.prod(cells)
+    memory = np.empty(count + LINE // dtype.itemsize, dtype)
+    start = -memory.ctypes.data % LINE // dtype.itemsize
+    return memory[start : start + count].reshape(cells)
+
+
+def _pack(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool) -> Array:
+    """Weights (groups, filters, channels, ...) of any strides in blocks of `size` filters; see `kernels.cpu.pack`."""
+    weight = weight.astype(dtype, copy=False)
+    packed = _aligned((weight.size,), dtype)
+    count = weight.shape[0] * -(-weight.shape[1] // size)
+    arrays = _any(dtype, 6, True), types.intp, _dense(dtype, 1)
+    jobs = types.intp, types.intp, *arrays
+    with launch(parallel and weight.size >= PACK_PARALLEL) as threads:
+        if threads == 1:
+            entry(pack.jobs, *jobs)(0, count, weight, size, packed)
+        else:
+            driver = entry(pack.parallel, types.intp, types.intp, types.intp, *arrays)
+            driver(address(pack.jobs, *jobs), threads, count, weight, size, packed)
+    return packed
+
+
 def _run_direct(
     plan: Plan, sweep: Sweep, x: Array, weight: Array, bias: Array, out: Array, offset: Triple, mode: int, apply: Any
 ) -> None:
-    """Run the direct kernel: output `o` is the sum over taps of x at  o * stride + tap * dilation + offset."""
+    """Run the direct kernel: output `o` is the sum over taps of x at  o * stride + tap * dilation + offset.
+
+    `weight` is (groups, filters, channels, ...), filters and channels being those of this sweep.
+    """
     schedule, groups = plan.schedule, plan.problem.groups
     axes = axes_of(sweep, schedule, triple(x.shape[2:]), offset, triple(out.shape[2:]))
-    blocks = Blocks(groups, mode, schedule.filters, schedule.channels, 0)
+    blocks = Blocks(groups, mode, schedule.filters, schedule.channels, schedule.register, schedule.vectors, schedule.lanes, 0)
     count = x.shape[0] * groups * _tiles(*axes) * -(-(out.shape[1] // groups) // schedule.filters)
-    cells = sum_cells(sweep, schedule) + staged_cells(sweep, schedule)
-    offsets = _offsets(sweep, _extents(*axes), schedule.channels)
+    cells = direct_cells(sweep, schedule)
+    itemsize = out.itemsize if schedule.register else 1
+    packed = _pack(weight, max(1, schedule.register), out.dtype, plan.parallel)
+    near = x.dtype == out.dtype and x.strides[-1] == x.itemsize
+    load = ("near" if sweep.stride[2] == 1 else "strided") if near else ""
+    micro = _micro(schedule, sweep.filters, out.itemsize, load, out.strides[-1] == out.itemsize)
+    arrays = x, packed, bias, out, _offsets(sweep, schedule, itemsize), micro
     with launch(plan.parallel) as threads:
         if threads == 1:
-            scratch = np.empty(cells, out.dtype)
-            _direct(x.dtype, out.dtype, False)(0, count, x, weight, bias, out, offsets, scratch, apply, *axes, blocks)
+            _direct(x.dtype, out.dtype, False)(0, count, *arrays, _aligned((cells,), out.dtype), apply, *axes, blocks)
         else:
-            scratch = np.empty((min(threads, count), cells), out.dtype)
-            _direct(x.dtype, out.dtype, True)(count, x, weight, bias, out, offsets, scratch, apply, *axes, blocks)
+            scratch = _aligned((min(threads, count), cells), out.dtype)
+            _direct(x.dtype, out.dtype, True)(count, *arrays, scratch, apply, *axes, blocks)
 
 
 def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array, apply: Any = 0) -> None:
     """out = activation(bias + conv(x, weight)); `apply` is the address of the activation."""
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
-    packed = np.ascontiguousarray(weight.reshape(weight.shape[0], plan.problem.taps), dtype=out.dtype)
-    offset = triple(map(operator.neg, plan.problem.before))
-    _run_direct(plan, forward_sweep(plan.problem), x, packed, bias, out, offset, MODES.index(plan.problem.mode), apply)
+    problem = plan.problem
+    offset = triple(map(operator.neg, problem.before))
+    _run_direct(plan, forward_sweep(problem), x, _by_group(problem, weight), bias, out, offset, MODES.index(problem.mode), apply)
+
+
+def _by_group(problem: ConvProblem, weight: Array) -> Array:
+    """A view (groups, filters, channels, ...) of a weight."""
+    steps = (problem.filters // problem.groups * weight.strides[0], *weight.strides)
+    shape = (problem.groups, problem.filters // problem.groups, *weight.shape[1:])
+    return np.lib.stride_tricks.as_strided(weight, shape, steps, writeable=False)
 
 
 def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
@@ -164,7 +217,7 @@ def _input_grad_slab(plan: Plan, grad_output: Array, weight: Array, bias: Array,
     r = first_tap + t * step. With t falling, this is a convolution of dy with stride 1 and dilation step * dilation / stride.
     """
     problem = plan.problem
-    by_group = weight.reshape(problem.groups, problem.filters // problem.groups, *weight.shape[1:])
+    by_group = _by_group(problem, weight)
     sweep = input_grad_sweep(problem)
     phases = []
     for a in range(3):
@@ -184,10 +237,9 @@ def _input_grad_slab(plan: Plan, grad_output: Array, weight: Array, bias: Array,
             target[...] = bias[:, None, None, None]
             continue
         falling = [slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in met]
-        part = by_group[(slice(None), slice(None), slice(None), *falling)]
-        packed = np.ascontiguousarray(part.swapaxes(1, 2)).reshape(out.shape[1], sweep.channels * math.prod(map(len, met)))
+        part = by_group[(slice(None), slice(None), slice(None), *falling)].swapaxes(1, 2)
         run = sweep._replace(kernel=triple(map(len, met)))
-        _run_direct(plan, run, grad_output, packed, bias, target, triple(offset for _, _, offset in chosen), ZEROS, 0)
+        _run_direct(plan, run, grad_output, part, bias, target, triple(offset for _, _, offset in chosen), ZEROS, 0)
 
 
 def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
@@ -197,10 +249,12 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
         return
     sweep = forward_sweep(problem)
     axes = axes_of(sweep, schedule, problem.size, triple(map(operator.neg, problem.before)), problem.out)
-    blocks = Blocks(problem.groups, MODES.index(problem.mode), schedule.filters, schedule.channels, int(out.dtype.kind == "c"))
+    blocks = Blocks(
+        problem.groups, MODES.index(problem.mode), schedule.filters, schedule.channels, 0, 1, 1, int(out.dtype.kind == "c")
+    )
     count = schedule.splits * problem.groups * -(-sweep.channels // schedule.channels) * -(-sweep.filters // schedule.filters)
     cells = schedule.tile[2] + staged_cells(sweep, schedule)
-    offsets = _offsets(sweep, _extents(*axes), schedule.channels)
+    offsets = _offsets(sweep, schedule, 1)
     sums = np.empty((schedule.splits, out.shape[0], problem.taps), out.dtype)
     with launch(plan.parallel) as threads:
         if threads == 1:

@@ -1,26 +1,29 @@
 """From shapes to a `Plan`: a pure function over a table of kernels. It computes nothing and asks no machine."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .arrays import accumulator, check_dtype
+from .kernels.cpu.microkernel import Machine, host
+from .kernels.jit import DISABLED
 from .problem import ConvProblem
 from .schedule import (
     DIRECT,
+    OUTER,
     Limits,
     Schedule,
     border_slabs,
     direct,
+    direct_cells,
     direct_weight_grad,
     forward_sweep,
     input_grad_sweep,
     staged_cells,
-    sum_cells,
 )
 
 Direction = Literal["forward", "input_grad", "weight_grad"]
@@ -71,7 +74,8 @@ class Plan:
             "plan": f"{self.direction} of {p.input_shape} * {p.weight_shape} -> {p.output_shape}, {self.dtype}",
             "device": f"{self.device}, {'all threads' if self.parallel else 'one thread'}",
             "kernel": self.kernel,
-            "schedule": f"tile {s.tile[inner]}, {s.filters} filters x {s.channels} channels a block, {s.splits} splits",
+            "schedule": f"tile {s.tile[inner]}, {s.filters} filters x {s.channels} channels a block, {s.splits} splits, "
+            f"{f'register block {s.register} x {s.vectors} vectors of {s.lanes}' if s.register else 'portable'}",
             "workspace": f"{self.shared_bytes:,} bytes, and {self.thread_bytes:,} a thread",
             "reason": self.reason,
         }
@@ -84,19 +88,17 @@ class Row(NamedTuple):
     name: str
     device: str
     directions: tuple[Direction, ...]
-    accepts: Callable[[ConvProblem, np.dtype[Any]], bool]
+    dtypes: str
     limits: Limits
+    micro: bool
     why: str
 
 
-def _anything(problem: ConvProblem, dtype: np.dtype[Any]) -> bool:
-    return True
-
-
-# The first row that accepts a problem computes it.
+# The first row that takes a direction and a dtype computes it; a problem without products has nothing for a micro-kernel to do.
 TABLE = (
-    Row("direct", "cpu", ("forward", "input_grad"), _anything, DIRECT, "serves every dtype and option"),
-    Row("direct_weight_grad", "cpu", ("weight_grad",), _anything, DIRECT, "serves every dtype and option"),
+    Row("outer", "cpu", ("forward", "input_grad"), "f", OUTER, True, "a micro-kernel serves float32 and float64"),
+    Row("direct", "cpu", ("forward", "input_grad"), "fciu", DIRECT, False, "the portable loop serves every dtype"),
+    Row("direct_weight_grad", "cpu", ("weight_grad",), "fciu", DIRECT, False, "the portable loop serves every dtype"),
 )
 
 
@@ -143,9 +145,11 @@ def plan(
     return select(direction, ConvProblem.make(input_shape, weight_shape, **options), check_dtype(dtype))
 
 
-def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any]) -> Plan:
-    """The plan for a problem that is already valid."""
-    row = next(row for row in TABLE if direction in row.directions and row.accepts(problem, dtype))
+@functools.lru_cache(maxsize=4096)
+def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None) -> Plan:
+    """The plan for a problem that is already valid, on this machine's CPU or on another."""
+    micro = problem.flops > 0 and not DISABLED
+    row = next(row for row in TABLE if direction in row.directions and dtype.kind in row.dtypes and micro >= row.micro)
     itemsize = accumulator(dtype).itemsize
     weight_bytes = math.prod(problem.weight_shape) * itemsize
     if direction == "weight_grad":
@@ -155,10 +159,10 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any]) -> 
         thread = (schedule.tile[2] + staged_cells(sweep, schedule)) * itemsize
     else:
         sweep = forward_sweep(problem) if direction == "forward" else input_grad_sweep(problem)
-        schedule = direct(sweep, itemsize, row.limits)
-        border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0)
-        shared = weight_bytes + problem.batch * problem.channels * border * itemsize if direction == "input_grad" else 0
-        thread = (sum_cells(sweep, schedule) + staged_cells(sweep, schedule)) * itemsize
+        schedule = direct(sweep, itemsize, row.limits, (machine or host()) if row.micro else None)
+        border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0) if direction == "input_grad" else 0
+        shared = weight_bytes + problem.batch * problem.channels * border * itemsize
+        thread = direct_cells(sweep, schedule) * itemsize
     parallel = problem.flops >= row.limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
     return Plan(direction, problem, dtype, "cpu", row.name, schedule, parallel, shared, thread, reason)

@@ -10,25 +10,44 @@ import operator
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from .kernels.cpu.microkernel import Machine
 from .kernels.cpu.tile import Axis
-from .problem import ConvProblem, Triple
+from .problem import LARGEST, ConvProblem, Triple
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schedule:
-    """Tile of outputs, filters and channels of a block, splits of the sum over (n, o) in a weight gradient."""
+    """How a direct kernel cuts one sweep over a problem.
+
+    Attributes
+    ----------
+    tile : tuple of three ints
+        Outputs of a tile on each axis.
+    filters, channels : int
+        Filters whose sums are kept at once, channels that are staged at once.
+    splits : int
+        Parts of the sum over (n, o) in a weight gradient.
+    dense : tuple of three bools
+        Axes that are staged with a copy for each tap; see `kernels.cpu.tile`.
+    register, vectors, lanes : int
+        Filters and vectors of one call of a micro-kernel, and scalars of a vector; 0, 1, 1 for the portable loop.
+    """
 
     tile: Triple
     filters: int
     channels: int
     splits: int = 1
+    dense: tuple[bool, bool, bool] = (False, False, False)
+    register: int = 0
+    vectors: int = 1
+    lanes: int = 1
 
 
 class Limits(NamedTuple):
     """Sizes that a family's tiles should stay within.
 
-    sums : cells of one filter's output tile; it is read and written for every four taps, so it belongs in first-level cache.
-    staged : bytes of staged input, read again for every filter; it belongs in second-level cache.
+    sums : cells of one filter's output tile.
+    staged : bytes of staged input, read again for every block of filters; it belongs in second-level cache.
     filters : filters that share a staged tile.
     jobs : jobs that are enough to keep the threads busy; a weight gradient splits its sum until it has them.
     parallel : floating-point operations from which several threads pay for their launch.
@@ -43,6 +62,10 @@ class Limits(NamedTuple):
 
 # First values, from cache sizes (32 KiB first-level, 512 KiB or more second-level); not tuned.
 DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, jobs=32, parallel=500_000)
+OUTER = Limits(sums=1024, staged=256 * 1024, filters=64, jobs=32, parallel=4_000_000)
+
+# A staged cell costs about this many times a multiplication of it: a load, a store, and their share of a row's overhead.
+STAGING = 3
 
 
 class Sweep(NamedTuple):
@@ -55,15 +78,23 @@ class Sweep(NamedTuple):
     stride: Triple
     dilation: Triple
 
-    @property
-    def shifts(self) -> Triple:
-        """Cells by which a staged row exceeds the outputs' row, on each axis."""
-        return triple((k - 1) * d // s for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True))
+    def slots(self, schedule: Schedule) -> Triple:
+        """Staged rows of each axis: one for each tap where it is dense, else one for each phase that the taps read."""
+        return triple(
+            k if dense else min(k, s // math.gcd(s, d))
+            for dense, k, s, d in zip(schedule.dense, self.kernel, self.stride, self.dilation, strict=True)
+        )
+
+    def extents(self, schedule: Schedule) -> Triple:
+        """Cells of a staged row on each axis."""
+        return triple(
+            tile if dense else tile + shift for tile, dense, shift in zip(schedule.tile, schedule.dense, self.shifts, strict=True)
+        )
 
     @property
-    def phases(self) -> Triple:
-        """Phases of the input grid that the taps read, on each axis."""
-        return triple(min(k, s // math.gcd(s, d)) for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True))
+    def shifts(self) -> Triple:
+        """Cells by which a staged row exceeds the outputs' row, on each axis, where taps share it."""
+        return triple((k - 1) * d // s for k, s, d in zip(self.kernel, self.stride, self.dilation, strict=True))
 
 
 def triple(values: Iterable[int]) -> Triple:
@@ -126,17 +157,28 @@ def even(count: int, most: int) -> int:
     return max(1, -(-count // tiles))
 
 
-def direct(sweep: Sweep, itemsize: int, limits: Limits) -> Schedule:
-    """Tiles whose rows of sums stay within `limits.sums` cells, and as many channels as `limits.staged` bytes hold."""
+def direct(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine | None = None) -> Schedule:
+    """Tiles whose rows of sums stay within `limits.sums` cells, and as many channels as `limits.staged` bytes hold.
+
+    With a machine, the schedule of its micro-kernel: blocks of filters that are as equal as possible, and as many vectors as leave
+    registers for a vector of input each and for one weight.
+    """
+    dense, register, vectors, lanes, block = (False,) * 3, 0, 1, 1, min(sweep.filters, limits.filters)
+    if machine is not None:
+        lanes = machine.vector // itemsize
+        register = even(sweep.filters, (machine.registers - 3) // 2)
+        vectors = min(8, (machine.registers - 1) // (register + 1))
+        block = even(-(-sweep.filters // register), max(1, limits.filters // register)) * register
+        copies = STAGING / (sweep.filters * sweep.kernel[0] * sweep.kernel[1])
+        dense = (False, False, sweep.shifts[2] / max(1, min(sweep.out[2], limits.sums)) > copies)
     sizes: list[int] = []
     room = limits.sums
-    for out, extra in zip(reversed(sweep.out), reversed(sweep.shifts), strict=True):
+    for out, extra, whole in zip(reversed(sweep.out), reversed(sweep.shifts), reversed(dense), strict=True):
         sizes.insert(0, even(out, room))
-        room //= sizes[0] + extra
-    schedule = Schedule(triple(sizes), max(1, min(sweep.filters, limits.filters)), 1)
-    plane = staged_cells(sweep, schedule)
-    channels = max(1, min(sweep.channels, limits.staged // (plane * itemsize)))
-    return dataclasses.replace(schedule, channels=channels)
+        room //= sizes[0] + extra * (not whole)
+    schedule = Schedule(triple(sizes), max(1, block), 1, 1, dense, register, vectors, lanes)
+    channels = max(1, min(sweep.channels, limits.staged // (staged_cells(sweep, schedule) * itemsize)))
+    return dataclasses.replace(schedule, channels=even(sweep.channels, channels))
 
 
 def direct_weight_grad(sweep: Sweep, itemsize: int, limits: Limits, groups: int, batch: int) -> Schedule:
@@ -149,21 +191,36 @@ def direct_weight_grad(sweep: Sweep, itemsize: int, limits: Limits, groups: int,
 
 def staged_cells(sweep: Sweep, schedule: Schedule) -> int:
     """Cells of staged input of one block of channels."""
-    plane = math.prod(size + extra for size, extra in zip(schedule.tile, sweep.shifts, strict=True))
-    return schedule.channels * plane * math.prod(sweep.phases)
+    return schedule.channels * math.prod(sweep.extents(schedule)) * math.prod(sweep.slots(schedule))
 
 
 def sum_cells(sweep: Sweep, schedule: Schedule) -> int:
-    """Cells of the sums of one block of filters."""
-    t, s = schedule.tile, sweep.shifts
-    return schedule.filters * (((t[0] - 1) * (t[1] + s[1]) + t[1] - 1) * (t[2] + s[2]) + t[2])
+    """Cells of the sums of one block of filters, each row a whole number of vectors."""
+    t, e = schedule.tile, sweep.extents(schedule)
+    longest = ((t[0] - 1) * e[1] + t[1] - 1) * e[2] + t[2]
+    return schedule.filters * -(-longest // schedule.lanes) * schedule.lanes
+
+
+def direct_cells(sweep: Sweep, schedule: Schedule) -> int:
+    """Scratch of the direct kernel: sums, staged input, and the vectors that its last call may read beyond."""
+    return sum_cells(sweep, schedule) + staged_cells(sweep, schedule) + schedule.vectors * schedule.lanes
 
 
 def axes_of(sweep: Sweep, schedule: Schedule, size: Triple, offset: Triple, out: Triple) -> tuple[Axis, Axis, Axis]:
     """The kernel's view of the three axes: `size` input cells, `out` outputs, the first at input position `offset`."""
+    slots, extents = sweep.slots(schedule), sweep.extents(schedule)
     d, h, w = (
-        Axis(size[a], sweep.stride[a], sweep.dilation[a], offset[a], out[a], schedule.tile[a], sweep.phases[a],
-             schedule.tile[a] + sweep.shifts[a])
+        Axis(
+            size[a],
+            sweep.stride[a],
+            sweep.dilation[a],
+            offset[a],
+            out[a],
+            schedule.tile[a],
+            slots[a],
+            extents[a],
+            LARGEST if schedule.dense[a] else sweep.stride[a],
+        )
         for a in range(3)
-    )  # fmt: skip
+    )
     return d, h, w

@@ -8,16 +8,28 @@ The cells of one phase are stored side by side, so that a tap is a constant offs
 stride and dilation. Taps r and r + phases, phases = stride / gcd(stride, dilation), share a phase: slot `r mod phases`. With three
 axes a channel is staged as [slot0, slot1, slot2, cell0, cell1, cell2], and an output tile [t0, t1, t2] becomes one run of
 ((t0 - 1) * extent1 + t1 - 1) * extent2 + t2 cells, which also passes over some cells between its rows that nobody asked for.
+
+An axis may instead be staged densely, with a slot for each tap: then extent = tile, and no cell between its rows is wasted, at the cost
+of a copy for each tap. That pays where many filters read the same staged input.
 """
 
 from typing import NamedTuple
 
 from ..jit import kernel
-from ..padding import source_index
+from ..padding import ZEROS, source_index
+from .microkernel import call_kernel
 
 
 class Axis(NamedTuple):
-    """One spatial axis of a convolution, and how its outputs are tiled; `offset` is the input position of output 0, tap 0."""
+    """One spatial axis of a convolution, and how its outputs are tiled.
+
+    size : input cells
+    stride, dilation : input cells between outputs, and between taps
+    offset : input position of output 0, tap 0
+    out, tile : outputs, and outputs of a tile
+    slots, extent : staged rows, and cells of each
+    period : slot q starts at cell  q * dilation mod period : the stride where taps share slots, beyond any cell where they do not
+    """
 
     size: int
     stride: int
@@ -25,59 +37,93 @@ class Axis(NamedTuple):
     offset: int
     out: int
     tile: int
-    phases: int
+    slots: int
     extent: int
+    period: int
 
 
 class Blocks(NamedTuple):
-    """What the tiling of a kernel adds to its axes."""
+    """What the tiling of a kernel adds to its axes.
+
+    groups, mode : as in the problem, the mode as its number
+    filters, channels : filters and channels of a block
+    register : filters of one call of a micro-kernel; 0 for the portable loop
+    vectors, lanes : vectors of one call, and scalars of a vector
+    conjugate : whether the input is to be conjugated
+    """
 
     groups: int
     mode: int
     filters: int
     channels: int
+    register: int
+    vectors: int
+    lanes: int
     conjugate: int
 
 
 @kernel
-def stage_row(row, start, stride, size, mode, cells):
-    """Copy cells `start, start + stride, ...` of the padded `row` to `cells`."""
-    count = cells.shape[0]
-    zero = cells.dtype.type(0)  # a literal 0 would make uint64 and it meet in float64
-    low = min(max(-(start // stride), 0), count)
-    high = min(max((size - 1 - start) // stride + 1, low), count)
+def stage_row(row, source, start, low, high, axis, mode):
+    """Fill the cells of a staged row outside `low` to `high`, where the border is; and all of it, if `source` is within."""
+    zero = row.dtype.type(0)  # a literal 0 would make uint64 and it meet in float64
     for j in range(low):
-        i = source_index(start + j * stride, size, mode)
-        cells[j] = row[i] if i >= 0 else zero
-    inside = row[start + low * stride :]
-    target = cells[low:high]
-    if stride == 1:
-        for j in range(high - low):
-            target[j] = inside[j]
-    else:
-        for j in range(high - low):
-            target[j] = inside[j * stride]
-    for j in range(high, count):
-        i = source_index(start + j * stride, size, mode)
-        cells[j] = row[i] if i >= 0 else zero
+        i = source_index(start + j * axis.stride, axis.size, mode)
+        row[j] = source[i] if i >= 0 else zero
+    for j in range(high, row.shape[0]):
+        i = source_index(start + j * axis.stride, axis.size, mode)
+        row[j] = source[i] if i >= 0 else zero
 
 
 @kernel
-def stage(x, n, c, o0, o1, o2, d, h, w, mode, cells):
-    """Stage channel `c` of image `n` for the output tile at (o0, o1, o2)."""
+def stage(x, n, c, o0, o1, o2, d, h, w, mode, load, cells):
+    """Stage channel `c` of image `n` for the output tile at (o0, o1, o2).
+
+    `load` is the address of the micro-kernel for rows of this stride, which needs neighbouring cells of x to be so in memory, and room
+    for a vector behind `cells`; 0 for the portable loop.
+    """
+    size = cells.itemsize
     at = 0
-    start2 = o2 * w.stride + w.offset
-    for q0 in range(d.phases):
-        for q1 in range(h.phases):
-            for q2 in range(w.phases):
-                phase2 = q2 * w.dilation % w.stride
-                for j0 in range(d.extent):
-                    i0 = source_index((o0 + j0) * d.stride + q0 * d.dilation % d.stride + d.offset, d.size, mode)
-                    for j1 in range(h.extent):
-                        i1 = source_index((o1 + j1) * h.stride + q1 * h.dilation % h.stride + h.offset, h.size, mode)
-                        row = cells[at : at + w.extent]
-                        if i0 >= 0 and i1 >= 0:
-                            stage_row(x[n, c, i0, i1], start2 + phase2, w.stride, w.size, mode, row)
+    for q01 in range(d.slots * h.slots):  # in the order of memory, as `load` asks
+        q0, q1 = q01 // h.slots, q01 % h.slots
+        top = o1 * h.stride + q1 * h.dilation % h.period + h.offset
+        for q2 in range(w.slots):
+            start = o2 * w.stride + q2 * w.dilation % w.period + w.offset
+            low = min(max(-(start // w.stride), 0), w.extent)
+            high = min(max((w.size - 1 - start) // w.stride + 1, low), w.extent)
+            first = start + low * w.stride
+            for j0 in range(d.extent):
+                i0 = source_index((o0 + j0) * d.stride + q0 * d.dilation % d.period + d.offset, d.size, mode)
+                j1 = 0
+                while j1 < h.extent:
+                    i1 = source_index(top + j1 * h.stride, h.size, mode)
+                    row = cells[at : at + w.extent]
+                    if i0 < 0 or i1 < 0:
+                        row[:] = 0
+                        rows = 1
+                    elif load != 0:
+                        # rows that lie one stride apart in the input are loaded in one go
+                        rows = 1
+                        if i1 == top + j1 * h.stride:
+                            rows = min(h.extent - j1, (h.size - 1 - i1) // h.stride + 1)
+                        source = x.ctypes.data + n * x.strides[0] + c * x.strides[1] + i0 * x.strides[2] + i1 * x.strides[3]
+                        target = cells.ctypes.data + at * size
+                        step = w.stride * size
+                        pitch = h.stride * x.strides[3]
+                        call_kernel(load, source + start * size, pitch, step, target, w.extent * size, rows, low, high, w.extent)
+                        if mode != ZEROS and (low > 0 or high < w.extent):
+                            for r in range(rows):
+                                border = cells[at + r * w.extent : at + (r + 1) * w.extent]
+                                stage_row(border, x[n, c, i0, i1 + r * h.stride], start, low, high, w, mode)
+                    else:
+                        rows = 1
+                        source = x[n, c, i0, i1]
+                        inside, target = source[first:], row[low:high]
+                        if w.stride == 1:
+                            for j in range(high - low):
+                                target[j] = inside[j]
                         else:
-                            row[:] = 0
-                        at += w.extent
+                            for j in range(high - low):
+                                target[j] = inside[j * w.stride]
+                        stage_row(row, source, start, low, high, w, mode)
+                    j1 += rows
+                    at += rows * w.extent

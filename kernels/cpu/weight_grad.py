@@ -34,7 +34,7 @@ def jobs(first, last, dy, x, sums, offsets, scratch, d, h, w, blocks):
     channel_blocks, filter_blocks = -(-channels // blocks.channels), -(-filters // blocks.filters)
     tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
     places = dy.shape[0] * tiles0 * tiles1 * tiles2
-    plane = d.phases * h.phases * w.phases * d.extent * h.extent * w.extent
+    plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
     row = scratch[: w.tile]
     cells = scratch[w.tile :]
     for job in range(first, last):
@@ -54,7 +54,7 @@ def jobs(first, last, dy, x, sums, offsets, scratch, d, h, w, blocks):
             t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
             for c in range(c_first, c_last):
                 at = (c - c_first) * plane
-                stage(x, n, g * channels + c, o0, o1, o2, d, h, w, blocks.mode, cells[at : at + plane])
+                stage(x, n, g * channels + c, o0, o1, o2, d, h, w, blocks.mode, 0, cells[at : at + plane])
             if blocks.conjugate:
                 for i in range((c_last - c_first) * plane):
                     cells[i] = cells[i].conjugate()

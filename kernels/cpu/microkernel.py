@@ -1,0 +1,313 @@
+"""The inner loops that decide the speed of float32 and float64, written as LLVM IR and compiled by llvmlite alone.
+
+    outer     sums[p, i] += sum_t weights[t, p] * cells[offsets[t] + i]       p < P filters, i < V vectors of positions
+    load      cells[row, j] = source[row, j * stride] for low <= j < high, else 0
+    store     target[row, j] = sums[row, j] + bias
+
+`outer` broadcasts weights over vectors of neighbouring outputs: its sums are rows of the output, so nothing is transposed, and a
+tap is one offset into the staged input, whatever stride, dilation and number of axes. All sums of a call stay in registers. Terms
+are added in the order of t, each by one FMA, as the portable loop of `direct` does: the results are the same bits.
+
+A kernel is a C function that Numba's drivers call by address. It is compiled when a schedule first asks for it, in some
+milliseconds, and touches no lane of memory outside of what its arguments describe.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ..jit import DISABLED, llvm_lock
+
+WORD = ir.IntType(64)
+POINTER = ir.IntType(8).as_pointer()
+INDEX = ir.IntType(32)
+
+
+class Machine(NamedTuple):
+    """What a kernel is compiled for: LLVM's names of CPU and features, and what follows for tiles.
+
+    vector : bytes of a vector register
+    registers : number of vector registers
+    triple : LLVM's name of the platform; empty for this process's
+    """
+
+    cpu: str
+    features: str
+    vector: int
+    registers: int
+    triple: str = ""
+
+
+@functools.cache
+def host() -> Machine:
+    """This machine."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f") and features.get("avx512vl"):
+        vector, registers = 64, 32
+    elif features.get("avx2") and features.get("fma"):
+        vector, registers = 32, 16
+    elif features.get("neon"):
+        vector, registers = 16, 32
+    else:
+        vector, registers = 16, 16
+    return Machine(llvm.get_host_cpu_name(), features.flatten(), vector, registers)
+
+
+class _Function:
+    """One kernel under construction: its builder, and shorthands for what both kernels do."""
+
+    def __init__(self, module: ir.Module, name: str, itemsize: int, vector: int, arguments: str):
+        self.module = module
+        self.itemsize = itemsize
+        self.scalar = ir.FloatType() if itemsize == 4 else ir.DoubleType()
+        self.lanes = vector // itemsize
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.suffix = f"v{self.lanes}f{itemsize * 8}"
+        names = arguments.split()
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [WORD] * len(names)), name)
+        for argument, label in zip(function.args, names, strict=True):
+            argument.name = label
+        self.arguments = dict(zip(names, function.args, strict=True))
+        self.builder = ir.IRBuilder(function.append_basic_block("entry"))
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        self.fma = self.intrinsic(f"llvm.fma.{self.suffix}", kind)
+
+    def intrinsic(self, name: str, kind: ir.FunctionType) -> Any:
+        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
+
+    def word(self, value: int) -> ir.Constant:
+        return ir.Constant(WORD, value)
+
+    def add(self, base: Any, offset: int) -> Any:
+        return self.builder.add(base, self.word(offset)) if offset else base
+
+    def load(self, address: Any, kind: ir.Type, offset: int = 0) -> Any:
+        """Load at a byte offset, aligned to no more than a scalar."""
+        pointer = self.builder.inttoptr(address, POINTER)
+        pointer = self.builder.gep(pointer, [self.word(offset)])
+        value = self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()))
+        value.align = 8 if kind == WORD else self.itemsize
+        return value
+
+    def masked_load(self, address: Any, mask: Any) -> Any:
+        """The lanes of `mask`; zero in the others, whose memory is not touched."""
+        kind = ir.FunctionType(self.vector, [POINTER, INDEX, mask.type, self.vector])
+        function = self.intrinsic(f"llvm.masked.load.{self.suffix}.p0", kind)
+        size, zero = ir.Constant(INDEX, self.itemsize), ir.Constant(self.vector, None)
+        return self.builder.call(function, [self.builder.inttoptr(address, POINTER), size, mask, zero])
+
+    def masked_gather(self, address: Any, step: Any, mask: Any) -> Any:
+        """As `masked_load`, of scalars `step` bytes apart."""
+        b, kind = self.builder, ir.VectorType(WORD, self.lanes)
+        lanes = ir.Constant(kind, list(range(self.lanes)))
+        addresses = b.add(self.splat(address, WORD), b.mul(lanes, self.splat(step, WORD)))
+        pointers = b.inttoptr(addresses, ir.VectorType(POINTER, self.lanes))
+        kind = ir.FunctionType(self.vector, [pointers.type, INDEX, mask.type, self.vector])
+        function = self.intrinsic(f"llvm.masked.gather.{self.suffix}.v{self.lanes}p0", kind)
+        return b.call(function, [pointers, ir.Constant(INDEX, self.itemsize), mask, ir.Constant(self.vector, None)])
+
+    def masked_store(self, value: Any, address: Any, mask: Any) -> None:
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, POINTER, INDEX, mask.type])
+        function = self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", kind)
+        self.builder.call(function, [value, self.builder.inttoptr(address, POINTER), ir.Constant(INDEX, self.itemsize), mask])
+
+    def below(self, count: Any) -> Any:
+        """Mask of the lanes below `count`, which may be negative."""
+        kind = ir.VectorType(WORD, self.lanes)
+        return self.builder.icmp_signed("<", ir.Constant(kind, list(range(self.lanes))), self.splat(count, WORD))
+
+    def store(self, value: Any, address: Any, offset: int = 0) -> None:
+        pointer = self.builder.gep(self.builder.inttoptr(address, POINTER), [self.word(offset)])
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer())).align = self.itemsize
+
+    def splat(self, value: Any, kind: ir.Type | None = None) -> Any:
+        b, kind = self.builder, ir.VectorType(kind or self.scalar, self.lanes)
+        first = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(INDEX, 0))
+        return b.shuffle_vector(first, first, ir.Constant(ir.VectorType(INDEX, self.lanes), [0] * self.lanes))
+
+    def loop(self, count: Any, carried: list[Any], body: Any) -> list[Any]:
+        """`carried = body(carried)`, `count` times; values in and out."""
+        b = self.builder
+        before, inside, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
+        b.cbranch(b.icmp_signed(">", count, self.word(0)), inside, after)
+        b.position_at_end(inside)
+        index = b.phi(WORD)
+        index.add_incoming(self.word(0), before)
+        values = [b.phi(value.type) for value in carried]
+        for phi, value in zip(values, carried, strict=True):
+            phi.add_incoming(value, before)
+        following = body(values)
+        bumped = b.add(index, self.word(1))
+        index.add_incoming(bumped, b.block)
+        for phi, value in zip(values, following, strict=True):
+            phi.add_incoming(value, b.block)
+        b.cbranch(b.icmp_signed("<", bumped, count), inside, after)
+        last = b.block
+        b.position_at_end(after)
+        results = [b.phi(value.type) for value in carried]
+        for phi, old, new in zip(results, carried, following, strict=True):
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, last)
+        return results
+
+
+def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, vectors: int) -> None:
+    """Emit `outer` for `filters` x `vectors`.
+
+    C signature, all 64-bit: (weights, cells, offsets, terms, sums, row, first). Addresses but for `terms`, the number of taps; `row`,
+    bytes from one row of sums to the next; `first`, whether sums start at zero instead of what memory holds. The weights of a tap lie
+    side by side; offsets are in bytes.
+    """
+    f = _Function(module, name, itemsize, vector, "weights cells offsets terms sums row first")
+    b, a = f.builder, f.arguments
+    rows = [a["sums"]]
+    for _ in range(filters - 1):
+        rows.append(b.add(rows[-1], a["row"]))
+    fresh, kept, merge = (b.append_basic_block(block) for block in ("fresh", "kept", "merge"))
+    b.cbranch(b.icmp_signed("!=", a["first"], f.word(0)), fresh, kept)
+    b.position_at_end(kept)
+    loaded = [f.load(row, f.vector, v * vector) for row in rows for v in range(vectors)]
+    b.branch(merge)
+    b.position_at_end(fresh)
+    b.branch(merge)
+    b.position_at_end(merge)
+    sums = []
+    for value in loaded:
+        phi = b.phi(f.vector)
+        phi.add_incoming(value, kept)
+        phi.add_incoming(ir.Constant(f.vector, None), fresh)
+        sums.append(phi)
+
+    def step(values: list[Any]) -> list[Any]:
+        weights, offsets, *sums = values
+        place = b.add(a["cells"], f.load(offsets, WORD))
+        xs = [f.load(place, f.vector, v * vector) for v in range(vectors)]
+        for p in range(filters):
+            weight = f.splat(f.load(weights, f.scalar, p * itemsize))
+            for v in range(vectors):
+                at = p * vectors + v
+                sums[at] = b.call(f.fma, [weight, xs[v], sums[at]])
+        return [f.add(weights, filters * itemsize), f.add(offsets, 8), *sums]
+
+    _, _, *sums = f.loop(a["terms"], [a["weights"], a["offsets"], *sums], step)
+    for p, row in enumerate(rows):
+        for v in range(vectors):
+            f.store(sums[p * vectors + v], row, v * vector)
+    b.ret_void()
+
+
+def load(module: ir.Module, name: str, itemsize: int, vector: int, strided: bool) -> None:
+    """Emit `load`, of neighbouring or of strided cells.
+
+    C signature, all 64-bit: (source, source_row, step, target, target_row, rows, low, high, extent). Addresses; bytes from row to row
+    of the source; bytes from cell to cell of it; bytes from row to row of the target; counts. Of each row, cells `low` to `high` are
+    read. Each row is written in whole vectors, so that what follows a row in memory must be written after it.
+    """
+    f = _Function(module, name, itemsize, vector, "source source_row step target target_row rows low high extent")
+    b, a = f.builder, f.arguments
+    vectors = b.sdiv(b.add(a["extent"], f.word(f.lanes - 1)), f.word(f.lanes))
+    stride = b.mul(a["step"], f.word(f.lanes))
+
+    def row(values: list[Any]) -> list[Any]:
+        source, target = values
+
+        def cells(values: list[Any]) -> list[Any]:
+            source, target, low, high = values
+            mask = b.and_(f.below(high), b.not_(f.below(low)))
+            value = f.masked_gather(source, a["step"], mask) if strided else f.masked_load(source, mask)
+            f.store(value, target)
+            return [b.add(source, stride), f.add(target, vector), f.add(low, -f.lanes), f.add(high, -f.lanes)]
+
+        f.loop(vectors, [source, target, a["low"], a["high"]], cells)
+        return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
+
+    f.loop(a["rows"], [a["source"], a["target"]], row)
+    b.ret_void()
+
+
+def store(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
+    """Emit `store`.
+
+    C signature, all 64-bit: (source, source_row, target, target_row, rows, count, bias): addresses, bytes from row to row, counts, and
+    the address of the bias.
+    """
+    f = _Function(module, name, itemsize, vector, "source source_row target target_row rows count bias")
+    b, a = f.builder, f.arguments
+    bias = f.splat(f.load(a["bias"], f.scalar))
+    whole = b.sdiv(a["count"], f.word(f.lanes))
+    tail = f.below(b.srem(a["count"], f.word(f.lanes)))
+
+    def row(values: list[Any]) -> list[Any]:
+        source, target = values
+
+        def cells(values: list[Any]) -> list[Any]:
+            source, target = values
+            f.store(b.fadd(f.load(source, f.vector), bias), target)
+            return [f.add(source, vector), f.add(target, vector)]
+
+        last, end = f.loop(whole, [source, target], cells)
+        f.masked_store(b.fadd(f.masked_load(last, tail), bias), end, tail)
+        return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
+
+    f.loop(a["rows"], [a["source"], a["target"]], row)
+    b.ret_void()
+
+
+EMITTERS = {"outer": outer, "load": load, "store": store}
+
+
+def emit(module: ir.Module, machine: Machine) -> tuple[Any, Any]:
+    """Optimise a module for `machine`: LLVM's module, and the target machine that turns it into code."""
+    with llvm_lock:
+        llvm.initialize_all_targets()
+        llvm.initialize_all_asmprinters()
+        triple = machine.triple or llvm.get_process_triple()
+        target = llvm.Target.from_triple(triple).create_target_machine(cpu=machine.cpu, features=machine.features, opt=3)
+        module.triple = triple
+        parsed = llvm.parse_assembly(str(module))
+        parsed.verify()
+        passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
+        passes.getModulePassManager().run(parsed, passes)
+        return parsed, target
+
+
+_engines: list[Any] = []  # own the code that addresses point into
+
+
+@functools.cache
+def kernel_address(machine: Machine, itemsize: int, name: str, *shape: int) -> int:
+    """Compile a kernel of `EMITTERS` for this process, once, and return its address."""
+    module = ir.Module(name)
+    EMITTERS[name](module, name, itemsize, machine.vector, *shape)
+    parsed, target = emit(module, machine)
+    with llvm_lock:
+        engine = llvm.create_mcjit_compiler(parsed, target)
+        engine.finalize_object()
+        _engines.append(engine)
+        return int(engine.get_function_address(name))
+
+
+if DISABLED:
+
+    def call_kernel(address, *arguments):
+        """Without compilation there is nothing to call: the portable loops serve."""
+        raise NotImplementedError
+
+else:
+
+    @intrinsic
+    def call_kernel(typingctx, address, *arguments):
+        """Call the kernel at `address` with integers, as its C signature has them."""
+        integers = types.StarArgTuple([types.intp] * len(arguments))
+
+        def codegen(context, builder, signature, values):
+            words = [builder.extract_value(values[1], i) for i in range(len(arguments))]
+            kind = ir.FunctionType(ir.VoidType(), [WORD] * len(arguments))
+            builder.call(builder.inttoptr(values[0], kind.as_pointer()), words)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, integers), codegen

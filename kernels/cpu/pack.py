@@ -1,0 +1,39 @@
+"""Weights in the order in which a direct kernel reads them: blocks of filters, in a block tap by tap, the filters of a tap side by side.
+
+    packed[group, block, t, p] = weight[group, block * size + p, t]      t over channels and taps
+
+The last block of a group may be smaller. A job is one block.
+"""
+
+import numba
+
+from ..jit import call, kernel
+
+
+@kernel
+def jobs(first, last, weight, size, packed):
+    """Pack blocks `first` to `last`; weight (groups, filters, channels, ...), of any strides, packed (weight.size,)."""
+    filters, channels = weight.shape[1], weight.shape[2]
+    taps = weight.shape[3] * weight.shape[4] * weight.shape[5]
+    blocks = -(-filters // size)
+    for job in range(first, last):
+        g, k_first = job // blocks, job % blocks * size
+        count = min(size, filters - k_first)
+        block = packed[(g * filters + k_first) * channels * taps :]
+        at = 0
+        for c in range(channels):
+            for r0 in range(weight.shape[3]):
+                for r1 in range(weight.shape[4]):
+                    for r2 in range(weight.shape[5]):
+                        column = weight[g, k_first : k_first + count, c, r0, r1, r2]
+                        target = block[at : at + count]
+                        for p in range(count):
+                            target[p] = column[p]
+                        at += count
+
+
+@kernel(parallel=True)
+def parallel(run_jobs, threads, count, weight, size, packed):
+    """Pack `count` blocks, an equal share on each thread; `run_jobs` is the address of `jobs`."""
+    for thread in numba.prange(threads):
+        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, weight, size, packed)
