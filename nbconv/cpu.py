@@ -38,8 +38,6 @@ from .schedule import (
     axes_of,
     border_slabs,
     direct_cells,
-    forward_sweep,
-    input_grad_sweep,
     interior,
     staged_cells,
     triple,
@@ -113,17 +111,17 @@ def _offsets(sweep: Sweep, schedule: Schedule, itemsize: int) -> Array:
 
 
 @functools.lru_cache(maxsize=512)
-def _micro(schedule: Schedule, filters: int, itemsize: int, load: str, store: bool) -> Array:
+def _micro(schedule: Schedule, filters: int, itemsize: int, load: int | None, store: bool) -> Array:
     """Addresses of the micro-kernels in the order of `kernels.cpu.direct`, 0 for one that cannot serve.
 
-    `load` tells how input rows lie in memory: "" not to be loaded by a kernel, "near" cell by cell, "strided".
+    `load` is the stride to load rows with, None if a kernel cannot.
     """
     if not schedule.register:
         return np.zeros(6, np.intp)
     last = filters - (-(-filters // schedule.register) - 1) * schedule.register
     at = functools.partial(kernel_address, host(), itemsize)
     outer = [at("outer", count, vectors) for count in (schedule.register, last) for vectors in (schedule.vectors, 1)]
-    return np.array([*outer, at("load", load == "strided") if load else 0, at("store") if store else 0], np.intp)
+    return np.array([*outer, 0 if load is None else at("load", load if load <= 2 else 0), at("store") if store else 0], np.intp)
 
 
 def _tiles(d: Axis, h: Axis, w: Axis) -> int:
@@ -162,6 +160,8 @@ def _run_direct(
     `weight` is (groups, filters, channels, ...), filters and channels being those of this sweep.
     """
     schedule, groups = plan.schedule, plan.problem.groups
+    if sweep.folded:
+        x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
     axes = axes_of(sweep, schedule, triple(x.shape[2:]), offset, triple(out.shape[2:]))
     blocks = Blocks(groups, mode, schedule.filters, schedule.channels, schedule.register, schedule.vectors, schedule.lanes, 0)
     count = x.shape[0] * groups * _tiles(*axes) * -(-(out.shape[1] // groups) // schedule.filters)
@@ -169,8 +169,7 @@ def _run_direct(
     itemsize = out.itemsize if schedule.register else 1
     packed = _pack(weight, max(1, schedule.register), out.dtype, plan.parallel)
     near = x.dtype == out.dtype and x.strides[-1] == x.itemsize
-    load = ("near" if sweep.stride[2] == 1 else "strided") if near else ""
-    micro = _micro(schedule, sweep.filters, out.itemsize, load, out.strides[-1] == out.itemsize)
+    micro = _micro(schedule, sweep.filters, out.itemsize, sweep.stride[2] if near else None, out.strides[-1] == out.itemsize)
     arrays = x, packed, bias, out, _offsets(sweep, schedule, itemsize), micro
     with launch(plan.parallel) as threads:
         if threads == 1:
@@ -186,7 +185,7 @@ def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array,
         bias = np.zeros(out.shape[1], out.dtype)
     problem = plan.problem
     offset = triple(map(operator.neg, problem.before))
-    _run_direct(plan, forward_sweep(problem), x, _by_group(problem, weight), bias, out, offset, MODES.index(problem.mode), apply)
+    _run_direct(plan, plan.sweep, x, _by_group(problem, weight), bias, out, offset, MODES.index(problem.mode), apply)
 
 
 def _by_group(problem: ConvProblem, weight: Array) -> Array:
@@ -218,7 +217,7 @@ def _input_grad_slab(plan: Plan, grad_output: Array, weight: Array, bias: Array,
     """
     problem = plan.problem
     by_group = _by_group(problem, weight)
-    sweep = input_grad_sweep(problem)
+    sweep = plan.sweep
     phases = []
     for a in range(3):
         stride, dilation, low = problem.stride[a], problem.dilation[a], slab.low[a]
@@ -247,7 +246,7 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     problem, schedule = plan.problem, plan.schedule
     if out.size == 0:
         return
-    sweep = forward_sweep(problem)
+    sweep = plan.sweep
     axes = axes_of(sweep, schedule, problem.size, triple(map(operator.neg, problem.before)), problem.out)
     blocks = Blocks(
         problem.groups, MODES.index(problem.mode), schedule.filters, schedule.channels, 0, 1, 1, int(out.dtype.kind == "c")

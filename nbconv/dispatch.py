@@ -17,12 +17,15 @@ from .schedule import (
     OUTER,
     Limits,
     Schedule,
+    Sweep,
     border_slabs,
     direct,
     direct_cells,
     direct_weight_grad,
+    folded,
     forward_sweep,
     input_grad_sweep,
+    outer,
     staged_cells,
 )
 
@@ -54,6 +57,8 @@ class Plan:
         Workspace of the call and of each thread, besides the result.
     reason : str
         Why this kernel, and why this schedule.
+    sweep : Sweep
+        The run over the problem, or the largest of several, that the schedule is for.
     """
 
     direction: Direction
@@ -66,6 +71,7 @@ class Plan:
     shared_bytes: int
     thread_bytes: int
     reason: str
+    sweep: Sweep
 
     def __str__(self) -> str:
         p, s = self.problem, self.schedule
@@ -158,11 +164,20 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
         shared = schedule.splits * weight_bytes
         thread = (schedule.tile[2] + staged_cells(sweep, schedule)) * itemsize
     else:
-        sweep = forward_sweep(problem) if direction == "forward" else input_grad_sweep(problem)
-        schedule = direct(sweep, itemsize, row.limits, (machine or host()) if row.micro else None)
+        sweep, schedule = direct_sweep(direction, problem, itemsize, row, machine or host())
         border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0) if direction == "input_grad" else 0
         shared = weight_bytes + problem.batch * problem.channels * border * itemsize
         thread = direct_cells(sweep, schedule) * itemsize
     parallel = problem.flops >= row.limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
-    return Plan(direction, problem, dtype, "cpu", row.name, schedule, parallel, shared, thread, reason)
+    return Plan(direction, problem, dtype, "cpu", row.name, schedule, parallel, shared, thread, reason, sweep)
+
+
+def direct_sweep(direction: Direction, problem: ConvProblem, itemsize: int, row: Row, machine: Machine) -> tuple[Sweep, Schedule]:
+    """What a direct kernel runs over for the output or for dI, and how."""
+    sweep = forward_sweep(problem) if direction == "forward" else input_grad_sweep(problem)
+    if not row.micro:
+        return sweep, direct(sweep, itemsize, row.limits)
+    sweep = folded(sweep, problem, row.limits)
+    instances = problem.groups * (1 if sweep.folded else problem.batch)
+    return sweep, outer(sweep, itemsize, row.limits, machine, instances)

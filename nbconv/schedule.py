@@ -14,6 +14,8 @@ from .kernels.cpu.microkernel import Machine
 from .kernels.cpu.tile import Axis
 from .problem import LARGEST, ConvProblem, Triple
 
+NOWHERE = (False, False, False)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Schedule:
@@ -37,7 +39,7 @@ class Schedule:
     filters: int
     channels: int
     splits: int = 1
-    dense: tuple[bool, bool, bool] = (False, False, False)
+    dense: tuple[bool, bool, bool] = NOWHERE
     register: int = 0
     vectors: int = 1
     lanes: int = 1
@@ -48,7 +50,7 @@ class Limits(NamedTuple):
 
     sums : cells of one filter's output tile.
     staged : bytes of staged input, read again for every block of filters; it belongs in second-level cache.
-    filters : filters that share a staged tile.
+    filters : filters that share a staged tile; for a micro-kernel, kilobytes of their sums.
     jobs : jobs that are enough to keep the threads busy; a weight gradient splits its sum until it has them.
     parallel : floating-point operations from which several threads pay for their launch.
     """
@@ -62,10 +64,12 @@ class Limits(NamedTuple):
 
 # First values, from cache sizes (32 KiB first-level, 512 KiB or more second-level); not tuned.
 DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, jobs=32, parallel=500_000)
-OUTER = Limits(sums=1024, staged=256 * 1024, filters=64, jobs=32, parallel=4_000_000)
+OUTER = Limits(sums=1024, staged=256 * 1024, filters=512, jobs=4, parallel=4_000_000)
 
 # A staged cell costs about this many times a multiplication of it: a load, a store, and their share of a row's overhead.
 STAGING = 3
+# Filters that a staged tile must serve at the least, where filters are divided among jobs.
+LEAST = 56
 
 
 class Sweep(NamedTuple):
@@ -77,6 +81,7 @@ class Sweep(NamedTuple):
     kernel: Triple
     stride: Triple
     dilation: Triple
+    folded: bool = False
 
     def slots(self, schedule: Schedule) -> Triple:
         """Staged rows of each axis: one for each tap where it is dense, else one for each phase that the taps read."""
@@ -122,6 +127,13 @@ def input_grad_sweep(problem: ConvProblem) -> Sweep:
     return Sweep(filters, channels, out, kernel, (1, 1, 1), dilation)
 
 
+def folded(sweep: Sweep, problem: ConvProblem, limits: Limits) -> Sweep:
+    """Small images, several to a tile: the batch takes the place of the first axis, where the problem leaves that free."""
+    if problem.axes == 3 or problem.batch < 2 or 2 * math.prod(sweep.out) > limits.sums:
+        return sweep
+    return sweep._replace(out=(problem.batch, *sweep.out[1:]), folded=True)
+
+
 class Slab(NamedTuple):
     """A box of padded input cells, from `low` to below `high` on each axis."""
 
@@ -157,28 +169,45 @@ def even(count: int, most: int) -> int:
     return max(1, -(-count // tiles))
 
 
-def direct(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine | None = None) -> Schedule:
-    """Tiles whose rows of sums stay within `limits.sums` cells, and as many channels as `limits.staged` bytes hold.
+def direct(sweep: Sweep, itemsize: int, limits: Limits) -> Schedule:
+    """Portable loop: tiles whose rows of sums stay within `limits.sums` cells, and the channels that `limits.staged` bytes hold."""
+    schedule = Schedule(_tile(sweep, limits, NOWHERE), max(1, min(sweep.filters, limits.filters)), 1)
+    return _with_channels(sweep, schedule, itemsize, limits)
 
-    With a machine, the schedule of its micro-kernel: blocks of filters that are as equal as possible, and as many vectors as leave
-    registers for a vector of input each and for one weight.
+
+def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, instances: int) -> Schedule:
+    """Micro-kernel: equal blocks of filters, and as many vectors as leave registers for a vector of input each and for one weight.
+
+    An axis is staged densely where the cells wasted between its rows cost more than the copies. All filters share a staged tile, as far
+    as their sums fit and `limits.jobs` jobs remain; `instances` is how often the sweep is done, groups times images.
     """
-    dense, register, vectors, lanes, block = (False,) * 3, 0, 1, 1, min(sweep.filters, limits.filters)
-    if machine is not None:
-        lanes = machine.vector // itemsize
-        register = even(sweep.filters, (machine.registers - 3) // 2)
-        vectors = min(8, (machine.registers - 1) // (register + 1))
-        block = even(-(-sweep.filters // register), max(1, limits.filters // register)) * register
-        copies = STAGING / (sweep.filters * sweep.kernel[0] * sweep.kernel[1])
-        dense = (False, False, sweep.shifts[2] / max(1, min(sweep.out[2], limits.sums)) > copies)
+    lanes = machine.vector // itemsize
+    register = even(sweep.filters, (machine.registers - 3) // 2)
+    vectors = min(8, (machine.registers - 1) // (register + 1))
+    k, out = sweep.kernel, sweep.out
+    wide = sweep.shifts[2] / max(1, min(out[2], limits.sums)) > STAGING / (sweep.filters * k[0] * k[1])
+    high = sweep.folded and sweep.shifts[1] / max(1, out[1]) > STAGING / (sweep.filters * k[0])
+    dense = (False, high, wide)
+    schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, register, vectors, lanes)
+    most = max(register, limits.filters * 1024 // (sum_cells(sweep, schedule) * itemsize) * register)
+    places = max(1, instances * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
+    parts = max(-(-sweep.filters // most), min(-(-limits.jobs // places), -(-sweep.filters // LEAST)))
+    block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
+    return _with_channels(sweep, dataclasses.replace(schedule, filters=block), itemsize, limits)
+
+
+def _tile(sweep: Sweep, limits: Limits, dense: tuple[bool, bool, bool]) -> Triple:
     sizes: list[int] = []
     room = limits.sums
     for out, extra, whole in zip(reversed(sweep.out), reversed(sweep.shifts), reversed(dense), strict=True):
         sizes.insert(0, even(out, room))
         room //= sizes[0] + extra * (not whole)
-    schedule = Schedule(triple(sizes), max(1, block), 1, 1, dense, register, vectors, lanes)
-    channels = max(1, min(sweep.channels, limits.staged // (staged_cells(sweep, schedule) * itemsize)))
-    return dataclasses.replace(schedule, channels=even(sweep.channels, channels))
+    return triple(sizes)
+
+
+def _with_channels(sweep: Sweep, schedule: Schedule, itemsize: int, limits: Limits) -> Schedule:
+    most = limits.staged // (staged_cells(sweep, schedule) * itemsize)
+    return dataclasses.replace(schedule, channels=even(sweep.channels, max(1, most)))
 
 
 def direct_weight_grad(sweep: Sweep, itemsize: int, limits: Limits, groups: int, batch: int) -> Schedule:

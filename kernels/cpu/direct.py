@@ -102,7 +102,6 @@ def jobs(first, last, x, weight, bias, out, offsets, micro, scratch, apply, d, h
     tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
     longest = ((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile
     pitch = -(-longest // blocks.lanes) * blocks.lanes
-    plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
     sums = scratch[: blocks.filters * pitch]
     cells = scratch[blocks.filters * pitch :]
     staged = -1
@@ -124,9 +123,8 @@ def jobs(first, last, x, weight, bias, out, offsets, micro, scratch, apply, d, h
         for c_first in range(0, channels, blocks.channels):
             c_last = min(c_first + blocks.channels, channels)
             if blocks.channels < channels or staged != place:
-                for c in range(c_first, c_last):
-                    at = (c - c_first) * plane
-                    stage(x, n, g * channels + c, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells[at : at + plane])
+                channel = g * channels
+                stage(x, n, channel + c_first, channel + c_last, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
                 staged = place
             begin, count = c_first * taps, (c_last - c_first) * taps
             if blocks.register:

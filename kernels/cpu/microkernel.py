@@ -1,7 +1,7 @@
 """The inner loops that decide the speed of float32 and float64, written as LLVM IR and compiled by llvmlite alone.
 
     outer     sums[p, i] += sum_t weights[t, p] * cells[offsets[t] + i]       p < P filters, i < V vectors of positions
-    load      cells[row, j] = source[row, j * stride] for low <= j < high, else 0
+    load      cells[plane, row, j] = source[plane, row, j * stride] for low <= j < high, else 0
     store     target[row, j] = sums[row, j] + bias
 
 `outer` broadcasts weights over vectors of neighbouring outputs: its sums are rows of the output, so nothing is transposed, and a
@@ -115,10 +115,11 @@ class _Function:
         function = self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", kind)
         self.builder.call(function, [value, self.builder.inttoptr(address, POINTER), ir.Constant(INDEX, self.itemsize), mask])
 
-    def below(self, count: Any) -> Any:
-        """Mask of the lanes below `count`, which may be negative."""
+    def below(self, count: Any, places: Any = None) -> Any:
+        """Mask of the lanes whose place, by default their number, is below `count`, which may be negative."""
         kind = ir.VectorType(WORD, self.lanes)
-        return self.builder.icmp_signed("<", ir.Constant(kind, list(range(self.lanes))), self.splat(count, WORD))
+        numbers = ir.Constant(kind, list(range(self.lanes) if places is None else places))
+        return self.builder.icmp_signed("<", numbers, self.splat(count, WORD))
 
     def store(self, value: Any, address: Any, offset: int = 0) -> None:
         pointer = self.builder.gep(self.builder.inttoptr(address, POINTER), [self.word(offset)])
@@ -200,32 +201,51 @@ def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int
     b.ret_void()
 
 
-def load(module: ir.Module, name: str, itemsize: int, vector: int, strided: bool) -> None:
-    """Emit `load`, of neighbouring or of strided cells.
+def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) -> None:
+    """Emit `load` for a stride of 1 or 2 cells, or with 0 for any.
 
-    C signature, all 64-bit: (source, source_row, step, target, target_row, rows, low, high, extent). Addresses; bytes from row to row
-    of the source; bytes from cell to cell of it; bytes from row to row of the target; counts. Of each row, cells `low` to `high` are
-    read. Each row is written in whole vectors, so that what follows a row in memory must be written after it.
+    C signature, all 64-bit: (source, target, step, planes, source_plane, target_plane, rows, source_row, target_row, low, high, extent).
+    Addresses; bytes from cell to cell of the source, and for planes and rows their number and the bytes from one to the next. Of each
+    row, source cells `low` to `high` are read and target cells 0 to `extent` written.
     """
-    f = _Function(module, name, itemsize, vector, "source source_row step target target_row rows low high extent")
+    names = "source target step planes source_plane target_plane rows source_row target_row low high extent"
+    f = _Function(module, name, itemsize, vector, names)
     b, a = f.builder, f.arguments
-    vectors = b.sdiv(b.add(a["extent"], f.word(f.lanes - 1)), f.word(f.lanes))
-    stride = b.mul(a["step"], f.word(f.lanes))
+    whole = b.sdiv(a["extent"], f.word(f.lanes))
+    tail = f.below(b.srem(a["extent"], f.word(f.lanes)))
+    advance = b.mul(a["step"], f.word(f.lanes))
+
+    def cells(source: Any, low: Any, high: Any) -> Any:
+        if stride == 0:
+            return f.masked_gather(source, a["step"], b.and_(f.below(high), b.not_(f.below(low))))
+        if stride == 1:
+            return f.masked_load(source, b.and_(f.below(high), b.not_(f.below(low))))
+        halves = []
+        for half in range(2):
+            place = [(half * f.lanes + lane) // 2 for lane in range(f.lanes)]
+            even = ir.Constant(ir.VectorType(ir.IntType(1), f.lanes), [lane % 2 == 0 for lane in range(f.lanes)])
+            mask = b.and_(b.and_(f.below(high, place), b.not_(f.below(low, place))), even)
+            halves.append(f.masked_load(f.add(source, half * vector), mask))
+        picks = ir.Constant(ir.VectorType(INDEX, f.lanes), list(range(0, 2 * f.lanes, 2)))
+        return b.shuffle_vector(*halves, picks)
 
     def row(values: list[Any]) -> list[Any]:
         source, target = values
 
-        def cells(values: list[Any]) -> list[Any]:
+        def step(values: list[Any]) -> list[Any]:
             source, target, low, high = values
-            mask = b.and_(f.below(high), b.not_(f.below(low)))
-            value = f.masked_gather(source, a["step"], mask) if strided else f.masked_load(source, mask)
-            f.store(value, target)
-            return [b.add(source, stride), f.add(target, vector), f.add(low, -f.lanes), f.add(high, -f.lanes)]
+            f.store(cells(source, low, high), target)
+            return [b.add(source, advance), f.add(target, vector), f.add(low, -f.lanes), f.add(high, -f.lanes)]
 
-        f.loop(vectors, [source, target, a["low"], a["high"]], cells)
+        last, end, low, high = f.loop(whole, [source, target, a["low"], a["high"]], step)
+        f.masked_store(cells(last, low, high), end, tail)
         return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
 
-    f.loop(a["rows"], [a["source"], a["target"]], row)
+    def plane(values: list[Any]) -> list[Any]:
+        f.loop(a["rows"], values, row)
+        return [b.add(values[0], a["source_plane"]), b.add(values[1], a["target_plane"])]
+
+    f.loop(a["planes"], [a["source"], a["target"]], plane)
     b.ret_void()
 
 

@@ -63,8 +63,8 @@ class Blocks(NamedTuple):
 
 
 @kernel
-def stage_row(row, source, start, low, high, axis, mode):
-    """Fill the cells of a staged row outside `low` to `high`, where the border is; and all of it, if `source` is within."""
+def stage_border(row, source, start, low, high, axis, mode):
+    """Fill the cells of a staged row before `low` and from `high` on, which lie outside the input."""
     zero = row.dtype.type(0)  # a literal 0 would make uint64 and it meet in float64
     for j in range(low):
         i = source_index(start + j * axis.stride, axis.size, mode)
@@ -75,55 +75,68 @@ def stage_row(row, source, start, low, high, axis, mode):
 
 
 @kernel
-def stage(x, n, c, o0, o1, o2, d, h, w, mode, load, cells):
-    """Stage channel `c` of image `n` for the output tile at (o0, o1, o2).
+def stage_row(row, source, start, low, high, axis, mode):
+    """Fill a staged row from one row of the input; see `stage` for the rest."""
+    inside, target = source[start + low * axis.stride :], row[low:high]
+    if axis.stride == 1:
+        for j in range(high - low):
+            target[j] = inside[j]
+    else:
+        for j in range(high - low):
+            target[j] = inside[j * axis.stride]
+    stage_border(row, source, start, low, high, axis, mode)
 
-    `load` is the address of the micro-kernel for rows of this stride, which needs neighbouring cells of x to be so in memory, and room
-    for a vector behind `cells`; 0 for the portable loop.
+
+@kernel
+def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
+    """Stage channels `c_first` to `c_last` of image `n` for the output tile at (o0, o1, o2).
+
+    `load` is the address of the micro-kernel for this stride, which needs the cells of a row of x to be neighbours in memory; 0 for the
+    portable loop.
     """
     size = cells.itemsize
-    at = 0
-    for q01 in range(d.slots * h.slots):  # in the order of memory, as `load` asks
-        q0, q1 = q01 // h.slots, q01 % h.slots
-        top = o1 * h.stride + q1 * h.dilation % h.period + h.offset
+    channels = c_last - c_first
+    plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
+    begin = 0
+    for q01 in range(d.slots * h.slots):
+        front = o0 * d.stride + q01 // h.slots * d.dilation % d.period + d.offset
+        top = o1 * h.stride + q01 % h.slots * h.dilation % h.period + h.offset
         for q2 in range(w.slots):
             start = o2 * w.stride + q2 * w.dilation % w.period + w.offset
+            # cells low to high of a staged row lie inside the input
             low = min(max(-(start // w.stride), 0), w.extent)
             high = min(max((w.size - 1 - start) // w.stride + 1, low), w.extent)
-            first = start + low * w.stride
             for j0 in range(d.extent):
-                i0 = source_index((o0 + j0) * d.stride + q0 * d.dilation % d.period + d.offset, d.size, mode)
+                i0 = source_index(front + j0 * d.stride, d.size, mode)
                 j1 = 0
                 while j1 < h.extent:
                     i1 = source_index(top + j1 * h.stride, h.size, mode)
-                    row = cells[at : at + w.extent]
+                    rows = 1
                     if i0 < 0 or i1 < 0:
-                        row[:] = 0
-                        rows = 1
+                        for c in range(channels):
+                            at = c * plane + begin
+                            cells[at : at + w.extent] = 0
                     elif load != 0:
                         # rows that lie one stride apart in the input are loaded in one go
-                        rows = 1
                         if i1 == top + j1 * h.stride:
                             rows = min(h.extent - j1, (h.size - 1 - i1) // h.stride + 1)
-                        source = x.ctypes.data + n * x.strides[0] + c * x.strides[1] + i0 * x.strides[2] + i1 * x.strides[3]
-                        target = cells.ctypes.data + at * size
-                        step = w.stride * size
+                        source = x.ctypes.data + n * x.strides[0] + c_first * x.strides[1] + i0 * x.strides[2] + i1 * x.strides[3]
+                        source += start * size
+                        target = cells.ctypes.data + begin * size
                         pitch = h.stride * x.strides[3]
-                        call_kernel(load, source + start * size, pitch, step, target, w.extent * size, rows, low, high, w.extent)
+                        call_kernel(
+                            load, source, target, w.stride * size, channels, x.strides[1], plane * size,
+                            rows, pitch, w.extent * size, low, high, w.extent,
+                        )  # fmt: skip
                         if mode != ZEROS and (low > 0 or high < w.extent):
-                            for r in range(rows):
-                                border = cells[at + r * w.extent : at + (r + 1) * w.extent]
-                                stage_row(border, x[n, c, i0, i1 + r * h.stride], start, low, high, w, mode)
+                            for c in range(channels):
+                                for r in range(rows):
+                                    at = c * plane + begin + r * w.extent
+                                    source_row = x[n, c_first + c, i0, i1 + r * h.stride]
+                                    stage_border(cells[at : at + w.extent], source_row, start, low, high, w, mode)
                     else:
-                        rows = 1
-                        source = x[n, c, i0, i1]
-                        inside, target = source[first:], row[low:high]
-                        if w.stride == 1:
-                            for j in range(high - low):
-                                target[j] = inside[j]
-                        else:
-                            for j in range(high - low):
-                                target[j] = inside[j * w.stride]
-                        stage_row(row, source, start, low, high, w, mode)
+                        for c in range(channels):
+                            at = c * plane + begin
+                            stage_row(cells[at : at + w.extent], x[n, c_first + c, i0, i1], start, low, high, w, mode)
                     j1 += rows
-                    at += rows * w.extent
+                    begin += rows * w.extent

@@ -52,9 +52,8 @@ def jobs(first, last, dy, x, sums, offsets, scratch, d, h, w, blocks):
             o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
             n = place // (tiles2 * tiles1 * tiles0)
             t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
-            for c in range(c_first, c_last):
-                at = (c - c_first) * plane
-                stage(x, n, g * channels + c, o0, o1, o2, d, h, w, blocks.mode, 0, cells[at : at + plane])
+            channel = g * channels
+            stage(x, n, channel + c_first, channel + c_last, o0, o1, o2, d, h, w, blocks.mode, 0, cells)
             if blocks.conjugate:
                 for i in range((c_last - c_first) * plane):
                     cells[i] = cells[i].conjugate()
