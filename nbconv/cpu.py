@@ -39,8 +39,8 @@ from .schedule import (
     border_slabs,
     direct_cells,
     interior,
-    staged_cells,
     triple,
+    weight_grad_cells,
 )
 from .threads import launch
 
@@ -72,7 +72,7 @@ def _direct(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Callable[..
 
 @functools.cache
 def _weight_grad(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
-    arrays = _any(dtype, 5, True), _any(dtype, 5, True), _dense(dtype, 3), _OFFSETS
+    arrays = _any(dtype, 5, True), _any(dtype, 5, True), _dense(dtype, 3), _OFFSETS, _OFFSETS
     return _twin(direct_weight_grad, arrays, dtype, (_AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
 
 
@@ -122,6 +122,24 @@ def _micro(schedule: Schedule, filters: int, itemsize: int, load: int | None, st
     at = functools.partial(kernel_address, host(), itemsize)
     outer = [at("outer", count, vectors) for count in (schedule.register, last) for vectors in (schedule.vectors, 1)]
     return np.array([*outer, 0 if load is None else at("load", load if load <= 2 else 0), at("store") if store else 0], np.intp)
+
+
+@functools.lru_cache(maxsize=512)
+def _dots(sweep: Sweep, schedule: Schedule, itemsize: int, load: int | None) -> Array:
+    """Addresses of the micro-kernels in the order of `kernels.cpu.weight_grad`; `load` as in `_micro`."""
+    if not schedule.register:
+        return np.zeros(8, np.intp)
+    at = functools.partial(kernel_address, host(), itemsize)
+    terms = math.prod(sweep.kernel)
+    blocks = schedule.channels * terms, _last(sweep.channels, schedule.channels) * terms
+    taps = schedule.vectors, *(_last(block, schedule.vectors) for block in blocks)
+    addresses = [at("dots", p, v) for p in (schedule.register, _last(sweep.filters, schedule.register)) for v in taps]
+    return np.array([*addresses, 0 if load is None else at("load", load if load <= 2 else 0), at("collapse")], np.intp)
+
+
+def _last(count: int, size: int) -> int:
+    """Size of the last of the blocks of `size` that make up `count`."""
+    return count - (-(-count // size) - 1) * size
 
 
 def _tiles(d: Axis, h: Axis, w: Axis) -> int:
@@ -247,21 +265,28 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     if out.size == 0:
         return
     sweep = plan.sweep
-    axes = axes_of(sweep, schedule, problem.size, triple(map(operator.neg, problem.before)), problem.out)
-    blocks = Blocks(
-        problem.groups, MODES.index(problem.mode), schedule.filters, schedule.channels, 0, 1, 1, int(out.dtype.kind == "c")
-    )
+    if schedule.register and grad_output.strides[-1] != out.itemsize:
+        grad_output = np.ascontiguousarray(grad_output)
+    dy = grad_output
+    if sweep.folded:
+        x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
+    offset = triple(map(operator.neg, problem.before))
+    axes = axes_of(sweep, schedule, triple(x.shape[2:]), offset, triple(dy.shape[2:]))
+    mode, conjugate = MODES.index(problem.mode), int(out.dtype.kind == "c")
+    sizes = schedule.filters, schedule.channels, schedule.register, schedule.vectors, schedule.lanes
+    blocks = Blocks(problem.groups, mode, *sizes, conjugate)
     count = schedule.splits * problem.groups * -(-sweep.channels // schedule.channels) * -(-sweep.filters // schedule.filters)
-    cells = schedule.tile[2] + staged_cells(sweep, schedule)
-    offsets = _offsets(sweep, schedule, 1)
+    cells = weight_grad_cells(sweep, schedule)
     sums = np.empty((schedule.splits, out.shape[0], problem.taps), out.dtype)
+    offsets = _offsets(sweep, schedule, out.itemsize if schedule.register else 1)
+    load = sweep.stride[2] if x.strides[-1] == x.itemsize else None
+    arrays = dy, x, sums, offsets, _dots(sweep, schedule, out.itemsize, load)
     with launch(plan.parallel) as threads:
         if threads == 1:
-            scratch = np.empty(cells, out.dtype)
-            _weight_grad(out.dtype, False)(0, count, grad_output, x, sums, offsets, scratch, *axes, blocks)
+            _weight_grad(out.dtype, False)(0, count, *arrays, _aligned((cells,), out.dtype), *axes, blocks)
         else:
-            scratch = np.empty((min(threads, count), cells), out.dtype)
-            _weight_grad(out.dtype, True)(count, grad_output, x, sums, offsets, scratch, *axes, blocks)
+            scratch = _aligned((min(threads, count), cells), out.dtype)
+            _weight_grad(out.dtype, True)(count, *arrays, scratch, *axes, blocks)
     total = sums[0]
     for split in sums[1:]:
         total += split

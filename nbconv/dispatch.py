@@ -14,6 +14,7 @@ from .kernels.jit import DISABLED
 from .problem import ConvProblem
 from .schedule import (
     DIRECT,
+    DOTS,
     OUTER,
     Limits,
     Schedule,
@@ -22,11 +23,12 @@ from .schedule import (
     direct,
     direct_cells,
     direct_weight_grad,
+    dots,
     folded,
     forward_sweep,
     input_grad_sweep,
     outer,
-    staged_cells,
+    weight_grad_cells,
 )
 
 Direction = Literal["forward", "input_grad", "weight_grad"]
@@ -104,6 +106,7 @@ class Row(NamedTuple):
 TABLE = (
     Row("outer", "cpu", ("forward", "input_grad"), "f", OUTER, True, "a micro-kernel serves float32 and float64"),
     Row("direct", "cpu", ("forward", "input_grad"), "fciu", DIRECT, False, "the portable loop serves every dtype"),
+    Row("dots", "cpu", ("weight_grad",), "f", DOTS, True, "a micro-kernel serves float32 and float64"),
     Row("direct_weight_grad", "cpu", ("weight_grad",), "fciu", DIRECT, False, "the portable loop serves every dtype"),
 )
 
@@ -160,9 +163,13 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
     weight_bytes = math.prod(problem.weight_shape) * itemsize
     if direction == "weight_grad":
         sweep = forward_sweep(problem)
-        schedule = direct_weight_grad(sweep, itemsize, row.limits, problem.groups, problem.batch)
+        if row.micro:
+            sweep = folded(sweep, problem, row.limits)
+            schedule = dots(sweep, itemsize, row.limits, machine or host(), problem.groups, problem.batch)
+        else:
+            schedule = direct_weight_grad(sweep, itemsize, row.limits, problem.groups, problem.batch)
         shared = schedule.splits * weight_bytes
-        thread = (schedule.tile[2] + staged_cells(sweep, schedule)) * itemsize
+        thread = weight_grad_cells(sweep, schedule) * itemsize
     else:
         sweep, schedule = direct_sweep(direction, problem, itemsize, row, machine or host())
         border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0) if direction == "input_grad" else 0

@@ -65,11 +65,14 @@ class Limits(NamedTuple):
 # First values, from cache sizes (32 KiB first-level, 512 KiB or more second-level); not tuned.
 DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, jobs=32, parallel=500_000)
 OUTER = Limits(sums=1024, staged=256 * 1024, filters=512, jobs=4, parallel=4_000_000)
+DOTS = Limits(sums=1024, staged=192 * 1024, filters=384, jobs=4, parallel=4_000_000)
 
 # A staged cell costs about this many times a multiplication of it: a load, a store, and their share of a row's overhead.
 STAGING = 3
 # Filters that a staged tile must serve at the least, where filters are divided among jobs.
 LEAST = 56
+# Taps of a block of a weight gradient: more would leave fewer filters to share a staged tile.
+TAPS = 96
 
 
 class Sweep(NamedTuple):
@@ -212,10 +215,40 @@ def _with_channels(sweep: Sweep, schedule: Schedule, itemsize: int, limits: Limi
 
 def direct_weight_grad(sweep: Sweep, itemsize: int, limits: Limits, groups: int, batch: int) -> Schedule:
     """As `direct`, with the sum over images and tiles split until there are `limits.jobs` jobs."""
-    schedule = direct(sweep, itemsize, limits)
+    return _with_splits(sweep, direct(sweep, itemsize, limits), limits, groups, batch)
+
+
+def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
+    """Micro-kernel of dW: as many taps and filters as leave registers for a vector of input each and one of dy.
+
+    Rows are staged densely, so that no cell between them is multiplied. The vectors of sums of all pairs of filter and tap of a block
+    stay within `limits.filters` kilobytes.
+    """
+    lanes, terms = machine.vector // itemsize, math.prod(sweep.kernel)
+    register = even(sweep.filters, 6 if machine.registers >= 32 else 3)
+    most = max(1, (machine.registers - 2) // (register + 1))
+    dense = (False, sweep.folded, True)
+    schedule = Schedule(_tile(sweep, limits, dense), 1, 1, 1, dense, register, 1, lanes)
+    pairs = limits.filters * 1024 // machine.vector
+    held = limits.staged // (staged_cells(sweep, schedule) * itemsize)
+    channels = even(sweep.channels, max(1, min(held, TAPS // terms)))
+    vectors = even(channels * terms, most)
+    block = max(register, pairs // (channels * terms) // register * register)
+    filters = -(-even(sweep.filters, block) // register) * register
+    schedule = dataclasses.replace(schedule, filters=filters, channels=channels, vectors=vectors)
+    return _with_splits(sweep, schedule, limits, groups, 1 if sweep.folded else batch)
+
+
+def _with_splits(sweep: Sweep, schedule: Schedule, limits: Limits, groups: int, batch: int) -> Schedule:
     blocks = groups * -(-max(sweep.channels, 1) // schedule.channels) * -(-max(sweep.filters, 1) // schedule.filters)
     places = batch * math.prod(-(-out // size) for out, size in zip(sweep.out, schedule.tile, strict=True))
     return dataclasses.replace(schedule, splits=max(1, min(places, -(-limits.jobs // blocks))))
+
+
+def weight_grad_cells(sweep: Sweep, schedule: Schedule) -> int:
+    """Scratch of a weight gradient: a row of dy or the vectors of sums, and staged input."""
+    pairs = schedule.filters * schedule.channels * math.prod(sweep.kernel) * schedule.lanes
+    return (pairs if schedule.register else schedule.tile[2]) + schedule.lanes**2 + staged_cells(sweep, schedule)
 
 
 def staged_cells(sweep: Sweep, schedule: Schedule) -> int:

@@ -3,6 +3,8 @@
     outer     sums[p, i] += sum_t weights[t, p] * cells[offsets[t] + i]       p < P filters, i < V vectors of positions
     load      cells[plane, row, j] = source[plane, row, j * stride] for low <= j < high, else 0
     store     target[row, j] = sums[row, j] + bias
+    dots      sums[p, t, i mod lanes] += dy[p, i] * cells[offsets[t] + i]     p < P filters, t < V taps
+    collapse  target[t] = sum_lane sums[t, lane]
 
 `outer` broadcasts weights over vectors of neighbouring outputs: its sums are rows of the output, so nothing is transposed, and a
 tap is one offset into the staged input, whatever stride, dilation and number of axes. All sums of a call stay in registers. Terms
@@ -277,7 +279,93 @@ def store(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
     b.ret_void()
 
 
-EMITTERS = {"outer": outer, "load": load, "store": store}
+def dots(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, taps: int) -> None:
+    """Emit `dots` for `filters` x `taps`.
+
+    C signature, all 64-bit: (dy, filter, dy_row, cells, cells_row, offsets, rows, count, sums, sums_filter). Addresses of dy, of the
+    staged input and of the sums, of which there is a vector for each filter and tap; bytes from one filter of dy to the next, from row to
+    row of dy and of the cells, and from one filter's sums to the next; `count` neighbouring positions in each of `rows` rows. Offsets
+    are in bytes.
+    """
+    names = "dy filter dy_row cells cells_row offsets rows count sums sums_filter"
+    f = _Function(module, name, itemsize, vector, names)
+    b, a = f.builder, f.arguments
+    whole = b.sdiv(a["count"], f.word(f.lanes))
+    tail = f.below(b.srem(a["count"], f.word(f.lanes)))
+    some = b.icmp_signed("!=", b.srem(a["count"], f.word(f.lanes)), f.word(0))
+    dys, homes = [a["dy"]], [a["sums"]]
+    for _ in range(filters - 1):
+        dys.append(b.add(dys[-1], a["filter"]))
+        homes.append(b.add(homes[-1], a["sums_filter"]))
+    places = [b.add(a["cells"], f.load(a["offsets"], WORD, 8 * t)) for t in range(taps)]
+    sums = [f.load(home, f.vector, t * vector) for home in homes for t in range(taps)]
+
+    def multiply(dy_at: Any, x_at: Any, sums: list[Any], read: Any) -> list[Any]:
+        xs = [read(b.add(place, x_at)) for place in places]
+        ys = (read(b.add(dy, dy_at)) for dy in dys)
+        return [b.call(f.fma, [y, xs[t], sums[p * taps + t]]) for p, y in enumerate(ys) for t in range(taps)]
+
+    def row(values: list[Any]) -> list[Any]:
+        dy_at, x_at, *sums = values
+
+        def step(values: list[Any]) -> list[Any]:
+            here, *sums = values
+            sums = multiply(b.add(dy_at, here), b.add(x_at, here), sums, lambda address: f.load(address, f.vector))
+            return [f.add(here, vector), *sums]
+
+        here, *sums = f.loop(whole, [f.word(0), *sums], step)
+        before, partial, after = b.block, b.append_basic_block("tail"), b.append_basic_block("row_end")
+        b.cbranch(some, partial, after)
+        b.position_at_end(partial)
+        more = multiply(b.add(dy_at, here), b.add(x_at, here), sums, lambda address: f.masked_load(address, tail))
+        b.branch(after)
+        b.position_at_end(after)
+        results = []
+        for old, new in zip(sums, more, strict=True):
+            phi = b.phi(f.vector)
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, partial)
+            results.append(phi)
+        return [b.add(dy_at, a["dy_row"]), b.add(x_at, a["cells_row"]), *results]
+
+    _, _, *sums = f.loop(a["rows"], [f.word(0), f.word(0), *sums], row)
+    for p, home in enumerate(homes):
+        for t in range(taps):
+            f.store(sums[p * taps + t], home, t * vector)
+    b.ret_void()
+
+
+def collapse(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
+    """Emit `collapse`.
+
+    C signature, all 64-bit: (sums, target, count): `target[t]` becomes the sum of the lanes of vector t of `sums`. Vectors are read in
+    groups of as many as a vector has lanes, the last one too.
+    """
+    f = _Function(module, name, itemsize, vector, "sums target count")
+    b, a = f.builder, f.arguments
+    picks = [ir.Constant(ir.VectorType(INDEX, f.lanes), list(range(first, 2 * f.lanes, 2))) for first in range(2)]
+
+    def total(sums: Any) -> Any:
+        """Add neighbouring lanes of two vectors at a time, until lane t holds the whole of vector t."""
+        values = [f.load(sums, f.vector, t * vector) for t in range(f.lanes)]
+        while len(values) > 1:
+            values = [
+                b.fadd(b.shuffle_vector(x, y, picks[0]), b.shuffle_vector(x, y, picks[1]))
+                for x, y in zip(values[::2], values[1::2], strict=True)
+            ]
+        return values[0]
+
+    def step(values: list[Any]) -> list[Any]:
+        sums, target = values
+        f.store(total(sums), target)
+        return [f.add(sums, f.lanes * vector), f.add(target, vector)]
+
+    last, end = f.loop(b.sdiv(a["count"], f.word(f.lanes)), [a["sums"], a["target"]], step)
+    f.masked_store(total(last), end, f.below(b.srem(a["count"], f.word(f.lanes))))
+    b.ret_void()
+
+
+EMITTERS = {"outer": outer, "dots": dots, "load": load, "store": store, "collapse": collapse}
 
 
 def emit(module: ir.Module, machine: Machine) -> tuple[Any, Any]:

@@ -2,8 +2,9 @@
 
     dw[k, t] = sum_n sum_o  dy[n, k, o] * cells[offsets[t] + position of o]      t over channels and taps of one group
 
-Stage: the input of an output tile as in `tile.stage`, and the rows of dy, copied to be contiguous.
-Compute: a dot product of a row of dy with the staged row under each tap.
+Stage: the input of an output tile as in `tile.stage`.
+Compute: dot products of rows of dy with the staged rows under each tap; `microkernel.dots` by address, some filters by some taps at a
+time with a vector of sums for each pair, or the portable `dot`.
 Store: the sums of each split, which the caller adds in order, so that the result does not depend on threads.
 
 A job is one (split, group, block of channels, block of filters). A split is a run of the list of (image, tile); how many there are
@@ -13,7 +14,12 @@ follows from the shapes alone.
 import numba
 
 from ..jit import call, kernel
+from .microkernel import call_kernel
 from .tile import stage
+
+# Places in the array of micro-kernels: `dots` for a whole block of filters, by a whole block of taps, by what is left of them in a
+# block of channels, and in the last block of channels; then the same for the last block of filters.
+LOAD, COLLAPSE = 6, 7
 
 
 @kernel(fastmath={"contract", "reassoc"})
@@ -26,7 +32,52 @@ def dot(a, b):
 
 
 @kernel
-def jobs(first, last, dy, x, sums, offsets, scratch, d, h, w, blocks):
+def multiply(micro, dy, n, k_first, k_last, taps, o0, o1, o2, cells, offsets, sums, left, d, h, w, blocks):
+    """Add one tile's products to the vectors of sums, (filters, taps, lanes)."""
+    size = cells.itemsize
+    t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
+    vector = blocks.lanes * size
+    for j0 in range(t0):
+        # rows that lie side by side in dy and in the staged input are one; whole planes of both are rows in turn
+        rows, count, dy_row, cells_row = t1, t2, dy.strides[3], w.extent * size
+        planes = 1
+        if t2 == w.extent and dy.strides[3] == t2 * size:
+            rows, count = 1, t1 * t2
+            if t1 == h.extent:
+                rows, dy_row, cells_row = t0, dy.strides[2], h.extent * w.extent * size
+                planes = t0
+        if planes > 1 and j0 > 0:
+            break
+        corner = dy.ctypes.data + n * dy.strides[0] + (o0 + j0) * dy.strides[2] + o1 * dy.strides[3] + o2 * size
+        source = cells.ctypes.data + j0 * h.extent * w.extent * size
+        for k in range(k_first, k_last, blocks.register):
+            which = 3 if k_last - k < blocks.register else 0
+            for t in range(0, taps, blocks.vectors):
+                kernel = which if taps - t >= blocks.vectors else which + left
+                target = sums.ctypes.data + ((k - k_first) * taps + t) * vector
+                call_kernel(
+                    micro[kernel], corner + k * dy.strides[1], dy.strides[1], dy_row, source, cells_row,
+                    offsets.ctypes.data + t * 8, rows, count, target, taps * vector,
+                )  # fmt: skip
+
+
+@kernel
+def multiply_portably(dy, n, k, taps, o0, o1, o2, cells, offsets, sums, row, d, h, w):
+    """Add one tile's products to one filter's sums, (taps,)."""
+    t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
+    for j0 in range(t0):
+        for j1 in range(t1):
+            source = dy[n, k, o0 + j0, o1 + j1, o2 : o2 + t2]
+            for j2 in range(t2):
+                row[j2] = source[j2]
+            base = (j0 * h.extent + j1) * w.extent
+            for t in range(taps):
+                at = base + offsets[t]
+                sums[t] += dot(row[:t2], cells[at : at + t2])
+
+
+@kernel
+def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     """Run jobs `first` to `last`; shapes as in `parallel`, with one row of its scratch."""
     channels = x.shape[1] // blocks.groups
     filters = dy.shape[1] // blocks.groups
@@ -36,47 +87,56 @@ def jobs(first, last, dy, x, sums, offsets, scratch, d, h, w, blocks):
     places = dy.shape[0] * tiles0 * tiles1 * tiles2
     plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
     row = scratch[: w.tile]
-    cells = scratch[w.tile :]
+    vectors = blocks.filters * blocks.channels * taps * blocks.lanes if blocks.register else w.tile
+    lanes = scratch[:vectors]
+    cells = scratch[vectors + blocks.lanes * blocks.lanes :]
     for job in range(first, last):
-        k_first = job % filter_blocks * blocks.filters
-        k_last = min(k_first + blocks.filters, filters)
         c_first = job // filter_blocks % channel_blocks * blocks.channels
         c_last = min(c_first + blocks.channels, channels)
         g = job // (filter_blocks * channel_blocks) % blocks.groups
         split = job // (filter_blocks * channel_blocks * blocks.groups)
-        for k in range(g * filters + k_first, g * filters + k_last):
-            sums[split, k, c_first * taps : c_last * taps] = 0
+        k_first = job % filter_blocks * blocks.filters
+        k_last = g * filters + min(k_first + blocks.filters, filters)
+        k_first += g * filters
+        begin, count = c_first * taps, (c_last - c_first) * taps
+        if blocks.register:
+            lanes[: (k_last - k_first) * count * blocks.lanes] = 0
+        else:
+            for k in range(k_first, k_last):
+                sums[split, k, begin : begin + count] = 0
         for place in range(split * places // sums.shape[0], (split + 1) * places // sums.shape[0]):
             o2 = place % tiles2 * w.tile
             o1 = place // tiles2 % tiles1 * h.tile
             o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
             n = place // (tiles2 * tiles1 * tiles0)
-            t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
             channel = g * channels
-            stage(x, n, channel + c_first, channel + c_last, o0, o1, o2, d, h, w, blocks.mode, 0, cells)
+            stage(x, n, channel + c_first, channel + c_last, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
+            if blocks.register:
+                left = 1 if c_last - c_first == blocks.channels else 2
+                multiply(micro, dy, n, k_first, k_last, count, o0, o1, o2, cells, offsets, lanes, left, d, h, w, blocks)
+                continue
             if blocks.conjugate:
                 for i in range((c_last - c_first) * plane):
                     cells[i] = cells[i].conjugate()
-            for k in range(g * filters + k_first, g * filters + k_last):
-                for j0 in range(t0):
-                    for j1 in range(t1):
-                        source = dy[n, k, o0 + j0, o1 + j1, o2 : o2 + t2]
-                        for j2 in range(t2):
-                            row[j2] = source[j2]
-                        base = (j0 * h.extent + j1) * w.extent
-                        for t in range((c_last - c_first) * taps):
-                            at = base + offsets[t]
-                            sums[split, k, c_first * taps + t] += dot(row[:t2], cells[at : at + t2])
+            for k in range(k_first, k_last):
+                target = sums[split, k, begin : begin + count]
+                multiply_portably(dy, n, k, count, o0, o1, o2, cells, offsets, target, row, d, h, w)
+        if blocks.register:
+            for k in range(k_first, k_last):
+                source = lanes.ctypes.data + (k - k_first) * count * blocks.lanes * lanes.itemsize
+                call_kernel(micro[COLLAPSE], source, sums[split, k, begin:].ctypes.data, count)
 
 
 @kernel(parallel=True)
-def parallel(run_jobs, count, dy, x, sums, offsets, scratch, d, h, w, blocks):
+def parallel(run_jobs, count, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
 
-    dy (N, K, ...), x (N, C, ...), sums (splits, K, C / groups * taps), offsets (channels of a block * taps,),
-    scratch (threads, cells): a row of dy, then `blocks.channels` staged planes.
+    dy (N, K, ...), the last axis of which is contiguous for micro-kernels; x (N, C, ...), sums (splits, K, C / groups * taps), offsets of
+    the taps of a block of channels, in cells or, for a micro-kernel, in bytes; micro, the micro-kernels' addresses; scratch (threads,
+    cells): a vector of sums for each pair of filter and tap of a block and a square of lanes to spare, or a row of dy, then
+    `blocks.channels` staged planes.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):
         first, last = thread * count // threads, (thread + 1) * count // threads
-        call(run_jobs, first, last, dy, x, sums, offsets, scratch[thread], d, h, w, blocks)
+        call(run_jobs, first, last, dy, x, sums, offsets, micro, scratch[thread], d, h, w, blocks)
