@@ -5,11 +5,13 @@ a function that a kernel calls would go unnoticed; here the key is a hash of the
 that only its owner can write, because what lies in it is executed. Within it, numba keys by CPU, features and signature.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
 import stat
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +67,26 @@ def _usable_folder() -> Path | None:
         warnings.warn(f"nbconv: compiled kernels are not cached: {error}", RuntimeWarning, 2)
         return None
     return folder
+
+
+def cached_bytes(key: str, make: Callable[[], bytes]) -> bytes:
+    """The bytes that `make` gives, kept in the cache folder under `key`; a file that is not as it was written is made again."""
+    folder = _usable_folder()
+    if folder is None:
+        return make()
+    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+    with contextlib.suppress(OSError):
+        digest, content = (stored := path.read_bytes())[:32], stored[32:]
+        if hashlib.sha256(content).digest() == digest:
+            return content
+    content = make()
+    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
+    try:
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        temporary.replace(path)
+    except OSError:  # a full disk must not stop a computation
+        temporary.unlink(missing_ok=True)
+    return content
 
 
 class _Locator(caching._CacheLocator):  # type: ignore[misc]

@@ -26,7 +26,7 @@ from .kernels.cpu import weight_grad as direct_weight_grad
 from .kernels.cpu.epilogue import Epilogue
 from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
 from .kernels.cpu.fold import fold
-from .kernels.cpu.microkernel import host, kernel_address
+from .kernels.cpu.microkernel import Machine, kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.jit import address, entry
 from .kernels.padding import MODES, ZEROS
@@ -111,25 +111,25 @@ def _offsets(sweep: Sweep, schedule: Schedule, itemsize: int) -> Array:
 
 
 @functools.lru_cache(maxsize=512)
-def _micro(schedule: Schedule, filters: int, itemsize: int, load: int | None, store: bool) -> Array:
+def _micro(machine: Machine | None, schedule: Schedule, filters: int, itemsize: int, load: int | None, store: bool) -> Array:
     """Addresses of the micro-kernels in the order of `kernels.cpu.direct`, 0 for one that cannot serve.
 
     `load` is the stride to load rows with, None if a kernel cannot.
     """
-    if not schedule.register:
+    if machine is None:
         return np.zeros(6, np.intp)
     last = filters - (-(-filters // schedule.register) - 1) * schedule.register
-    at = functools.partial(kernel_address, host(), itemsize)
+    at = functools.partial(kernel_address, machine, itemsize)
     outer = [at("outer", count, vectors) for count in (schedule.register, last) for vectors in (schedule.vectors, 1)]
     return np.array([*outer, 0 if load is None else at("load", load if load <= 2 else 0), at("store") if store else 0], np.intp)
 
 
 @functools.lru_cache(maxsize=512)
-def _dots(sweep: Sweep, schedule: Schedule, itemsize: int, load: int | None) -> Array:
+def _dots(machine: Machine | None, sweep: Sweep, schedule: Schedule, itemsize: int, load: int | None) -> Array:
     """Addresses of the micro-kernels in the order of `kernels.cpu.weight_grad`; `load` as in `_micro`."""
-    if not schedule.register:
+    if machine is None:
         return np.zeros(8, np.intp)
-    at = functools.partial(kernel_address, host(), itemsize)
+    at = functools.partial(kernel_address, machine, itemsize)
     terms = math.prod(sweep.kernel)
     blocks = schedule.channels * terms, _last(sweep.channels, schedule.channels) * terms
     taps = schedule.vectors, *(_last(block, schedule.vectors) for block in blocks)
@@ -187,7 +187,9 @@ def _run_direct(
     itemsize = out.itemsize if schedule.register else 1
     packed = _pack(weight, max(1, schedule.register), out.dtype, plan.parallel)
     near = x.dtype == out.dtype and x.strides[-1] == x.itemsize
-    micro = _micro(schedule, sweep.filters, out.itemsize, sweep.stride[2] if near else None, out.strides[-1] == out.itemsize)
+    micro = _micro(
+        plan.machine, schedule, sweep.filters, out.itemsize, sweep.stride[2] if near else None, out.strides[-1] == out.itemsize
+    )
     arrays = x, packed, bias, out, _offsets(sweep, schedule, itemsize), micro
     with launch(plan.parallel) as threads:
         if threads == 1:
@@ -280,7 +282,7 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     sums = np.empty((schedule.splits, out.shape[0], problem.taps), out.dtype)
     offsets = _offsets(sweep, schedule, out.itemsize if schedule.register else 1)
     load = sweep.stride[2] if x.strides[-1] == x.itemsize else None
-    arrays = dy, x, sums, offsets, _dots(sweep, schedule, out.itemsize, load)
+    arrays = dy, x, sums, offsets, _dots(plan.machine, sweep, schedule, out.itemsize, load)
     with launch(plan.parallel) as threads:
         if threads == 1:
             _weight_grad(out.dtype, False)(0, count, *arrays, _aligned((cells,), out.dtype), *axes, blocks)

@@ -61,6 +61,8 @@ class Plan:
         Why this kernel, and why this schedule.
     sweep : Sweep
         The run over the problem, or the largest of several, that the schedule is for.
+    machine : Machine or None
+        What micro-kernels are compiled for, where they serve.
     """
 
     direction: Direction
@@ -74,6 +76,7 @@ class Plan:
     thread_bytes: int
     reason: str
     sweep: Sweep
+    machine: Machine | None
 
     def __str__(self) -> str:
         p, s = self.problem, self.schedule
@@ -159,32 +162,35 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
     """The plan for a problem that is already valid, on this machine's CPU or on another."""
     micro = problem.flops > 0 and not DISABLED
     row = next(row for row in TABLE if direction in row.directions and dtype.kind in row.dtypes and micro >= row.micro)
+    machine = (machine or host()) if row.micro else None
     itemsize = accumulator(dtype).itemsize
     weight_bytes = math.prod(problem.weight_shape) * itemsize
     if direction == "weight_grad":
         sweep = forward_sweep(problem)
-        if row.micro:
+        if machine:
             sweep = folded(sweep, problem, row.limits)
-            schedule = dots(sweep, itemsize, row.limits, machine or host(), problem.groups, problem.batch)
+            schedule = dots(sweep, itemsize, row.limits, machine, problem.groups, problem.batch)
         else:
             schedule = direct_weight_grad(sweep, itemsize, row.limits, problem.groups, problem.batch)
         shared = schedule.splits * weight_bytes
         thread = weight_grad_cells(sweep, schedule) * itemsize
     else:
-        sweep, schedule = direct_sweep(direction, problem, itemsize, row, machine or host())
+        sweep, schedule = direct_sweep(direction, problem, itemsize, row.limits, machine)
         border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0) if direction == "input_grad" else 0
         shared = weight_bytes + problem.batch * problem.channels * border * itemsize
         thread = direct_cells(sweep, schedule) * itemsize
     parallel = problem.flops >= row.limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
-    return Plan(direction, problem, dtype, "cpu", row.name, schedule, parallel, shared, thread, reason, sweep)
+    return Plan(direction, problem, dtype, "cpu", row.name, schedule, parallel, shared, thread, reason, sweep, machine)
 
 
-def direct_sweep(direction: Direction, problem: ConvProblem, itemsize: int, row: Row, machine: Machine) -> tuple[Sweep, Schedule]:
+def direct_sweep(
+    direction: Direction, problem: ConvProblem, itemsize: int, limits: Limits, machine: Machine | None
+) -> tuple[Sweep, Schedule]:
     """What a direct kernel runs over for the output or for dI, and how."""
     sweep = forward_sweep(problem) if direction == "forward" else input_grad_sweep(problem)
-    if not row.micro:
-        return sweep, direct(sweep, itemsize, row.limits)
-    sweep = folded(sweep, problem, row.limits)
+    if machine is None:
+        return sweep, direct(sweep, itemsize, limits)
+    sweep = folded(sweep, problem, limits)
     instances = problem.groups * (1 if sweep.folded else problem.batch)
-    return sweep, outer(sweep, itemsize, row.limits, machine, instances)
+    return sweep, outer(sweep, itemsize, limits, machine, instances)

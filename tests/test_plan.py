@@ -10,39 +10,59 @@ import pytest
 from oracle import random
 
 import nbconv
+from nbconv import dispatch
 from nbconv.dispatch import DIRECTIONS
+from nbconv.kernels.cpu.microkernel import AVX2, AVX512
 
+MACHINES = {"avx512": AVX512, "avx2": AVX2}
+
+CASES = {
+    "tiny": ((1, 1, 8, 8), (1, 1, 3, 3), {}),
+    "3x3": ((4, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}),
+    "small images": ((4, 512, 7, 7), (512, 512, 3, 3), {"padding": 1}),
+    "first layer": ((1, 3, 224, 224), (64, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "depthwise": ((1, 96, 56, 56), (96, 1, 3, 3), {"padding": 1, "groups": 96}),
+    "dilated 1-D": ((1, 16, 16000), (16, 16, 3), {"dilation": 64}),
+    "one channel": ((1, 1, 1024, 1024), (1, 1, 11, 11), {"padding": 5}),
+}
 PINNED = [
-    # direction, input, weight, options -> kernel, tile, filters, channels, splits, parallel
-    ("forward", (1, 1, 8, 8), (1, 1, 3, 3), {}, "direct", (1, 6, 6), 1, 1, 1, False),
-    ("forward", (4, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, "direct", (1, 28, 56), 16, 37, 1, True),
-    ("forward", (4, 512, 7, 7), (512, 512, 3, 3), {"padding": 1}, "direct", (1, 7, 7), 16, 512, 1, True),
-    ("forward", (1, 3, 224, 224), (64, 3, 7, 7), {"stride": 2, "padding": 3}, "direct", (1, 16, 112), 16, 3, 1, True),
-    ("forward", (1, 96, 56, 56), (96, 1, 3, 3), {"padding": 1, "groups": 96}, "direct", (1, 28, 56), 1, 1, 1, True),
-    ("forward", (1, 16, 16000), (16, 16, 3), {"dilation": 64}, "direct", (1, 1, 1984), 16, 16, 1, True),
-    ("input_grad", (4, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, "direct", (1, 28, 56), 16, 37, 1, True),
-    ("input_grad", (1, 3, 224, 224), (64, 3, 7, 7), {"stride": 2, "padding": 3}, "direct", (1, 16, 112), 3, 29, 1, True),
-    ("weight_grad", (4, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, "direct_weight_grad", (1, 28, 56), 16, 37, 4, True),
-    ("weight_grad", (1, 1, 1024, 1024), (1, 1, 11, 11), {"padding": 5}, "direct_weight_grad", (1, 1, 1024), 1, 1, 32, True),
+    # direction, case, dtype, machine -> kernel, tile, filters, channels, splits, register, vectors, parallel
+    ("forward", "tiny", "float32", "avx512", ("outer", (1, 6, 6), 1, 1, 1, 1, 8, False)),
+    ("forward", "3x3", "float32", "avx512", ("outer", (1, 14, 56), 65, 22, 1, 13, 2, True)),
+    ("forward", "small images", "float32", "avx512", ("outer", (4, 7, 7), 140, 37, 1, 14, 2, True)),
+    ("forward", "first layer", "float32", "avx512", ("outer", (1, 9, 112), 65, 3, 1, 13, 2, True)),
+    ("forward", "depthwise", "float32", "avx512", ("outer", (1, 14, 56), 1, 1, 1, 1, 8, True)),
+    ("forward", "dilated 1-D", "float32", "avx512", ("outer", (1, 1, 992), 16, 16, 1, 8, 3, True)),
+    ("forward", "one channel", "float32", "avx512", ("outer", (1, 1, 1024), 1, 1, 1, 1, 8, True)),
+    ("forward", "3x3", "float64", "avx512", ("outer", (1, 14, 56), 65, 11, 1, 13, 2, True)),
+    ("forward", "3x3", "float32", "avx2", ("outer", (1, 14, 56), 66, 22, 1, 6, 2, True)),
+    ("forward", "3x3", "int32", "avx512", ("direct", (1, 28, 56), 16, 32, 1, 0, 1, True)),
+    ("forward", "3x3", "complex64", "avx512", ("direct", (1, 28, 56), 16, 16, 1, 0, 1, True)),
+    ("input_grad", "3x3", "float32", "avx512", ("outer", (1, 14, 56), 65, 22, 1, 13, 2, True)),
+    ("input_grad", "first layer", "float32", "avx512", ("outer", (1, 8, 112), 3, 32, 1, 3, 7, True)),
+    ("input_grad", "small images", "float32", "avx512", ("outer", (4, 7, 7), 140, 37, 1, 14, 2, True)),
+    ("weight_grad", "3x3", "float32", "avx512", ("dots", (1, 14, 56), 66, 10, 1, 6, 4, True)),
+    ("weight_grad", "small images", "float32", "avx512", ("dots", (4, 7, 7), 66, 10, 1, 6, 4, True)),
+    ("weight_grad", "depthwise", "float32", "avx512", ("dots", (1, 14, 56), 1, 1, 1, 1, 9, True)),
+    ("weight_grad", "one channel", "float32", "avx512", ("dots", (1, 1, 1024), 1, 1, 4, 1, 14, True)),
+    ("weight_grad", "3x3", "float64", "avx2", ("dots", (1, 14, 56), 66, 8, 1, 3, 3, True)),
+    ("weight_grad", "3x3", "uint8", "avx512", ("direct_weight_grad", (1, 28, 56), 16, 64, 8, 0, 1, True)),
 ]
 
 
-@pytest.mark.parametrize(
-    ("direction", "x", "w", "options", "kernel", "tile", "filters", "channels", "splits", "parallel"),
-    PINNED,
-    ids=[f"{row[0]}-{row[1]}" for row in PINNED],
-)
-def test_shape_decides(direction, x, w, options, kernel, tile, filters, channels, splits, parallel):
-    plan = nbconv.plan(direction, x, w, **options)
+@pytest.mark.parametrize(("direction", "case", "dtype", "machine", "expected"), PINNED, ids=[str(row[:4]) for row in PINNED])
+def test_shape_decides(direction, case, dtype, machine, expected):
+    x, w, options = CASES[case]
+    plan = dispatch.select(direction, nbconv.ConvProblem.make(x, w, **options), np.dtype(dtype), MACHINES[machine])
     s = plan.schedule
-    got = plan.kernel, s.tile, s.filters, s.channels, s.splits, plan.parallel
-    assert got == (kernel, tile, filters, channels, splits, parallel)
+    assert (plan.kernel, s.tile, s.filters, s.channels, s.splits, s.register, s.vectors, plan.parallel) == expected
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_printing_tells_all(direction):
-    text = str(nbconv.plan(direction, (4, 64, 56, 56), (64, 64, 3, 3), np.float64, padding=1))
-    for word in ("cpu", "direct", "tile (", "bytes", "float64", direction, "(64, 64, 3, 3)", "operations pay for a launch"):
+    plan = nbconv.plan(direction, (4, 64, 56, 56), (64, 64, 3, 3), np.float64, padding=1)
+    text = str(plan)
+    for word in ("cpu", plan.kernel, "tile (", "bytes", "float64", direction, "(64, 64, 3, 3)", "operations pay for a launch"):
         assert word in text
 
 

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
+from numba.core import config
 from numba.extending import intrinsic
 
-from ..jit import DISABLED, llvm_lock
+from ..jit import DISABLED, cached_bytes, llvm_lock
 
 WORD = ir.IntType(64)
 POINTER = ir.IntType(8).as_pointer()
@@ -33,7 +34,7 @@ class Machine(NamedTuple):
     """What a kernel is compiled for: LLVM's names of CPU and features, and what follows for tiles.
 
     vector : bytes of a vector register
-    registers : number of vector registers
+    registers : number of vector registers that a kernel may fill
     triple : LLVM's name of the platform; empty for this process's
     """
 
@@ -44,19 +45,30 @@ class Machine(NamedTuple):
     triple: str = ""
 
 
+# One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time.
+AVX512 = Machine("skylake-avx512", "-prefer-256-bit", 64, 32)
+AVX2 = Machine("haswell", "", 32, 16)
+SSE2 = Machine("x86-64", "", 16, 15)
+NEON = Machine("neoverse-n1", "", 16, 28, "aarch64-unknown-linux-gnu")
+
+
 @functools.cache
 def host() -> Machine:
-    """This machine."""
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f") and features.get("avx512vl"):
-        vector, registers = 64, 32
-    elif features.get("avx2") and features.get("fma"):
-        vector, registers = 32, 16
-    elif features.get("neon"):
-        vector, registers = 16, 32
+    """This machine, or the one that numba is told to compile for by NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
+    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    if config.CPU_NAME:
+        cpu, features = config.CPU_NAME, config.CPU_FEATURES or ""
+    given = set(features.split(","))
+    if {"+avx512f", "+avx512vl", "+avx512dq"} <= given:
+        family = AVX512
+    elif {"+avx2", "+fma"} <= given:
+        family = AVX2
+    elif "+neon" in given:
+        family = NEON
     else:
-        vector, registers = 16, 16
-    return Machine(llvm.get_host_cpu_name(), features.flatten(), vector, registers)
+        family = SSE2
+    wide = f"{features},{AVX512.features}".strip(",") if family is AVX512 else features
+    return family._replace(cpu=cpu, features=wide, triple="")
 
 
 class _Function:
@@ -76,7 +88,7 @@ class _Function:
         self.arguments = dict(zip(names, function.args, strict=True))
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
         kind = ir.FunctionType(self.vector, [self.vector] * 3)
-        self.fma = self.intrinsic(f"llvm.fma.{self.suffix}", kind)
+        self.fma = self.intrinsic(f"llvm.fmuladd.{self.suffix}", kind)  # one FMA where the machine has it
 
     def intrinsic(self, name: str, kind: ir.FunctionType) -> Any:
         return self.module.globals.get(name) or ir.Function(self.module, kind, name)
@@ -383,17 +395,29 @@ def emit(module: ir.Module, machine: Machine) -> tuple[Any, Any]:
         return parsed, target
 
 
+def compile_object(machine: Machine, itemsize: int, name: str, *shape: int) -> bytes:
+    """Machine code of a kernel of `EMITTERS`, as an object file."""
+    module = ir.Module(name)
+    EMITTERS[name](module, name, itemsize, machine.vector, *shape)
+    parsed, target = emit(module, machine)
+    with llvm_lock:
+        return bytes(target.emit_object(parsed))
+
+
 _engines: list[Any] = []  # own the code that addresses point into
 
 
 @functools.cache
 def kernel_address(machine: Machine, itemsize: int, name: str, *shape: int) -> int:
-    """Compile a kernel of `EMITTERS` for this process, once, and return its address."""
-    module = ir.Module(name)
-    EMITTERS[name](module, name, itemsize, machine.vector, *shape)
-    parsed, target = emit(module, machine)
+    """Address of a kernel of `EMITTERS` in this process; compiled once, or loaded from the cache."""
+    key = f"{name}-{'x'.join(map(str, shape))}-{itemsize}-{machine}-{llvm.llvm_version_info}"
+    code = cached_bytes(key, functools.partial(compile_object, machine, itemsize, name, *shape))
     with llvm_lock:
-        engine = llvm.create_mcjit_compiler(parsed, target)
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        target = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target)
+        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         engine.finalize_object()
         _engines.append(engine)
         return int(engine.get_function_address(name))
