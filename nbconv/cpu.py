@@ -47,6 +47,7 @@ from .threads import launch
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000
 PACK_PARALLEL = 200_000
+SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
 LINE = 64  # bytes of a cache line
 
 _AXIS = numba.typeof(Axis(*[0] * 9))
@@ -121,7 +122,9 @@ def _micro(machine: Machine | None, schedule: Schedule, filters: int, itemsize: 
     last = filters - (-(-filters // schedule.register) - 1) * schedule.register
     at = functools.partial(kernel_address, machine, itemsize)
     outer = [at("outer", count, vectors) for count in (schedule.register, last) for vectors in (schedule.vectors, 1)]
-    return np.array([*outer, 0 if load is None else at("load", load if load <= 2 else 0), at("store") if store else 0], np.intp)
+    return np.array(
+        [*outer, 0 if load is None else at("load", load if load <= SHUFFLED else 0), at("store") if store else 0], np.intp
+    )
 
 
 @functools.lru_cache(maxsize=512)
@@ -134,7 +137,7 @@ def _dots(machine: Machine | None, sweep: Sweep, schedule: Schedule, itemsize: i
     blocks = schedule.channels * terms, _last(sweep.channels, schedule.channels) * terms
     taps = schedule.vectors, *(_last(block, schedule.vectors) for block in blocks)
     addresses = [at("dots", p, v) for p in (schedule.register, _last(sweep.filters, schedule.register)) for v in taps]
-    return np.array([*addresses, 0 if load is None else at("load", load if load <= 2 else 0), at("collapse")], np.intp)
+    return np.array([*addresses, 0 if load is None else at("load", load if load <= SHUFFLED else 0), at("collapse")], np.intp)
 
 
 def _last(count: int, size: int) -> int:
@@ -154,19 +157,22 @@ def _aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return memory[start : start + count].reshape(cells)
 
 
-def _pack(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool) -> Array:
+def _pack(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machine: Machine | None) -> Array:
     """Weights (groups, filters, channels, ...) of any strides in blocks of `size` filters; see `kernels.cpu.pack`."""
     weight = weight.astype(dtype, copy=False)
     packed = _aligned((weight.size,), dtype)
     count = weight.shape[0] * -(-weight.shape[1] // size)
-    arrays = _any(dtype, 6, True), types.intp, _dense(dtype, 1)
+    arrays = _any(dtype, 6, True), types.intp, types.intp, _dense(dtype, 1)
+    transpose = 0
+    if machine is not None and weight.size and weight[0, 0].flags.c_contiguous and size <= machine.vector // dtype.itemsize:
+        transpose = kernel_address(machine, dtype.itemsize, "pack")
     jobs = types.intp, types.intp, *arrays
     with launch(parallel and weight.size >= PACK_PARALLEL) as threads:
         if threads == 1:
-            entry(pack.jobs, *jobs)(0, count, weight, size, packed)
+            entry(pack.jobs, *jobs)(0, count, weight, size, transpose, packed)
         else:
             driver = entry(pack.parallel, types.intp, types.intp, types.intp, *arrays)
-            driver(address(pack.jobs, *jobs), threads, count, weight, size, packed)
+            driver(address(pack.jobs, *jobs), threads, count, weight, size, transpose, packed)
     return packed
 
 
@@ -185,7 +191,7 @@ def _run_direct(
     count = x.shape[0] * groups * _tiles(*axes) * -(-(out.shape[1] // groups) // schedule.filters)
     cells = direct_cells(sweep, schedule)
     itemsize = out.itemsize if schedule.register else 1
-    packed = _pack(weight, max(1, schedule.register), out.dtype, plan.parallel)
+    packed = _pack(weight, max(1, schedule.register), out.dtype, plan.parallel, plan.machine)
     near = x.dtype == out.dtype and x.strides[-1] == x.itemsize
     micro = _micro(
         plan.machine, schedule, sweep.filters, out.itemsize, sweep.stride[2] if near else None, out.strides[-1] == out.itemsize

@@ -1,5 +1,6 @@
 """The inner loops that decide the speed of float32 and float64, written as LLVM IR and compiled by llvmlite alone.
 
+    pack      target[t, p] = source[p, t]
     outer     sums[p, i] += sum_t weights[t, p] * cells[offsets[t] + i]       p < P filters, i < V vectors of positions
     load      cells[plane, row, j] = source[plane, row, j * stride] for low <= j < high, else 0
     store     target[row, j] = sums[row, j] + bias
@@ -80,6 +81,8 @@ class _Function:
         self.scalar = ir.FloatType() if itemsize == 4 else ir.DoubleType()
         self.lanes = vector // itemsize
         self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.mask = ir.VectorType(ir.IntType(1), self.lanes)
+        self.picks = ir.VectorType(INDEX, self.lanes)
         self.suffix = f"v{self.lanes}f{itemsize * 8}"
         names = arguments.split()
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [WORD] * len(names)), name)
@@ -142,7 +145,7 @@ class _Function:
     def splat(self, value: Any, kind: ir.Type | None = None) -> Any:
         b, kind = self.builder, ir.VectorType(kind or self.scalar, self.lanes)
         first = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(INDEX, 0))
-        return b.shuffle_vector(first, first, ir.Constant(ir.VectorType(INDEX, self.lanes), [0] * self.lanes))
+        return b.shuffle_vector(first, first, ir.Constant(self.picks, [0] * self.lanes))
 
     def loop(self, count: Any, carried: list[Any], body: Any) -> list[Any]:
         """`carried = body(carried)`, `count` times; values in and out."""
@@ -216,7 +219,7 @@ def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int
 
 
 def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) -> None:
-    """Emit `load` for a stride of 1 or 2 cells, or with 0 for any.
+    """Emit `load` for a stride of some cells, or with 0 for any.
 
     C signature, all 64-bit: (source, target, step, planes, source_plane, target_plane, rows, source_row, target_row, low, high, extent).
     Addresses; bytes from cell to cell of the source, and for planes and rows their number and the bytes from one to the next. Of each
@@ -234,14 +237,17 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) 
             return f.masked_gather(source, a["step"], b.and_(f.below(high), b.not_(f.below(low))))
         if stride == 1:
             return f.masked_load(source, b.and_(f.below(high), b.not_(f.below(low))))
-        halves = []
-        for half in range(2):
-            place = [(half * f.lanes + lane) // 2 for lane in range(f.lanes)]
-            even = ir.Constant(ir.VectorType(ir.IntType(1), f.lanes), [lane % 2 == 0 for lane in range(f.lanes)])
-            mask = b.and_(b.and_(f.below(high, place), b.not_(f.below(low, place))), even)
-            halves.append(f.masked_load(f.add(source, half * vector), mask))
-        picks = ir.Constant(ir.VectorType(INDEX, f.lanes), list(range(0, 2 * f.lanes, 2)))
-        return b.shuffle_vector(*halves, picks)
+        merged = None
+        for part in range(stride):
+            # lanes of this part of the source that are wanted, and the cells that they become
+            cell = [(part * f.lanes + lane) // stride for lane in range(f.lanes)]
+            wanted = [(part * f.lanes + lane) % stride == 0 for lane in range(f.lanes)]
+            mask = b.and_(b.and_(f.below(high, cell), b.not_(f.below(low, cell))), ir.Constant(f.mask, wanted))
+            value = f.masked_load(f.add(source, part * vector), mask)
+            places = range(part * f.lanes, (part + 1) * f.lanes)
+            picks = [f.lanes + j * stride % f.lanes if j * stride in places else j for j in range(f.lanes)]
+            merged = b.shuffle_vector(value if merged is None else merged, value, ir.Constant(f.picks, picks))
+        return merged
 
     def row(values: list[Any]) -> list[Any]:
         source, target = values
@@ -355,7 +361,7 @@ def collapse(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
     """
     f = _Function(module, name, itemsize, vector, "sums target count")
     b, a = f.builder, f.arguments
-    picks = [ir.Constant(ir.VectorType(INDEX, f.lanes), list(range(first, 2 * f.lanes, 2))) for first in range(2)]
+    picks = [ir.Constant(f.picks, list(range(first, 2 * f.lanes, 2))) for first in range(2)]
 
     def total(sums: Any) -> Any:
         """Add neighbouring lanes of two vectors at a time, until lane t holds the whole of vector t."""
@@ -377,7 +383,51 @@ def collapse(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
     b.ret_void()
 
 
-EMITTERS = {"outer": outer, "dots": dots, "load": load, "store": store, "collapse": collapse}
+def pack(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
+    """Emit `pack`.
+
+    C signature, all 64-bit: (source, row, rows, target, count): `target[t, p] = source[p, t]` for `count` values of t and `rows` of p, no
+    more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target side by side.
+    """
+    f = _Function(module, name, itemsize, vector, "source row rows target count")
+    b, a = f.builder, f.arguments
+    lanes = f.lanes
+    low = ir.Constant(f.picks, [lanes * (i % 2) + i // 2 for i in range(lanes)])
+    high = ir.Constant(f.picks, [lanes * (i % 2) + i // 2 + lanes // 2 for i in range(lanes)])
+    present = [b.icmp_signed("<", f.word(p), a["rows"]) for p in range(lanes)]
+    writes = f.below(a["rows"])
+
+    def square(source: Any, target: Any, count: Any) -> None:
+        """Transpose one square of lanes, of which `count` columns exist."""
+        columns = f.below(count)
+        nothing = ir.Constant(f.mask, None)
+        values = []
+        for p in range(lanes):
+            address = b.add(source, b.mul(a["row"], f.word(p)))
+            values.append(f.masked_load(address, b.select(present[p], columns, nothing)))
+        # interleave row i with row i + lanes / 2, as often as it takes for each vector to hold a column
+        width = lanes
+        while width > 1:
+            half = lanes // 2
+            values = [b.shuffle_vector(values[i], values[i + half], picks) for i in range(half) for picks in (low, high)]
+            width //= 2
+        step = b.mul(a["rows"], f.word(itemsize))
+        for t, value in enumerate(values):
+            exists = b.icmp_signed("<", f.word(t), count)
+            f.masked_store(value, target, b.select(exists, writes, nothing))
+            target = b.add(target, step)
+
+    def step(values: list[Any]) -> list[Any]:
+        source, target, left = values
+        square(source, target, left)
+        return [f.add(source, vector), b.add(target, b.mul(a["rows"], f.word(vector))), f.add(left, -lanes)]
+
+    squares = b.sdiv(f.add(a["count"], lanes - 1), f.word(lanes))
+    f.loop(squares, [a["source"], a["target"], a["count"]], step)
+    b.ret_void()
+
+
+EMITTERS = {"pack": pack, "outer": outer, "dots": dots, "load": load, "store": store, "collapse": collapse}
 
 
 def emit(module: ir.Module, machine: Machine) -> tuple[Any, Any]:

@@ -8,11 +8,15 @@ The last block of a group may be smaller. A job is one block.
 import numba
 
 from ..jit import call, kernel
+from .microkernel import call_kernel
 
 
 @kernel
-def jobs(first, last, weight, size, packed):
-    """Pack blocks `first` to `last`; weight (groups, filters, channels, ...), of any strides, packed (weight.size,)."""
+def jobs(first, last, weight, size, transpose, packed):
+    """Pack blocks `first` to `last`; weight (groups, filters, channels, ...), of any strides, packed (weight.size,).
+
+    `transpose` is the address of the micro-kernel for weights whose terms lie side by side in memory, else 0.
+    """
     filters, channels = weight.shape[1], weight.shape[2]
     taps = weight.shape[3] * weight.shape[4] * weight.shape[5]
     blocks = -(-filters // size)
@@ -20,6 +24,10 @@ def jobs(first, last, weight, size, packed):
         g, k_first = job // blocks, job % blocks * size
         count = min(size, filters - k_first)
         block = packed[(g * filters + k_first) * channels * taps :]
+        if transpose != 0:
+            source = weight.ctypes.data + g * weight.strides[0] + k_first * weight.strides[1]
+            call_kernel(transpose, source, weight.strides[1], count, block.ctypes.data, channels * taps)
+            continue
         at = 0
         for c in range(channels):
             for r0 in range(weight.shape[3]):
@@ -33,7 +41,7 @@ def jobs(first, last, weight, size, packed):
 
 
 @kernel(parallel=True)
-def parallel(run_jobs, threads, count, weight, size, packed):
+def parallel(run_jobs, threads, count, weight, size, transpose, packed):
     """Pack `count` blocks, an equal share on each thread; `run_jobs` is the address of `jobs`."""
     for thread in numba.prange(threads):
-        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, weight, size, packed)
+        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, weight, size, transpose, packed)
