@@ -51,7 +51,7 @@ SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
 LINE = 64  # bytes of a cache line
 
 _AXIS = numba.typeof(Axis(*[0] * 9))
-_BLOCKS = numba.typeof(Blocks(*[0] * 8))
+_BLOCKS = numba.typeof(Blocks(*[0] * 9))
 _TRIPLE = types.UniTuple(types.intp, 3)
 _OFFSETS = types.Array(types.intp, 1, "C")
 
@@ -187,8 +187,10 @@ def _run_direct(
     if sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
     axes = axes_of(sweep, schedule, triple(x.shape[2:]), offset, triple(out.shape[2:]))
-    blocks = Blocks(groups, mode, schedule.filters, schedule.channels, schedule.register, schedule.vectors, schedule.lanes, 0)
-    count = x.shape[0] * groups * _tiles(*axes) * -(-(out.shape[1] // groups) // schedule.filters)
+    blocks = Blocks(
+        groups, mode, schedule.filters, schedule.channels, schedule.bundle, schedule.register, schedule.vectors, schedule.lanes, 0
+    )
+    count = x.shape[0] * -(-groups // schedule.bundle) * _tiles(*axes) * -(-(out.shape[1] // groups) // schedule.filters)
     cells = direct_cells(sweep, schedule)
     itemsize = out.itemsize if schedule.register else 1
     packed = _pack(weight, max(1, schedule.register), out.dtype, plan.parallel, plan.machine)
@@ -281,9 +283,10 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     offset = triple(map(operator.neg, problem.before))
     axes = axes_of(sweep, schedule, triple(x.shape[2:]), offset, triple(dy.shape[2:]))
     mode, conjugate = MODES.index(problem.mode), int(out.dtype.kind == "c")
-    sizes = schedule.filters, schedule.channels, schedule.register, schedule.vectors, schedule.lanes
+    sizes = schedule.filters, schedule.channels, schedule.bundle, schedule.register, schedule.vectors, schedule.lanes
     blocks = Blocks(problem.groups, mode, *sizes, conjugate)
-    count = schedule.splits * problem.groups * -(-sweep.channels // schedule.channels) * -(-sweep.filters // schedule.filters)
+    bundles = -(-problem.groups // schedule.bundle)
+    count = schedule.splits * bundles * -(-sweep.channels // schedule.channels) * -(-sweep.filters // schedule.filters)
     cells = weight_grad_cells(sweep, schedule)
     sums = np.empty((schedule.splits, out.shape[0], problem.taps), out.dtype)
     offsets = _offsets(sweep, schedule, out.itemsize if schedule.register else 1)

@@ -192,5 +192,4 @@ def direct_sweep(
     if machine is None:
         return sweep, direct(sweep, itemsize, limits)
     sweep = folded(sweep, problem, limits)
-    instances = problem.groups * (1 if sweep.folded else problem.batch)
-    return sweep, outer(sweep, itemsize, limits, machine, instances)
+    return sweep, outer(sweep, itemsize, limits, machine, problem.groups, 1 if sweep.folded else problem.batch)

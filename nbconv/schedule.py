@@ -31,6 +31,8 @@ class Schedule:
         Parts of the sum over (n, o) in a weight gradient.
     dense : tuple of three bools
         Axes that are staged with a copy for each tap; see `kernels.cpu.tile`.
+    bundle : int
+        Groups that are staged at once.
     register, vectors, lanes : int
         Filters and vectors of one call of a micro-kernel, and scalars of a vector; 0, 1, 1 for the portable loop.
     """
@@ -40,6 +42,7 @@ class Schedule:
     channels: int
     splits: int = 1
     dense: tuple[bool, bool, bool] = NOWHERE
+    bundle: int = 1
     register: int = 0
     vectors: int = 1
     lanes: int = 1
@@ -178,11 +181,12 @@ def direct(sweep: Sweep, itemsize: int, limits: Limits) -> Schedule:
     return _with_channels(sweep, schedule, itemsize, limits)
 
 
-def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, instances: int) -> Schedule:
+def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
     """Micro-kernel: equal blocks of filters, and as many vectors as leave registers for a vector of input each and for one weight.
 
     An axis is staged densely where the cells wasted between its rows cost more than the copies. All filters share a staged tile, as far
-    as their sums fit and `limits.jobs` jobs remain; `instances` is how often the sweep is done, groups times images.
+    as their sums fit and `limits.jobs` jobs remain; the sweep is done
+    for each of `groups` groups of `batch` images.
     """
     lanes = machine.vector // itemsize
     register = even(sweep.filters, (machine.registers - 3) // 2)
@@ -191,12 +195,13 @@ def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, instanc
     wide = sweep.shifts[2] / max(1, min(out[2], limits.sums)) > STAGING / (sweep.filters * k[0] * k[1])
     high = sweep.folded and sweep.shifts[1] / max(1, out[1]) > STAGING / (sweep.filters * k[0])
     dense = (False, high, wide)
-    schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, register, vectors, lanes)
+    schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, 1, register, vectors, lanes)
     most = max(register, limits.filters * 1024 // (sum_cells(sweep, schedule) * itemsize) * register)
-    places = max(1, instances * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
+    places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
     parts = max(-(-sweep.filters // most), min(-(-limits.jobs // places), -(-sweep.filters // LEAST)))
     block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
-    return _with_channels(sweep, dataclasses.replace(schedule, filters=block), itemsize, limits)
+    schedule = _with_channels(sweep, dataclasses.replace(schedule, filters=block), itemsize, limits)
+    return _bundled(sweep, schedule, itemsize, limits, groups, places)
 
 
 def _tile(sweep: Sweep, limits: Limits, dense: tuple[bool, bool, bool]) -> Triple:
@@ -228,7 +233,7 @@ def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: 
     register = even(sweep.filters, 6 if machine.registers >= 32 else 3)
     most = max(1, (machine.registers - 2) // (register + 1))
     dense = (False, sweep.folded, True)
-    schedule = Schedule(_tile(sweep, limits, dense), 1, 1, 1, dense, register, 1, lanes)
+    schedule = Schedule(_tile(sweep, limits, dense), 1, 1, 1, dense, 1, register, 1, lanes)
     pairs = limits.filters * 1024 // machine.vector
     held = limits.staged // (staged_cells(sweep, schedule) * itemsize)
     channels = even(sweep.channels, max(1, min(held, TAPS // terms)))
@@ -236,7 +241,16 @@ def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: 
     block = max(register, pairs // (channels * terms) // register * register)
     filters = -(-even(sweep.filters, block) // register) * register
     schedule = dataclasses.replace(schedule, filters=filters, channels=channels, vectors=vectors)
-    return _with_splits(sweep, schedule, limits, groups, 1 if sweep.folded else batch)
+    schedule = _bundled(sweep, schedule, itemsize, limits, groups, groups)
+    return _with_splits(sweep, schedule, limits, -(-groups // schedule.bundle), 1 if sweep.folded else batch)
+
+
+def _bundled(sweep: Sweep, schedule: Schedule, itemsize: int, limits: Limits, groups: int, jobs: int) -> Schedule:
+    """Small groups together, as many as `limits.staged` holds while `limits.jobs` of `jobs` jobs remain."""
+    if schedule.filters < sweep.filters or schedule.channels < sweep.channels:
+        return schedule
+    most = min(limits.staged // (staged_cells(sweep, schedule) * itemsize), jobs // limits.jobs)
+    return dataclasses.replace(schedule, bundle=even(groups, min(groups, max(1, most))))
 
 
 def _with_splits(sweep: Sweep, schedule: Schedule, limits: Limits, groups: int, batch: int) -> Schedule:
@@ -247,13 +261,13 @@ def _with_splits(sweep: Sweep, schedule: Schedule, limits: Limits, groups: int, 
 
 def weight_grad_cells(sweep: Sweep, schedule: Schedule) -> int:
     """Scratch of a weight gradient: a row of dy or the vectors of sums, and staged input."""
-    pairs = schedule.filters * schedule.channels * math.prod(sweep.kernel) * schedule.lanes
+    pairs = schedule.bundle * schedule.filters * schedule.channels * math.prod(sweep.kernel) * schedule.lanes
     return (pairs if schedule.register else schedule.tile[2]) + schedule.lanes**2 + staged_cells(sweep, schedule)
 
 
 def staged_cells(sweep: Sweep, schedule: Schedule) -> int:
     """Cells of staged input of one block of channels."""
-    return schedule.channels * math.prod(sweep.extents(schedule)) * math.prod(sweep.slots(schedule))
+    return schedule.bundle * schedule.channels * math.prod(sweep.extents(schedule)) * math.prod(sweep.slots(schedule))
 
 
 def sum_cells(sweep: Sweep, schedule: Schedule) -> int:

@@ -7,7 +7,8 @@ Compute: `microkernel.outer` by address, a block of filters by some vectors of p
 filter at a time over the whole tile. Both add terms in the order of `t`, whatever the tiling: their results are the same bits.
 Store: bias and activation on each row of the tile, then the caller's layout.
 
-A job is one (image, group, tile, block of filters); neighbours in job order share the staged input.
+A job is one (image, group, tile, block of filters); neighbours in job order share the staged input. Where
+groups are small, a job takes a bundle of them.
 """
 
 import numba
@@ -98,9 +99,10 @@ def jobs(first, last, x, weight, bias, out, offsets, micro, scratch, apply, d, h
     filters = out.shape[1] // blocks.groups
     terms = weight.shape[0] // max(out.shape[1], 1)
     taps = terms // max(channels, 1)
-    filter_blocks = -(-filters // blocks.filters)
+    filter_blocks, bundles = -(-filters // blocks.filters), -(-blocks.groups // blocks.bundle)
     tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
     longest = ((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile
+    plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
     pitch = -(-longest // blocks.lanes) * blocks.lanes
     sums = scratch[: blocks.filters * pitch]
     cells = scratch[blocks.filters * pitch :]
@@ -113,28 +115,37 @@ def jobs(first, last, x, weight, bias, out, offsets, micro, scratch, apply, d, h
         o1 = place // tiles2 % tiles1 * h.tile
         o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
         image_group = place // (tiles2 * tiles1 * tiles0)
-        g = image_group % blocks.groups
-        n = image_group // blocks.groups
+        g_first = image_group % bundles * blocks.bundle
+        g_last = min(g_first + blocks.bundle, blocks.groups)
+        n = image_group // bundles
         t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
         length = ((t0 - 1) * h.extent + t1 - 1) * w.extent + t2
-        packed = weight[(g * filters + k_first) * terms :]
         if blocks.register == 0 or channels == 0:
             sums[: (k_last - k_first) * pitch] = 0
         for c_first in range(0, channels, blocks.channels):
             c_last = min(c_first + blocks.channels, channels)
             if blocks.channels < channels or staged != place:
-                channel = g * channels
-                stage(x, n, channel + c_first, channel + c_last, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
+                begin, end = g_first * channels + c_first, (g_last - 1) * channels + c_last
+                stage(x, n, begin, end, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
                 staged = place
             begin, count = c_first * taps, (c_last - c_first) * taps
-            if blocks.register:
-                multiply(micro, packed, terms, begin, count, cells, offsets, sums, pitch, k_last - k_first, length, blocks)
-            else:
-                for k in range(k_last - k_first):
-                    row = packed[k * terms + begin : k * terms + begin + count]
-                    accumulate(row, offsets, cells, sums[k * pitch : k * pitch + length])
-        for k in range(k_first, k_last):
-            finish(sums[(k - k_first) * pitch :], n, g * filters + k, o0, o1, o2, bias, out, micro[STORE], apply, d, h, w)
+            for g in range(g_first, g_last):
+                packed = weight[(g * filters + k_first) * terms :]
+                planes = cells[(g - g_first) * channels * plane :]
+                if blocks.register:
+                    multiply(micro, packed, terms, begin, count, planes, offsets, sums, pitch, k_last - k_first, length, blocks)
+                else:
+                    for k in range(k_last - k_first):
+                        row = packed[k * terms + begin : k * terms + begin + count]
+                        accumulate(row, offsets, planes, sums[k * pitch : k * pitch + length])
+                if c_last == channels:
+                    for k in range(k_first, k_last):
+                        tile = sums[(k - k_first) * pitch :]
+                        finish(tile, n, g * filters + k, o0, o1, o2, bias, out, micro[STORE], apply, d, h, w)
+        if channels == 0:
+            for k in range(k_first, k_last):
+                tile = sums[(k - k_first) * pitch :]
+                finish(tile, n, g_first * filters + k, o0, o1, o2, bias, out, micro[STORE], apply, d, h, w)
 
 
 @kernel(parallel=True)

@@ -47,6 +47,7 @@ class Blocks(NamedTuple):
 
     groups, mode : as in the problem, the mode as its number
     filters, channels : filters and channels of a block
+    bundle : groups that are staged at once; more than one only where a block takes all filters and channels of a group
     register : filters of one call of a micro-kernel; 0 for the portable loop
     vectors, lanes : vectors of one call, and scalars of a vector
     conjugate : whether the input is to be conjugated
@@ -56,6 +57,7 @@ class Blocks(NamedTuple):
     mode: int
     filters: int
     channels: int
+    bundle: int
     register: int
     vectors: int
     lanes: int

@@ -8,7 +8,7 @@ time with a vector of sums for each pair, or the portable `dot`.
 Store: the sums of each split, which the caller adds in order, so that the result does not depend on threads.
 
 A job is one (split, group, block of channels, block of filters). A split is a run of the list of (image, tile); how many there are
-follows from the shapes alone.
+follows from the shapes alone. Where groups are small, a job takes a bundle of them.
 """
 
 import numba
@@ -83,48 +83,56 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     filters = dy.shape[1] // blocks.groups
     taps = sums.shape[2] // channels
     channel_blocks, filter_blocks = -(-channels // blocks.channels), -(-filters // blocks.filters)
+    bundles = -(-blocks.groups // blocks.bundle)
     tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
     places = dy.shape[0] * tiles0 * tiles1 * tiles2
     plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
     row = scratch[: w.tile]
-    vectors = blocks.filters * blocks.channels * taps * blocks.lanes if blocks.register else w.tile
+    vectors = blocks.bundle * blocks.filters * blocks.channels * taps * blocks.lanes if blocks.register else w.tile
     lanes = scratch[:vectors]
     cells = scratch[vectors + blocks.lanes * blocks.lanes :]
     for job in range(first, last):
         c_first = job // filter_blocks % channel_blocks * blocks.channels
         c_last = min(c_first + blocks.channels, channels)
-        g = job // (filter_blocks * channel_blocks) % blocks.groups
-        split = job // (filter_blocks * channel_blocks * blocks.groups)
+        g_first = job // (filter_blocks * channel_blocks) % bundles * blocks.bundle
+        g_last = min(g_first + blocks.bundle, blocks.groups)
+        split = job // (filter_blocks * channel_blocks * bundles)
         k_first = job % filter_blocks * blocks.filters
-        k_last = g * filters + min(k_first + blocks.filters, filters)
-        k_first += g * filters
+        k_last = min(k_first + blocks.filters, filters)
         begin, count = c_first * taps, (c_last - c_first) * taps
+        held = (k_last - k_first) * count * blocks.lanes
         if blocks.register:
-            lanes[: (k_last - k_first) * count * blocks.lanes] = 0
+            lanes[: (g_last - g_first) * held] = 0
         else:
-            for k in range(k_first, k_last):
+            for k in range(g_first * filters + k_first, (g_last - 1) * filters + k_last):
                 sums[split, k, begin : begin + count] = 0
         for place in range(split * places // sums.shape[0], (split + 1) * places // sums.shape[0]):
             o2 = place % tiles2 * w.tile
             o1 = place // tiles2 % tiles1 * h.tile
             o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
             n = place // (tiles2 * tiles1 * tiles0)
-            channel = g * channels
-            stage(x, n, channel + c_first, channel + c_last, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
-            if blocks.register:
-                left = 1 if c_last - c_first == blocks.channels else 2
-                multiply(micro, dy, n, k_first, k_last, count, o0, o1, o2, cells, offsets, lanes, left, d, h, w, blocks)
-                continue
+            first_plane, last_plane = g_first * channels + c_first, (g_last - 1) * channels + c_last
+            stage(x, n, first_plane, last_plane, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
             if blocks.conjugate:
-                for i in range((c_last - c_first) * plane):
+                for i in range((last_plane - first_plane) * plane):
                     cells[i] = cells[i].conjugate()
-            for k in range(k_first, k_last):
-                target = sums[split, k, begin : begin + count]
-                multiply_portably(dy, n, k, count, o0, o1, o2, cells, offsets, target, row, d, h, w)
+            for g in range(g_first, g_last):
+                planes = cells[(g - g_first) * channels * plane :]
+                low, high = g * filters + k_first, g * filters + k_last
+                if blocks.register:
+                    left = 1 if c_last - c_first == blocks.channels else 2
+                    pairs = lanes[(g - g_first) * held :]
+                    multiply(micro, dy, n, low, high, count, o0, o1, o2, planes, offsets, pairs, left, d, h, w, blocks)
+                else:
+                    for k in range(low, high):
+                        target = sums[split, k, begin : begin + count]
+                        multiply_portably(dy, n, k, count, o0, o1, o2, planes, offsets, target, row, d, h, w)
         if blocks.register:
-            for k in range(k_first, k_last):
-                source = lanes.ctypes.data + (k - k_first) * count * blocks.lanes * lanes.itemsize
-                call_kernel(micro[COLLAPSE], source, sums[split, k, begin:].ctypes.data, count)
+            source = lanes.ctypes.data
+            for g in range(g_first, g_last):
+                for k in range(g * filters + k_first, g * filters + k_last):
+                    call_kernel(micro[COLLAPSE], source, sums[split, k, begin:].ctypes.data, count)
+                    source += count * blocks.lanes * lanes.itemsize
 
 
 @kernel(parallel=True)
