@@ -1,11 +1,14 @@
-"""Command line: `python -m nbconv info | demo`."""
+"""Command line: `python -m nbconv info | demo | bench`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numba
+
 from . import __version__
+from .dispatch import DIRECTIONS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,20 +20,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo = commands.add_parser("demo", help="filter a photograph and train a small network; needs nbconv[demo]")
     demo.add_argument("--output", type=Path, default=Path("nbconv-demo"), help="folder for the pictures (%(default)s)")
     demo.add_argument("--epochs", type=int, default=20, help="passes over the digits (%(default)s)")
+    bench = commands.add_parser("bench", help="measure speed, alternating with a peer; needs nbconv[bench]")
+    bench.add_argument("--suite", action="append", help="resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward (all)")
+    bench.add_argument("--direction", action="append", choices=DIRECTIONS, help="(all)")
+    bench.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
+    bench.add_argument("--threads", type=int, default=1, help="for both (%(default)s)")
+    bench.add_argument("--against", choices=("torch",), help="the peer (none)")
+    bench.add_argument("--seconds", type=float, default=0.3, help="for each layer and library (%(default)s)")
+    bench.add_argument("--output", type=Path, default=Path("nbconv-bench"), help="folder for JSON and roofline (%(default)s)")
     chosen = parser.parse_args(arguments)
     if chosen.command == "info":
         from .info import info
 
         print(info())
         return 0
-    if chosen.epochs < 1:
+    if chosen.command == "demo" and chosen.epochs < 1:
         demo.error(f"--epochs must be at least 1, got {chosen.epochs}")
     try:
-        from .demo import run
+        if chosen.command == "demo":
+            from .demo import run
+
+            return run(chosen.output, chosen.epochs)
+        from .bench import compare
+
+        unknown = set(chosen.suite or ()) - set(compare.SUITES)
+        if unknown:
+            bench.error(f"--suite must be one of {', '.join(compare.SUITES)}, got {', '.join(unknown)}")
+        if not 1 <= chosen.threads <= numba.config.NUMBA_NUM_THREADS:
+            bench.error(f"--threads must be 1 to {numba.config.NUMBA_NUM_THREADS}, got {chosen.threads}")
+        compare.run(
+            chosen.suite or list(compare.SUITES),
+            chosen.direction or list(DIRECTIONS),
+            chosen.dtype,
+            chosen.threads,
+            chosen.against,
+            chosen.seconds,
+            chosen.output,
+        )
     except ImportError as error:
-        print(f"The demo needs {error.name}: pip install 'nbconv[demo]'", file=sys.stderr)
+        print(f"'{chosen.command}' needs {error.name}: pip install 'nbconv[{chosen.command}]'", file=sys.stderr)
         return 1
-    return run(chosen.output, chosen.epochs)
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,172 @@
+"""nbconv and a peer on the same layers, alternating in one run, so that a noisy machine treats both alike."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+import nbconv
+from nbconv import threads as threading_layers
+from nbconv.kernels.cpu.microkernel import host
+
+from . import machine
+from .shapes import SUITES, Layer
+
+DIRECTIONS = ("forward", "input_grad", "weight_grad")
+Call = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One layer in one direction: medians in seconds, and what follows."""
+
+    suite: str
+    layer: str
+    direction: str
+    dtype: str
+    threads: int
+    flops: int
+    bytes: int
+    seconds: float
+    peer_seconds: float | None
+    share: float
+
+    @property
+    def gflops(self) -> float:
+        return self.flops / self.seconds / 1e9
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.peer_seconds is None else self.peer_seconds / self.seconds
+
+
+def calls(layer: Layer, direction: str, dtype: str, against: str | None) -> tuple[nbconv.ConvProblem, Call, Call | None]:
+    """The problem, nbconv's call and the peer's, on the same arrays."""
+    problem = nbconv.ConvProblem.make(layer.input_shape, layer.weight_shape, **layer.options)
+    rng = np.random.default_rng(0)
+    x, w, dy = (
+        rng.standard_normal(shape).astype(dtype) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
+    )
+    ours: Call = {
+        "forward": lambda: nbconv.conv(x, w, **layer.options),
+        "input_grad": lambda: nbconv.conv_input_grad(dy, w, x.shape, **layer.options),
+        "weight_grad": lambda: nbconv.conv_weight_grad(dy, x, w.shape, **layer.options),
+    }[direction]
+    if against is None:
+        return problem, ours, None
+    import torch
+
+    tensors = [torch.from_numpy(array) for array in (dy, x, w)]
+    inner = slice(3 - problem.axes, 3)
+    sides = problem.stride[inner], problem.before[inner], problem.dilation[inner]
+    rest = False, (0,) * problem.axes, problem.groups
+    if direction == "forward":
+        return problem, ours, lambda: torch.ops.aten.convolution(*tensors[1:], None, *sides, *rest)
+    mask = (direction == "input_grad", direction == "weight_grad", False)
+    return problem, ours, lambda: torch.ops.aten.convolution_backward(*tensors, None, *sides, *rest, mask)
+
+
+def medians(functions: Iterable[Call], seconds: float) -> list[float]:
+    """Median time of each function, called in turn for about `seconds` each, three times at the least."""
+    functions = list(functions)
+    for function in functions:
+        function()
+    times: list[list[float]] = [[] for _ in functions]
+    end = time.perf_counter() + seconds * len(functions)
+    while time.perf_counter() < end or len(times[0]) < 3:
+        for function, taken in zip(functions, times, strict=True):
+            begin = time.perf_counter()
+            function()
+            taken.append(time.perf_counter() - begin)
+    return [statistics.median(taken) for taken in times]
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """exp(mean(log(values)))."""
+    return math.exp(statistics.fmean(map(math.log, values)))
+
+
+def run(
+    suites: list[str], directions: list[str], dtype: str, threads: int, against: str | None, seconds: float, output: Path
+) -> list[Row]:
+    """Measure, print a table and a summary of each suite, and save both as JSON with a roofline."""
+    threading_layers.load_tbb()
+    numba.set_num_threads(threads)
+    if against == "torch":
+        import torch
+
+        torch.set_num_threads(threads)
+    peak, bandwidth = machine.peak(dtype, threads), machine.bandwidth(threads)
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "cpu": host().cpu,
+        "platform": platform.platform(),
+        "threads": threads,
+        "dtype": dtype,
+        "peak_gflops": round(peak / 1e9, 1),
+        "bandwidth_gbs": round(bandwidth / 1e9, 1),
+        "versions": {name: importlib.metadata.version(name) for name in ("nbconv", "numba", "llvmlite", "numpy")},
+    }
+    if against:
+        about["versions"][against] = importlib.metadata.version(against)  # type: ignore[index]
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    rows: list[Row] = []
+    for suite in suites:
+        for direction in directions:
+            print(f"\n{suite}, {direction}")
+            print(f"{'layer':34}{'nbconv':>11}{against or '':>11}{'GFLOP/s':>9}{'of peak':>9}{'ratio':>7}")
+            for layer in SUITES[suite]:
+                problem, *functions = calls(layer, direction, dtype, against)
+                ours, *peer = medians([f for f in functions if f is not None], seconds)
+                moved = sum(map(math.prod, (problem.input_shape, problem.weight_shape, problem.output_shape)))
+                row = Row(
+                    suite, layer.name, direction, dtype, threads, problem.flops, moved * np.dtype(dtype).itemsize,
+                    ours, peer[0] if peer else None, problem.flops / ours / peak,
+                )  # fmt: skip
+                rows.append(row)
+                times = "".join(f"{value * 1e3:8.2f} ms" for value in (ours, *peer))
+                ratio = f"{row.ratio:7.2f}" if row.ratio else ""
+                print(f"{layer.name:34}{times}{'' if peer else ' ' * 11}{row.gflops:9.1f}{row.share:9.0%}{ratio}", flush=True)
+            ratios = [row.ratio for row in rows if (row.suite, row.direction) == (suite, direction) and row.ratio]
+            if ratios:
+                print(f"{'':34}geometric mean {geometric_mean(ratios):.2f}, worst {min(ratios):.2f}")
+    output.mkdir(parents=True, exist_ok=True)
+    name = f"cpu-{dtype}-{threads}"
+    content = {"about": about, "rows": [dataclasses.asdict(row) for row in rows]}
+    (output / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    roofline(rows, peak, bandwidth, output / f"{name}.png")
+    print(f"\nSaved {output / name}.json and .png")
+    return rows
+
+
+def roofline(rows: list[Row], peak: float, bandwidth: float, path: Path) -> None:
+    """Draw operations a second over operations a byte, under the roof of what the machine can do."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
+    intensity = np.geomspace(0.1, 2000, 200)
+    axes.loglog(intensity, np.minimum(peak, bandwidth * intensity) / 1e9, color="black", label="measured roof")
+    for colour, direction in zip(("tab:blue", "tab:orange", "tab:green"), DIRECTIONS, strict=True):
+        points = [row for row in rows if row.direction == direction]
+        where = [row.flops / row.bytes for row in points]
+        axes.scatter(where, [row.gflops for row in points], s=18, color=colour, label=f"nbconv, {direction}")
+        theirs = [row for row in points if row.peer_seconds]
+        heights = [row.flops / (row.peer_seconds or 1) / 1e9 for row in theirs]
+        axes.scatter([row.flops / row.bytes for row in theirs], heights, s=18, marker="x", color=colour, alpha=0.5, label="peer")
+    axes.set(xlabel="operations a byte of input, weight and output", ylabel="GFLOP/s", title="Direct convolution")
+    axes.legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
