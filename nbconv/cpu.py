@@ -12,13 +12,13 @@ import itertools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numba import types
 
-from .arrays import Array
+from .arrays import Array, accumulator
 from .dispatch import Plan
 from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu import direct, pack
@@ -51,7 +51,7 @@ SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
 LINE = 64  # bytes of a cache line
 
 _AXIS = numba.typeof(Axis(*[0] * 9))
-_BLOCKS = numba.typeof(Blocks(*[0] * 9))
+_BLOCKS = numba.typeof(Blocks(*[0] * 10))
 _TRIPLE = types.UniTuple(types.intp, 3)
 _OFFSETS = types.Array(types.intp, 1, "C")
 
@@ -111,25 +111,46 @@ def _offsets(sweep: Sweep, schedule: Schedule, itemsize: int) -> Array:
     return offsets
 
 
-@functools.lru_cache(maxsize=512)
-def _micro(machine: Machine | None, schedule: Schedule, filters: int, itemsize: int, load: int | None, store: bool) -> Array:
-    """Addresses of the micro-kernels in the order of `kernels.cpu.direct`, 0 for one that cannot serve.
+class _Run(NamedTuple):
+    """What a run of the direct kernel needs besides its arrays."""
 
-    `load` is the stride to load rows with, None if a kernel cannot.
+    axes: tuple[Axis, Axis, Axis]
+    blocks: Blocks
+    count: int
+    cells: int
+    offsets: Array
+    micro: Array
+
+
+@functools.lru_cache(maxsize=2048)
+def _run(
+    plan: Plan, sweep: Sweep, x: tuple[int, ...], out: tuple[int, ...], offset: Triple, mode: int, near: bool, plain: bool
+) -> _Run:
+    """Prepare a run over arrays of shapes `x` and `out`.
+
+    `near` and `plain` tell whether the cells of a row of x and of out are neighbours in memory and of one dtype, as micro-kernels ask.
     """
-    if machine is None:
-        return np.zeros(6, np.intp)
-    last = filters - (-(-filters // schedule.register) - 1) * schedule.register
-    at = functools.partial(kernel_address, machine, itemsize)
-    outer = [at("outer", count, vectors) for count in (schedule.register, last) for vectors in (schedule.vectors, 1)]
-    return np.array(
-        [*outer, 0 if load is None else at("load", load if load <= SHUFFLED else 0), at("store") if store else 0], np.intp
-    )
+    s, machine, itemsize = plan.schedule, plan.machine, accumulator(plan.dtype).itemsize
+    groups = plan.problem.groups
+    axes = d, h, w = axes_of(sweep, s, triple(x[2:]), offset, triple(out[2:]))
+    whole = -(-(((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile) // s.lanes)
+    tail = whole % s.vectors or 1
+    blocks = Blocks(groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, 0)
+    count = x[0] * -(-groups // s.bundle) * _tiles(*axes) * -(-(out[1] // groups) // s.filters)
+    micro = np.zeros(8, np.intp)
+    if machine is not None:
+        at = functools.partial(kernel_address, machine, itemsize)
+        filters = s.register, _last(sweep.filters, s.register)
+        micro[:6] = [at("outer", p, v) for p in filters for v in (s.vectors, tail, 1)]
+        stride = sweep.stride[2]
+        micro[6] = at("load", stride if stride <= SHUFFLED else 0) if near else 0
+        micro[7] = at("store") if plain else 0
+    return _Run(axes, blocks, count, direct_cells(sweep, s), _offsets(sweep, s, itemsize if machine else 1), micro)
 
 
 @functools.lru_cache(maxsize=512)
 def _dots(machine: Machine | None, sweep: Sweep, schedule: Schedule, itemsize: int, load: int | None) -> Array:
-    """Addresses of the micro-kernels in the order of `kernels.cpu.weight_grad`; `load` as in `_micro`."""
+    """Addresses of the micro-kernels in the order of `kernels.cpu.weight_grad`; rows are loaded with stride `load`, if at all."""
     if machine is None:
         return np.zeros(8, np.intp)
     at = functools.partial(kernel_address, machine, itemsize)
@@ -157,22 +178,29 @@ def _aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return memory[start : start + count].reshape(cells)
 
 
+@functools.cache
+def _packer(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
+    arrays = _any(dtype, 6, True), types.intp, types.intp, _dense(dtype, 1)
+    jobs = types.intp, types.intp, *arrays
+    if not parallel:
+        return entry(pack.jobs, *jobs)
+    driver = entry(pack.parallel, types.intp, types.intp, types.intp, *arrays)
+    return functools.partial(driver, address(pack.jobs, *jobs))
+
+
 def _pack(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machine: Machine | None) -> Array:
     """Weights (groups, filters, channels, ...) of any strides in blocks of `size` filters; see `kernels.cpu.pack`."""
     weight = weight.astype(dtype, copy=False)
     packed = _aligned((weight.size,), dtype)
     count = weight.shape[0] * -(-weight.shape[1] // size)
-    arrays = _any(dtype, 6, True), types.intp, types.intp, _dense(dtype, 1)
     transpose = 0
     if machine is not None and weight.size and weight[0, 0].flags.c_contiguous and size <= machine.vector // dtype.itemsize:
         transpose = kernel_address(machine, dtype.itemsize, "pack")
-    jobs = types.intp, types.intp, *arrays
     with launch(parallel and weight.size >= PACK_PARALLEL) as threads:
         if threads == 1:
-            entry(pack.jobs, *jobs)(0, count, weight, size, transpose, packed)
+            _packer(dtype, False)(0, count, weight, size, transpose, packed)
         else:
-            driver = entry(pack.parallel, types.intp, types.intp, types.intp, *arrays)
-            driver(address(pack.jobs, *jobs), threads, count, weight, size, transpose, packed)
+            _packer(dtype, True)(threads, count, weight, size, transpose, packed)
     return packed
 
 
@@ -183,28 +211,19 @@ def _run_direct(
 
     `weight` is (groups, filters, channels, ...), filters and channels being those of this sweep.
     """
-    schedule, groups = plan.schedule, plan.problem.groups
     if sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
-    axes = axes_of(sweep, schedule, triple(x.shape[2:]), offset, triple(out.shape[2:]))
-    blocks = Blocks(
-        groups, mode, schedule.filters, schedule.channels, schedule.bundle, schedule.register, schedule.vectors, schedule.lanes, 0
-    )
-    count = x.shape[0] * -(-groups // schedule.bundle) * _tiles(*axes) * -(-(out.shape[1] // groups) // schedule.filters)
-    cells = direct_cells(sweep, schedule)
-    itemsize = out.itemsize if schedule.register else 1
-    packed = _pack(weight, max(1, schedule.register), out.dtype, plan.parallel, plan.machine)
     near = x.dtype == out.dtype and x.strides[-1] == x.itemsize
-    micro = _micro(
-        plan.machine, schedule, sweep.filters, out.itemsize, sweep.stride[2] if near else None, out.strides[-1] == out.itemsize
-    )
-    arrays = x, packed, bias, out, _offsets(sweep, schedule, itemsize), micro
+    run = _run(plan, sweep, x.shape, out.shape, offset, mode, near, out.strides[-1] == out.itemsize)
+    packed = _pack(weight, max(1, plan.schedule.register), out.dtype, plan.parallel, plan.machine)
+    arrays = x, packed, bias, out, run.offsets, run.micro
     with launch(plan.parallel) as threads:
         if threads == 1:
-            _direct(x.dtype, out.dtype, False)(0, count, *arrays, _aligned((cells,), out.dtype), apply, *axes, blocks)
+            scratch = _aligned((run.cells,), out.dtype)
+            _direct(x.dtype, out.dtype, False)(0, run.count, *arrays, scratch, apply, *run.axes, run.blocks)
         else:
-            scratch = _aligned((min(threads, count), cells), out.dtype)
-            _direct(x.dtype, out.dtype, True)(count, *arrays, scratch, apply, *axes, blocks)
+            scratch = _aligned((min(threads, run.count), run.cells), out.dtype)
+            _direct(x.dtype, out.dtype, True)(run.count, *arrays, scratch, apply, *run.axes, run.blocks)
 
 
 def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array, apply: Any = 0) -> None:
@@ -218,6 +237,8 @@ def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array,
 
 def _by_group(problem: ConvProblem, weight: Array) -> Array:
     """A view (groups, filters, channels, ...) of a weight."""
+    if problem.groups == 1:
+        return weight[None]
     steps = (problem.filters // problem.groups * weight.strides[0], *weight.strides)
     shape = (problem.groups, problem.filters // problem.groups, *weight.shape[1:])
     return np.lib.stride_tricks.as_strided(weight, shape, steps, writeable=False)
@@ -283,7 +304,7 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     offset = triple(map(operator.neg, problem.before))
     axes = axes_of(sweep, schedule, triple(x.shape[2:]), offset, triple(dy.shape[2:]))
     mode, conjugate = MODES.index(problem.mode), int(out.dtype.kind == "c")
-    sizes = schedule.filters, schedule.channels, schedule.bundle, schedule.register, schedule.vectors, schedule.lanes
+    sizes = schedule.filters, schedule.channels, schedule.bundle, schedule.register, schedule.vectors, 1, schedule.lanes
     blocks = Blocks(problem.groups, mode, *sizes, conjugate)
     bundles = -(-problem.groups // schedule.bundle)
     count = schedule.splits * bundles * -(-sweep.channels // schedule.channels) * -(-sweep.filters // schedule.filters)

@@ -35,9 +35,9 @@ Direction = Literal["forward", "input_grad", "weight_grad"]
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """How one direction of one problem will be computed; printing it tells all.
+    """How one direction of one problem will be computed; printing it tells all. Equal arguments of `plan` give the same object.
 
     Attributes
     ----------

@@ -99,6 +99,9 @@ class ConvProblem:
         """Products summed for one output of one filter: C / groups times the kernel's cells."""
         return self.channels // self.groups * math.prod(self.kernel)
 
+    def __hash__(self) -> int:
+        return hash((self.batch, self.channels, self.filters, self.size, self.kernel, self.stride, self.before))
+
     @property
     def flops(self) -> int:
         """Multiplications and additions of one direction."""

@@ -67,8 +67,8 @@ class Limits(NamedTuple):
 
 # First values, from cache sizes (32 KiB first-level, 512 KiB or more second-level); not tuned.
 DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, jobs=32, parallel=500_000)
-OUTER = Limits(sums=1024, staged=256 * 1024, filters=512, jobs=4, parallel=4_000_000)
-DOTS = Limits(sums=1024, staged=96 * 1024, filters=448, jobs=4, parallel=4_000_000)
+OUTER = Limits(sums=1024, staged=256 * 1024, filters=512, jobs=4, parallel=1_000_000)
+DOTS = Limits(sums=1024, staged=96 * 1024, filters=448, jobs=4, parallel=1_000_000)
 
 # A staged cell costs about this many times a multiplication of it: a load, a store, and their share of a row's overhead.
 STAGING = 3

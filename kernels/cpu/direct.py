@@ -18,8 +18,9 @@ from .epilogue import run
 from .microkernel import call_kernel
 from .tile import stage
 
-# places in the array of micro-kernels: `outer` for a whole block of filters with all vectors and with one, then for the last block
-LOAD, STORE = 4, 5
+# Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors, with those at the end of a tile, and
+# with one; then the same for the last block.
+LOAD, STORE = 6, 7
 
 
 @kernel(fastmath={"contract"})
@@ -55,15 +56,18 @@ def multiply(micro, weight, terms, begin, count, cells, offsets, sums, pitch, fi
         source = cells.ctypes.data + i * size
         for k in range(0, filters, blocks.register):
             rows = min(blocks.register, filters - k)
-            which = 0 if rows == blocks.register else 2
+            which = 0 if rows == blocks.register else 3
             weights = weight.ctypes.data + (k * terms + begin * rows) * size
             target = sums.ctypes.data + (k * pitch + i) * size
-            if length - i > several:
-                call_kernel(micro[which], weights, source, offsets.ctypes.data, count, target, pitch * size, begin == 0)
-            else:
-                for j in range(0, length - i, blocks.lanes):
-                    x, y = source + j * size, target + j * size
-                    call_kernel(micro[which + 1], weights, x, offsets.ctypes.data, count, y, pitch * size, begin == 0)
+            step = length - i
+            if length - i <= several:
+                if -(-step // blocks.lanes) == blocks.tail:
+                    which += 1
+                else:
+                    which, step = which + 2, blocks.lanes
+            for j in range(0, length - i, step):
+                x, y = source + j * size, target + j * size
+                call_kernel(micro[which], weights, x, offsets.ctypes.data, count, y, pitch * size, begin == 0)
 
 
 @kernel

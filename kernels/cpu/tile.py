@@ -49,7 +49,7 @@ class Blocks(NamedTuple):
     filters, channels : filters and channels of a block
     bundle : groups that are staged at once; more than one only where a block takes all filters and channels of a group
     register : filters of one call of a micro-kernel; 0 for the portable loop
-    vectors, lanes : vectors of one call, and scalars of a vector
+    vectors, tail, lanes : vectors of one call, and of the last one of a whole tile; scalars of a vector
     conjugate : whether the input is to be conjugated
     """
 
@@ -60,6 +60,7 @@ class Blocks(NamedTuple):
     bundle: int
     register: int
     vectors: int
+    tail: int
     lanes: int
     conjugate: int
 
