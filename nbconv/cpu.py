@@ -296,8 +296,8 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     if out.size == 0:
         return
     sweep = plan.sweep
-    if schedule.register and grad_output.strides[-1] != out.itemsize:
-        grad_output = np.ascontiguousarray(grad_output)
+    if schedule.register:
+        grad_output = np.ascontiguousarray(grad_output)  # its layout would change the order of the sum
     dy = grad_output
     if sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
