@@ -124,11 +124,12 @@ class _Run(NamedTuple):
 
 @functools.lru_cache(maxsize=2048)
 def _run(
-    plan: Plan, sweep: Sweep, x: tuple[int, ...], out: tuple[int, ...], offset: Triple, mode: int, near: bool, plain: bool
+    plan: Plan, sweep: Sweep, x: tuple[int, ...], out: tuple[int, ...], offset: Triple, mode: int, near: bool, spread: bool
 ) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
-    `near` and `plain` tell whether the cells of a row of x and of out are neighbours in memory and of one dtype, as micro-kernels ask.
+    `near` tells whether the cells of a row of x are neighbours in memory and of the result's dtype, as the micro-kernel that loads them
+    asks; `spread` whether those of out are not.
     """
     s, machine, itemsize = plan.schedule, plan.machine, accumulator(plan.dtype).itemsize
     groups = plan.problem.groups
@@ -144,7 +145,7 @@ def _run(
         micro[:6] = [at("outer", p, v) for p in filters for v in (s.vectors, tail, 1)]
         stride = sweep.stride[2]
         micro[6] = at("load", stride if stride <= SHUFFLED else 0) if near else 0
-        micro[7] = at("store") if plain else 0
+        micro[7] = at("store", int(spread))
     return _Run(axes, blocks, count, direct_cells(sweep, s), _offsets(sweep, s, itemsize if machine else 1), micro)
 
 
@@ -214,7 +215,7 @@ def _run_direct(
     if sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
     near = x.dtype == out.dtype and x.strides[-1] == x.itemsize
-    run = _run(plan, sweep, x.shape, out.shape, offset, mode, near, out.strides[-1] == out.itemsize)
+    run = _run(plan, sweep, x.shape, out.shape, offset, mode, near, out.strides[-1] != out.itemsize)
     packed = _pack(weight, max(1, plan.schedule.register), out.dtype, plan.parallel, plan.machine)
     arrays = x, packed, bias, out, run.offsets, run.micro
     with launch(plan.parallel) as threads:

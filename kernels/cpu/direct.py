@@ -81,10 +81,11 @@ def finish(sums, n, k, o0, o1, o2, bias, out, store, apply, d, h, w):
             target = out.ctypes.data + n * out.strides[0] + k * out.strides[1] + (o0 + j0) * out.strides[2] + o1 * out.strides[3]
             source = sums.ctypes.data + base * size
             b = bias.ctypes.data + k * bias.strides[0]
-            if w.extent == t2 and out.strides[3] == t2 * size:
-                call_kernel(store, source, 0, target, 0, 1, t1 * t2, b)
+            step = out.strides[4]
+            if w.extent == t2 and out.strides[3] == t2 * step:
+                call_kernel(store, source, 0, target, 0, step, 1, t1 * t2, b)
             else:
-                call_kernel(store, source, w.extent * size, target + o2 * size, out.strides[3], t1, t2, b)
+                call_kernel(store, source, w.extent * size, target + o2 * step, out.strides[3], step, t1, t2, b)
             continue
         for j1 in range(t1):
             row = sums[base + j1 * w.extent : base + j1 * w.extent + t2]

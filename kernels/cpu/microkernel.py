@@ -117,15 +117,27 @@ class _Function:
         size, zero = ir.Constant(INDEX, self.itemsize), ir.Constant(self.vector, None)
         return self.builder.call(function, [self.builder.inttoptr(address, POINTER), size, mask, zero])
 
-    def masked_gather(self, address: Any, step: Any, mask: Any) -> Any:
-        """As `masked_load`, of scalars `step` bytes apart."""
+    def pointers(self, address: Any, step: Any) -> Any:
+        """One pointer a lane, `step` bytes apart."""
         b, kind = self.builder, ir.VectorType(WORD, self.lanes)
         lanes = ir.Constant(kind, list(range(self.lanes)))
         addresses = b.add(self.splat(address, WORD), b.mul(lanes, self.splat(step, WORD)))
-        pointers = b.inttoptr(addresses, ir.VectorType(POINTER, self.lanes))
+        return b.inttoptr(addresses, ir.VectorType(POINTER, self.lanes))
+
+    def masked_gather(self, address: Any, step: Any, mask: Any) -> Any:
+        """As `masked_load`, of scalars `step` bytes apart."""
+        pointers = self.pointers(address, step)
         kind = ir.FunctionType(self.vector, [pointers.type, INDEX, mask.type, self.vector])
         function = self.intrinsic(f"llvm.masked.gather.{self.suffix}.v{self.lanes}p0", kind)
-        return b.call(function, [pointers, ir.Constant(INDEX, self.itemsize), mask, ir.Constant(self.vector, None)])
+        size, zero = ir.Constant(INDEX, self.itemsize), ir.Constant(self.vector, None)
+        return self.builder.call(function, [pointers, size, mask, zero])
+
+    def masked_scatter(self, value: Any, address: Any, step: Any, mask: Any) -> None:
+        """As `masked_store`, to scalars `step` bytes apart."""
+        pointers = self.pointers(address, step)
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, pointers.type, INDEX, mask.type])
+        function = self.intrinsic(f"llvm.masked.scatter.{self.suffix}.v{self.lanes}p0", kind)
+        self.builder.call(function, [value, pointers, ir.Constant(INDEX, self.itemsize), mask])
 
     def masked_store(self, value: Any, address: Any, mask: Any) -> None:
         kind = ir.FunctionType(ir.VoidType(), [self.vector, POINTER, INDEX, mask.type])
@@ -269,28 +281,35 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) 
     b.ret_void()
 
 
-def store(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
-    """Emit `store`.
+def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int) -> None:
+    """Emit `store`, to neighbouring cells or to strided ones.
 
-    C signature, all 64-bit: (source, source_row, target, target_row, rows, count, bias): addresses, bytes from row to row, counts, and
-    the address of the bias.
+    C signature, all 64-bit: (source, source_row, target, target_row, step, rows, count, bias): addresses, bytes from row to row and from
+    cell to cell of the target, counts, and the address of the bias.
     """
-    f = _Function(module, name, itemsize, vector, "source source_row target target_row rows count bias")
+    f = _Function(module, name, itemsize, vector, "source source_row target target_row step rows count bias")
     b, a = f.builder, f.arguments
     bias = f.splat(f.load(a["bias"], f.scalar))
     whole = b.sdiv(a["count"], f.word(f.lanes))
     tail = f.below(b.srem(a["count"], f.word(f.lanes)))
+    advance = b.mul(a["step"], f.word(f.lanes)) if strided else f.word(vector)
+
+    def put(value: Any, target: Any, mask: Any) -> None:
+        if strided:
+            f.masked_scatter(b.fadd(value, bias), target, a["step"], mask)
+        else:
+            f.masked_store(b.fadd(value, bias), target, mask)
 
     def row(values: list[Any]) -> list[Any]:
         source, target = values
 
         def cells(values: list[Any]) -> list[Any]:
             source, target = values
-            f.store(b.fadd(f.load(source, f.vector), bias), target)
-            return [f.add(source, vector), f.add(target, vector)]
+            put(f.load(source, f.vector), target, ir.Constant(f.mask, [1] * f.lanes))
+            return [f.add(source, vector), b.add(target, advance)]
 
         last, end = f.loop(whole, [source, target], cells)
-        f.masked_store(b.fadd(f.masked_load(last, tail), bias), end, tail)
+        put(f.masked_load(last, tail), end, tail)
         return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
 
     f.loop(a["rows"], [a["source"], a["target"]], row)
