@@ -128,8 +128,8 @@ def _run(
 ) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
-    `near` tells whether the cells of a row of x are neighbours in memory and of the result's dtype, as the micro-kernel that loads them
-    asks; `spread` whether those of out are not.
+    `near` tells whether the cells of a row of x are neighbours in memory and of the result's dtype, as the micro-kernel that
+    loads them asks; `spread` whether those of out are not.
     """
     s, machine, itemsize = plan.schedule, plan.machine, accumulator(plan.dtype).itemsize
     groups = plan.problem.groups

@@ -184,9 +184,9 @@ def direct(sweep: Sweep, itemsize: int, limits: Limits) -> Schedule:
 def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
     """Micro-kernel: equal blocks of filters, and as many vectors as leave registers for a vector of input each and for one weight.
 
-    An axis is staged densely where the cells wasted between its rows cost more than the copies. All filters share a staged tile, as far
-    as their sums fit and `limits.jobs` jobs remain; the sweep is done
-    for each of `groups` groups of `batch` images.
+    An axis is staged densely where the cells wasted between its rows cost more than the copies. All filters share a staged
+    tile, as far as their sums fit and `limits.jobs` jobs remain; the sweep is done for each of `groups` groups of `batch`
+    images.
     """
     lanes = machine.vector // itemsize
     register = even(sweep.filters, (machine.registers - 3) // 2)
@@ -226,8 +226,8 @@ def direct_weight_grad(sweep: Sweep, itemsize: int, limits: Limits, groups: int,
 def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
     """Micro-kernel of dW: as many taps and filters as leave registers for a vector of input each and one of dy.
 
-    Rows are staged densely, so that no cell between them is multiplied. The vectors of sums of all pairs of filter and tap of a block
-    stay within `limits.filters` kilobytes.
+    Rows are staged densely, so that no cell between them is multiplied. The vectors of sums of all pairs of filter and tap of a
+    block stay within `limits.filters` kilobytes.
     """
     lanes, terms = machine.vector // itemsize, math.prod(sweep.kernel)
     register = even(sweep.filters, 6 if machine.registers >= 32 else 3)

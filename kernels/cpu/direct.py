@@ -3,8 +3,9 @@
     out[n, k, o] = bias[k] + sum_t weight[k, t] * cells[offsets[t] + position of o]      t over channels and taps of one group
 
 Stage: `tile.stage` lays the padded input of an output tile out so that every tap is a constant offset.
-Compute: `microkernel.outer` by address, a block of filters by some vectors of positions at a time; or the portable `accumulate`, one
-filter at a time over the whole tile. Both add terms in the order of `t`, whatever the tiling: their results are the same bits.
+Compute: `microkernel.outer` by address, a block of filters by some vectors of positions at a time; or the portable
+`accumulate`, one filter at a time over the whole tile. Both add terms in the order of `t`, whatever the tiling: their results
+are the same bits.
 Store: bias and activation on each row of the tile, then the caller's layout.
 
 A job is one (image, group, tile, block of filters); neighbours in job order share the staged input. Where
@@ -25,7 +26,7 @@ LOAD, STORE = 6, 7
 
 @kernel(fastmath={"contract"})
 def accumulate(taps, offsets, cells, sums):
-    """sums[i] += sum_t taps[t] * cells[offsets[t] + i], four taps a pass so that sums are loaded and stored once for four products."""
+    """sums[i] += sum_t taps[t] * cells[offsets[t] + i], four taps a pass: sums are loaded and stored once for four products."""
     length = sums.shape[0]
     count = taps.shape[0]
     whole = count - count % 4
@@ -46,7 +47,7 @@ def accumulate(taps, offsets, cells, sums):
 
 @kernel
 def multiply(micro, weight, terms, begin, count, cells, offsets, sums, pitch, filters, length, blocks):
-    """Add the products of terms `begin` to `begin + count` to `filters` rows of `length` sums, `pitch` apart, in blocks of registers.
+    """Add the products of terms `begin` to `begin + count` to `filters` rows of `length` sums, `pitch` apart.
 
     `weight` holds the packed blocks of filters, each with `terms` weights a filter.
     """
@@ -157,9 +158,10 @@ def jobs(first, last, x, weight, bias, out, offsets, micro, scratch, apply, d, h
 def parallel(run_jobs, count, x, weight, bias, out, offsets, micro, scratch, apply, d, h, w, blocks):
     """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
 
-    x (N, C, ...), weight as `pack` orders it in blocks of `blocks.register` filters, or of one, bias (K,), out (N, K, ...), offsets of
-    the taps of a block of channels, in cells or, for a micro-kernel, in bytes; micro, the micro-kernels' addresses; scratch (threads,
-    cells): `blocks.filters` rows of sums, each a whole number of vectors, then `blocks.channels` staged planes and a vector to spare.
+    x (N, C, ...), weight as `pack` orders it in blocks of `blocks.register` filters, or of one, bias (K,), out (N, K, ...),
+    offsets of the taps of a block of channels, in cells or, for a micro-kernel, in bytes; micro, the micro-kernels' addresses;
+    scratch (threads, cells): `blocks.filters` rows of sums, each a whole number of vectors, then `blocks.channels` staged
+    planes and a vector to spare.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):

@@ -188,9 +188,9 @@ class _Function:
 def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, vectors: int) -> None:
     """Emit `outer` for `filters` x `vectors`.
 
-    C signature, all 64-bit: (weights, cells, offsets, terms, sums, row, first). Addresses but for `terms`, the number of taps; `row`,
-    bytes from one row of sums to the next; `first`, whether sums start at zero instead of what memory holds. The weights of a tap lie
-    side by side; offsets are in bytes.
+    C signature, all 64-bit: (weights, cells, offsets, terms, sums, row, first). Addresses but for `terms`, the number of taps;
+    `row`, bytes from one row of sums to the next; `first`, whether sums start at zero instead of what memory holds. The weights
+    of a tap lie side by side; offsets are in bytes.
     """
     f = _Function(module, name, itemsize, vector, "weights cells offsets terms sums row first")
     b, a = f.builder, f.arguments
@@ -233,9 +233,9 @@ def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int
 def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) -> None:
     """Emit `load` for a stride of some cells, or with 0 for any.
 
-    C signature, all 64-bit: (source, target, step, planes, source_plane, target_plane, rows, source_row, target_row, low, high, extent).
-    Addresses; bytes from cell to cell of the source, and for planes and rows their number and the bytes from one to the next. Of each
-    row, source cells `low` to `high` are read and target cells 0 to `extent` written.
+    C signature, all 64-bit: (source, target, step, planes, source_plane, target_plane, rows, source_row, target_row, low, high,
+    extent). Addresses; bytes from cell to cell of the source, and for planes and rows their number and the bytes from one to
+    the next. Of each row, source cells `low` to `high` are read and target cells 0 to `extent` written.
     """
     names = "source target step planes source_plane target_plane rows source_row target_row low high extent"
     f = _Function(module, name, itemsize, vector, names)
@@ -284,8 +284,8 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) 
 def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int) -> None:
     """Emit `store`, to neighbouring cells or to strided ones.
 
-    C signature, all 64-bit: (source, source_row, target, target_row, step, rows, count, bias): addresses, bytes from row to row and from
-    cell to cell of the target, counts, and the address of the bias.
+    C signature, all 64-bit: (source, source_row, target, target_row, step, rows, count, bias): addresses, bytes from row to row
+    and from cell to cell of the target, counts, and the address of the bias.
     """
     f = _Function(module, name, itemsize, vector, "source source_row target target_row step rows count bias")
     b, a = f.builder, f.arguments
@@ -319,10 +319,10 @@ def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int
 def dots(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, taps: int) -> None:
     """Emit `dots` for `filters` x `taps`.
 
-    C signature, all 64-bit: (dy, filter, dy_row, cells, cells_row, offsets, rows, count, sums, sums_filter). Addresses of dy, of the
-    staged input and of the sums, of which there is a vector for each filter and tap; bytes from one filter of dy to the next, from row to
-    row of dy and of the cells, and from one filter's sums to the next; `count` neighbouring positions in each of `rows` rows. Offsets
-    are in bytes.
+    C signature, all 64-bit: (dy, filter, dy_row, cells, cells_row, offsets, rows, count, sums, sums_filter). Addresses of dy,
+    of the staged input and of the sums, of which there is a vector for each filter and tap; bytes from one filter of dy to the
+    next, from row to row of dy and of the cells, and from one filter's sums to the next; `count` neighbouring positions in each
+    of `rows` rows. Offsets are in bytes.
     """
     names = "dy filter dy_row cells cells_row offsets rows count sums sums_filter"
     f = _Function(module, name, itemsize, vector, names)
@@ -375,8 +375,8 @@ def dots(module: ir.Module, name: str, itemsize: int, vector: int, filters: int,
 def collapse(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
     """Emit `collapse`.
 
-    C signature, all 64-bit: (sums, target, count): `target[t]` becomes the sum of the lanes of vector t of `sums`. Vectors are read in
-    groups of as many as a vector has lanes, the last one too.
+    C signature, all 64-bit: (sums, target, count): `target[t]` becomes the sum of the lanes of vector t of `sums`. Vectors are
+    read in groups of as many as a vector has lanes, the last one too.
     """
     f = _Function(module, name, itemsize, vector, "sums target count")
     b, a = f.builder, f.arguments
@@ -405,8 +405,8 @@ def collapse(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
 def pack(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
     """Emit `pack`.
 
-    C signature, all 64-bit: (source, row, rows, target, count): `target[t, p] = source[p, t]` for `count` values of t and `rows` of p, no
-    more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target side by side.
+    C signature, all 64-bit: (source, row, rows, target, count): `target[t, p] = source[p, t]` for `count` values of t and
+    `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target side by side.
     """
     f = _Function(module, name, itemsize, vector, "source row rows target count")
     b, a = f.builder, f.arguments

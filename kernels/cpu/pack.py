@@ -1,4 +1,4 @@
-"""Weights in the order in which a direct kernel reads them: blocks of filters, in a block tap by tap, the filters of a tap side by side.
+"""Weights in the order in which a direct kernel reads them: blocks of filters, in a block tap by tap, its filters side by side.
 
     packed[group, block, t, p] = weight[group, block * size + p, t]      t over channels and taps
 

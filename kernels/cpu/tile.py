@@ -9,8 +9,8 @@ stride and dilation. Taps r and r + phases, phases = stride / gcd(stride, dilati
 axes a channel is staged as [slot0, slot1, slot2, cell0, cell1, cell2], and an output tile [t0, t1, t2] becomes one run of
 ((t0 - 1) * extent1 + t1 - 1) * extent2 + t2 cells, which also passes over some cells between its rows that nobody asked for.
 
-An axis may instead be staged densely, with a slot for each tap: then extent = tile, and no cell between its rows is wasted, at the cost
-of a copy for each tap. That pays where many filters read the same staged input.
+An axis may instead be staged densely, with a slot for each tap: then extent = tile, and no cell between its rows is wasted, at
+the cost of a copy for each tap. That pays where many filters read the same staged input.
 """
 
 from typing import NamedTuple
@@ -94,8 +94,8 @@ def stage_row(row, source, start, low, high, axis, mode):
 def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
     """Stage channels `c_first` to `c_last` of image `n` for the output tile at (o0, o1, o2).
 
-    `load` is the address of the micro-kernel for this stride, which needs the cells of a row of x to be neighbours in memory; 0 for the
-    portable loop.
+    `load` is the address of the micro-kernel for this stride, which needs the cells of a row of x to be neighbours in memory; 0
+    for the portable loop.
     """
     size = cells.itemsize
     channels = c_last - c_first

@@ -3,8 +3,8 @@
     dw[k, t] = sum_n sum_o  dy[n, k, o] * cells[offsets[t] + position of o]      t over channels and taps of one group
 
 Stage: the input of an output tile as in `tile.stage`.
-Compute: dot products of rows of dy with the staged rows under each tap; `microkernel.dots` by address, some filters by some taps at a
-time with a vector of sums for each pair, or the portable `dot`.
+Compute: dot products of rows of dy with the staged rows under each tap; `microkernel.dots` by address, some filters by some
+taps at a time with a vector of sums for each pair, or the portable `dot`.
 Store: the sums of each split, which the caller adds in order, so that the result does not depend on threads.
 
 A job is one (split, group, block of channels, block of filters). A split is a run of the list of (image, tile); how many there are
@@ -139,10 +139,10 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
 def parallel(run_jobs, count, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
 
-    dy (N, K, ...), the last axis of which is contiguous for micro-kernels; x (N, C, ...), sums (splits, K, C / groups * taps), offsets of
-    the taps of a block of channels, in cells or, for a micro-kernel, in bytes; micro, the micro-kernels' addresses; scratch (threads,
-    cells): a vector of sums for each pair of filter and tap of a block and a square of lanes to spare, or a row of dy, then
-    `blocks.channels` staged planes.
+    dy (N, K, ...), the last axis of which is contiguous for micro-kernels; x (N, C, ...), sums (splits, K, C / groups * taps),
+    offsets of the taps of a block of channels, in cells or, for a micro-kernel, in bytes; micro, the micro-kernels' addresses;
+    scratch (threads, cells): a vector of sums for each pair of filter and tap of a block and a square of lanes to spare, or a
+    row of dy, then `blocks.channels` staged planes.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):
