@@ -5,7 +5,9 @@ import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import llvmlite.binding as llvm
 import numpy as np
+from llvmlite import ir
 
 from nbconv.kernels.cpu import microkernel
 
@@ -17,7 +19,7 @@ STEPS = 4_000_000
 def _multiplier(itemsize: int) -> tuple[object, int]:
     """A compiled loop over `CHAINS` independent FMAs on registers, and the operations of a step."""
     machine = microkernel.host()
-    module = microkernel.ir.Module("peak")
+    module = ir.Module("peak")
     f = microkernel._Function(module, "peak", itemsize, machine.vector, "steps source target")
     value = f.splat(f.load(f.arguments["source"], f.scalar))
     chains = min(CHAINS, machine.registers - 2)
@@ -28,7 +30,7 @@ def _multiplier(itemsize: int) -> tuple[object, int]:
     for i, total in enumerate(f.loop(f.arguments["steps"], [value] * chains, step)):
         f.store(total, f.arguments["target"], i * machine.vector)
     f.builder.ret_void()
-    engine = microkernel.llvm.create_mcjit_compiler(*microkernel.emit(module, machine))
+    engine = llvm.create_mcjit_compiler(*microkernel.emit(module, machine))
     engine.finalize_object()
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(engine.get_function_address("peak"))
     function.engine = engine  # type: ignore[attr-defined]

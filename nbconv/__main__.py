@@ -42,14 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return run(chosen.output, chosen.epochs)
         from .bench import compare
+        from .bench.shapes import SUITES
 
-        unknown = set(chosen.suite or ()) - set(compare.SUITES)
+        unknown = set(chosen.suite or ()) - set(SUITES)
         if unknown:
-            bench.error(f"--suite must be one of {', '.join(compare.SUITES)}, got {', '.join(unknown)}")
+            bench.error(f"--suite must be one of {', '.join(SUITES)}, got {', '.join(unknown)}")
         if not 1 <= chosen.threads <= numba.config.NUMBA_NUM_THREADS:
             bench.error(f"--threads must be 1 to {numba.config.NUMBA_NUM_THREADS}, got {chosen.threads}")
         compare.run(
-            chosen.suite or list(compare.SUITES),
+            chosen.suite or list(SUITES),
             chosen.direction or list(DIRECTIONS),
             chosen.dtype,
             chosen.threads,

@@ -116,7 +116,7 @@ class _Run(NamedTuple):
 
     axes: tuple[Axis, Axis, Axis]
     blocks: Blocks
-    count: int
+    jobs: int
     cells: int
     offsets: Array
     micro: Array
@@ -221,10 +221,10 @@ def _run_direct(
     with launch(plan.parallel) as threads:
         if threads == 1:
             scratch = _aligned((run.cells,), out.dtype)
-            _direct(x.dtype, out.dtype, False)(0, run.count, *arrays, scratch, apply, *run.axes, run.blocks)
+            _direct(x.dtype, out.dtype, False)(0, run.jobs, *arrays, scratch, apply, *run.axes, run.blocks)
         else:
-            scratch = _aligned((min(threads, run.count), run.cells), out.dtype)
-            _direct(x.dtype, out.dtype, True)(run.count, *arrays, scratch, apply, *run.axes, run.blocks)
+            scratch = _aligned((min(threads, run.jobs), run.cells), out.dtype)
+            _direct(x.dtype, out.dtype, True)(run.jobs, *arrays, scratch, apply, *run.axes, run.blocks)
 
 
 def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array, apply: Any = 0) -> None:

@@ -53,7 +53,8 @@ class Limits(NamedTuple):
 
     sums : cells of one filter's output tile.
     staged : bytes of staged input, read again for every block of filters; it belongs in second-level cache.
-    filters : filters that share a staged tile; for a micro-kernel, kilobytes of their sums.
+    filters : filters that share a staged tile, for the portable loop.
+    held : bytes of sums of the filters that share a staged tile, for a micro-kernel.
     jobs : jobs that are enough to keep the threads busy; a weight gradient splits its sum until it has them.
     parallel : floating-point operations from which several threads pay for their launch.
     """
@@ -61,14 +62,15 @@ class Limits(NamedTuple):
     sums: int
     staged: int
     filters: int
+    held: int
     jobs: int
     parallel: int
 
 
 # First values, from cache sizes (32 KiB first-level, 512 KiB or more second-level); not tuned.
-DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, jobs=32, parallel=500_000)
-OUTER = Limits(sums=1024, staged=256 * 1024, filters=512, jobs=4, parallel=1_000_000)
-DOTS = Limits(sums=1024, staged=96 * 1024, filters=448, jobs=4, parallel=1_000_000)
+DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, held=0, jobs=32, parallel=500_000)
+OUTER = Limits(sums=1024, staged=256 * 1024, filters=0, held=512 * 1024, jobs=4, parallel=1_000_000)
+DOTS = Limits(sums=1024, staged=96 * 1024, filters=0, held=448 * 1024, jobs=4, parallel=1_000_000)
 
 # A staged cell costs about this many times a multiplication of it: a load, a store, and their share of a row's overhead.
 STAGING = 3
@@ -196,7 +198,7 @@ def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups:
     high = sweep.folded and sweep.shifts[1] / max(1, out[1]) > STAGING / (sweep.filters * k[0])
     dense = (False, high, wide)
     schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, 1, register, vectors, lanes)
-    most = max(register, limits.filters * 1024 // (sum_cells(sweep, schedule) * itemsize) * register)
+    most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
     parts = max(-(-sweep.filters // most), min(-(-limits.jobs // places), -(-sweep.filters // LEAST)))
     block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
@@ -227,14 +229,14 @@ def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: 
     """Micro-kernel of dW: as many taps and filters as leave registers for a vector of input each and one of dy.
 
     Rows are staged densely, so that no cell between them is multiplied. The vectors of sums of all pairs of filter and tap of a
-    block stay within `limits.filters` kilobytes.
+    block stay within `limits.held` bytes.
     """
     lanes, terms = machine.vector // itemsize, math.prod(sweep.kernel)
     register = even(sweep.filters, 6 if machine.registers >= 32 else 3)
     most = max(1, (machine.registers - 2) // (register + 1))
     dense = (False, sweep.folded, True)
     schedule = Schedule(_tile(sweep, limits, dense), 1, 1, 1, dense, 1, register, 1, lanes)
-    pairs = limits.filters * 1024 // machine.vector
+    pairs = limits.held // machine.vector
     held = limits.staged // (staged_cells(sweep, schedule) * itemsize)
     channels = even(sweep.channels, max(1, min(held, TAPS // terms)))
     vectors = even(channels * terms, most)

@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import CASES
+from llvmlite import ir
 from oracle import assert_sums, random
 
 import nbconv
@@ -71,7 +72,7 @@ def test_code_is_fused_and_does_not_spill(name, itemsize):
     kernels = shapes(name, itemsize)
     assert len(kernels) > 5
     for emitter, *shape in kernels:
-        module = microkernel.ir.Module(emitter)
+        module = ir.Module(emitter)
         microkernel.EMITTERS[emitter](module, emitter, itemsize, MACHINES[name].vector, *shape)
         parsed, target = microkernel.emit(module, MACHINES[name])
         assembly = target.emit_assembly(parsed)
@@ -84,7 +85,7 @@ def test_code_is_fused_and_does_not_spill(name, itemsize):
 def test_the_spill_check_sees_a_spill():
     """Sixteen filters by four vectors do not fit any machine's registers."""
     for name, machine in MACHINES.items():
-        module = microkernel.ir.Module("outer")
+        module = ir.Module("outer")
         microkernel.outer(module, "outer", 4, machine.vector, 16, 4)
         parsed, target = microkernel.emit(module, machine)
         assert any(re.search(SPILL[name], loop) for loop in inner_loops(target.emit_assembly(parsed))), name

@@ -16,6 +16,7 @@ milliseconds, and touches no lane of memory outside of what its arguments descri
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
@@ -446,7 +447,14 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
     b.ret_void()
 
 
-EMITTERS = {"pack": pack, "outer": outer, "dots": dots, "load": load, "store": store, "collapse": collapse}
+EMITTERS: dict[str, Callable[..., None]] = {
+    "pack": pack,
+    "outer": outer,
+    "dots": dots,
+    "load": load,
+    "store": store,
+    "collapse": collapse,
+}
 
 
 def emit(module: ir.Module, machine: Machine) -> tuple[Any, Any]:
