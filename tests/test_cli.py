@@ -1,5 +1,6 @@
 """The command line, run as a user runs it."""
 
+import json
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import nbconv
+from nbconv.bench.shapes import SUITES
 
 
 def run(*arguments, code=None, cwd=None):
@@ -52,7 +54,25 @@ def test_demo_without_its_extra():
     assert "pip install 'nbconv[demo]'" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("unknown",), ("demo", "--epochs", "many")])
+def test_bench(tmp_path):
+    """A suite without a peer: every layer in the table and in the JSON, and a roofline."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    result = run("bench", "--suite", "1d", "--direction", "forward", "--seconds", "0", "--output", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "cpu-float32-1.json").read_text())
+    assert content["about"]["peak_gflops"] > 1
+    assert [row["layer"] for row in content["rows"]] == [layer.name for layer in SUITES["1d"]]
+    for row in content["rows"]:
+        assert row["layer"] in result.stdout
+        assert 0 < row["share"] < 1.2
+        assert row["seconds"] > 0
+    assert min(pyplot.imread(tmp_path / "cpu-float32-1.png").shape[:2]) >= 400
+
+
+BAD_BENCH = [("bench", "--suite", "none"), ("bench", "--threads", "0"), ("bench", "--dtype", "int8")]
+
+
+@pytest.mark.parametrize("arguments", [(), ("unknown",), ("demo", "--epochs", "many"), *BAD_BENCH])
 def test_usage_errors(arguments):
     result = run(*arguments)
     assert result.returncode == 2
