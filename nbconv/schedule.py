@@ -67,8 +67,8 @@ class Limits(NamedTuple):
     parallel: int
 
 
-# From cache sizes (32 KiB first-level, 512 KiB or more second-level). DOTS and OUTER are the best of some dozens tried on 3x3 layers
-# of ResNet-50 on Zen 4 (within 3 % of one another from half to double the size); DIRECT is not tuned.
+# From cache sizes (32 KiB first-level, 512 KiB or more second-level); OUTER and DOTS were then chosen from some dozens of values on
+# 3x3 layers of 256 and 512 channels, on Zen 4.
 DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, held=0, jobs=32, parallel=500_000)
 OUTER = Limits(sums=1024, staged=256 * 1024, filters=0, held=512 * 1024, jobs=4, parallel=1_000_000)
 DOTS = Limits(sums=1024, staged=96 * 1024, filters=0, held=448 * 1024, jobs=4, parallel=1_000_000)
