@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .arrays import accumulator, check_dtype
 from .kernels.cpu.microkernel import Machine, host
 from .kernels.jit import DISABLED
-from .problem import ConvProblem
+from .problem import LARGEST, ConvProblem
 from .schedule import (
     DIRECT,
     DOTS,
@@ -102,15 +102,17 @@ class Row(NamedTuple):
     dtypes: str
     limits: Limits
     micro: bool
+    taps: int
     why: str
 
 
-# The first row that takes a direction and a dtype computes it; a problem without products has nothing for a micro-kernel to do.
+# The first row that takes a direction, a dtype and a kernel of so many taps computes it; a problem without products has nothing for
+# a micro-kernel to do.
 TABLE = (
-    Row("outer", "cpu", ("forward", "input_grad"), "f", OUTER, True, "a micro-kernel serves float32 and float64"),
-    Row("direct", "cpu", ("forward", "input_grad"), "fciu", DIRECT, False, "the portable loop serves every dtype"),
-    Row("dots", "cpu", ("weight_grad",), "f", DOTS, True, "a micro-kernel serves float32 and float64"),
-    Row("direct_weight_grad", "cpu", ("weight_grad",), "fciu", DIRECT, False, "the portable loop serves every dtype"),
+    Row("outer", "cpu", ("forward", "input_grad"), "f", OUTER, True, LARGEST, "a micro-kernel serves float32 and float64"),
+    Row("direct", "cpu", ("forward", "input_grad"), "fciu", DIRECT, False, LARGEST, "the portable loop serves every dtype"),
+    Row("dots", "cpu", ("weight_grad",), "f", DOTS, True, DOTS.held // 64, "a micro-kernel serves float32 and float64"),
+    Row("direct_weight_grad", "cpu", ("weight_grad",), "fciu", DIRECT, False, LARGEST, "the portable loop serves every dtype"),
 )
 
 
@@ -161,7 +163,10 @@ def plan(
 def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None) -> Plan:
     """The plan for a problem that is already valid, on this machine's CPU or on another."""
     micro = problem.flops > 0 and not DISABLED
-    row = next(row for row in TABLE if direction in row.directions and dtype.kind in row.dtypes and micro >= row.micro)
+    taps = math.prod(problem.kernel)
+    row = next(
+        row for row in TABLE if direction in row.directions and dtype.kind in row.dtypes and micro >= row.micro and taps <= row.taps
+    )
     machine = (machine or host()) if row.micro else None
     itemsize = accumulator(dtype).itemsize
     weight_bytes = math.prod(problem.weight_shape) * itemsize

@@ -195,8 +195,9 @@ def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups:
     register = even(sweep.filters, (machine.registers - 3) // 2)
     vectors = min(8, (machine.registers - 1) // (register + 1))
     k, out = sweep.kernel, sweep.out
-    wide = sweep.shifts[2] / max(1, min(out[2], limits.sums)) > STAGING / (sweep.filters * k[0] * k[1])
-    high = sweep.folded and sweep.shifts[1] / max(1, out[1]) > STAGING / (sweep.filters * k[0])
+    wide = _copies_fit(sweep, itemsize, limits)
+    wide = wide and sweep.shifts[2] / max(1, min(out[2], limits.sums)) > STAGING / (sweep.filters * k[0] * k[1])
+    high = wide and sweep.folded and sweep.shifts[1] / max(1, out[1]) > STAGING / (sweep.filters * k[0])
     dense = (False, high, wide)
     schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, 1, register, vectors, lanes)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
@@ -205,6 +206,13 @@ def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups:
     block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
     schedule = _with_channels(sweep, dataclasses.replace(schedule, filters=block), itemsize, limits)
     return _bundled(sweep, schedule, itemsize, limits, groups, places)
+
+
+def _copies_fit(sweep: Sweep, itemsize: int, limits: Limits) -> bool:
+    """Whether one channel's copies of a tile for the taps of dense axes stay within `limits.staged`."""
+    cells = min(math.prod(sweep.out), limits.sums)
+    copies = sweep.kernel[2] * (sweep.kernel[1] if sweep.folded else 1)
+    return cells * copies * itemsize <= limits.staged
 
 
 def _tile(sweep: Sweep, limits: Limits, dense: tuple[bool, bool, bool]) -> Triple:
@@ -229,15 +237,17 @@ def direct_weight_grad(sweep: Sweep, itemsize: int, limits: Limits, groups: int,
 def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
     """Micro-kernel of dW: as many taps and filters as leave registers for a vector of input each and one of dy.
 
-    Rows are staged densely, so that no cell between them is multiplied. The vectors of sums of all pairs of filter and tap of a
+    Rows are staged densely, so that they are one to the kernel, unless it has so many taps that the copies do not fit.
+    The vectors of sums of all pairs of filter and tap of a
     block stay within `limits.held` bytes.
     """
     lanes, terms = machine.vector // itemsize, math.prod(sweep.kernel)
-    register = even(sweep.filters, 6 if machine.registers >= 32 else 3)
-    most = max(1, (machine.registers - 2) // (register + 1))
-    dense = (False, sweep.folded, True)
-    schedule = Schedule(_tile(sweep, limits, dense), 1, 1, 1, dense, 1, register, 1, lanes)
     pairs = limits.held // machine.vector
+    register = even(sweep.filters, min(6 if machine.registers >= 32 else 3, max(1, pairs // terms)))
+    most = max(1, (machine.registers - 2) // (register + 1))
+    wide = _copies_fit(sweep, itemsize, limits)
+    dense = (False, sweep.folded and wide, wide)
+    schedule = Schedule(_tile(sweep, limits, dense), 1, 1, 1, dense, 1, register, 1, lanes)
     held = limits.staged // (staged_cells(sweep, schedule) * itemsize)
     channels = even(sweep.channels, max(1, min(held, TAPS // terms)))
     vectors = even(channels * terms, most)

@@ -46,6 +46,7 @@ PLAIN = [
     Case("1d-valid", (2, 2, 9), (3, 2, 4), padding="valid"),
     Case("1d-depthwise-multiplier", (2, 3, 13), (6, 1, 5), groups=3, padding=2),
     Case("1d-long", (1, 1, 5003), (2, 1, 9), padding=4),
+    Case("1d-many-taps", (2, 2, 700), (3, 2, 401), padding=200),
     Case("1d-whole-kernel", (2, 3, 6), (4, 3, 6)),
     # two axes
     Case("2d", (2, 3, 8, 9), (4, 3, 3, 3)),

@@ -80,6 +80,14 @@ assert not any(kernel.overloads for kernel in kernels)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("x", "w"), [((1, 2, 10**6), (16, 2, 50_001)), ((1, 1, 3000, 3000), (32, 1, 501, 501))])
+def test_many_taps_do_not_multiply_the_workspace(direction, x, w):
+    """Staged input stays near the size of a padded tile, however large the kernel."""
+    plan = nbconv.plan(direction, x, w, padding="same")
+    assert plan.thread_bytes < 16 * 2**20
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 3, "padding_mode": "reflect"}, {"stride": 2, "padding": 1}])
 def test_workspace_is_what_the_plan_says(direction, options):
     """Every allocation of a call besides its result is counted, and the sum is within the plan's bytes."""
