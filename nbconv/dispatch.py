@@ -1,4 +1,4 @@
-"""From shapes to a `Plan`: a pure function over a table of kernels. It computes nothing and asks no machine."""
+"""From shapes to a `Plan`: a pure function over a table of kernels, for this machine's CPU or another. It computes nothing."""
 
 import dataclasses
 import functools
@@ -186,7 +186,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
         thread = direct_cells(sweep, schedule) * itemsize
     parallel = problem.flops >= row.limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
-    return Plan(direction, problem, dtype, "cpu", row.name, schedule, parallel, shared, thread, reason, sweep, machine)
+    return Plan(direction, problem, dtype, row.device, row.name, schedule, parallel, shared, thread, reason, sweep, machine)
 
 
 def direct_sweep(

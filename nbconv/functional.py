@@ -389,7 +389,7 @@ def _activation(activation: Activation | None, dtype: np.dtype[Any]) -> Callable
     raise TypeError(f"activation must be a name or a function compiled by numba.njit, got {activation!r}")
 
 
-_AXES = {None: "1 to 3 axes", 1: "one axis", 2: "two axes", 3: "three axes"}
+AXES = {None: "1 to 3 axes", 1: "one axis", 2: "two axes", 3: "three axes"}
 _LETTERS = {None: "*size", 1: "W", 2: "H, W", 3: "D, H, W"}
 
 
@@ -409,7 +409,7 @@ def _family(
             name = f"{name}{axes}d" if name == "conv_transpose" else name.replace("conv", f"conv{axes}d", 1)
         function.__name__ = function.__qualname__ = name
         kernel = "*kernel" if axes is None else ", ".join(f"kernel_{c.lower()}" for c in _LETTERS[axes].split(", "))
-        function.__doc__ = (implementation.__doc__ or "").format(axes=_AXES[axes], letters=_LETTERS[axes], kernel=kernel)
+        function.__doc__ = (implementation.__doc__ or "").format(axes=AXES[axes], letters=_LETTERS[axes], kernel=kernel)
         function.__signature__ = public  # type: ignore[attr-defined]
         function.__annotations__ = {k: v for k, v in implementation.__annotations__.items() if k != "axes"}
         return function

@@ -287,4 +287,4 @@ class ConvTranspose3d(_ConvTranspose):
 
 
 for _layer in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d):
-    _layer.__doc__ = (_layer.__base__.__doc__ or "").format(axes=functional._AXES[_layer.axes])
+    _layer.__doc__ = (_layer.__base__.__doc__ or "").format(axes=functional.AXES[_layer.axes])
