@@ -17,7 +17,7 @@ import numpy as np
 
 import nbconv
 from nbconv import threads as threading_layers
-from nbconv.kernels.cpu.microkernel import host
+from nbconv.kernels.cpu.machine import host
 
 from . import machine
 from .shapes import SUITES, Layer

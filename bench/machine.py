@@ -9,7 +9,9 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 
-from nbconv.kernels.cpu import microkernel
+from nbconv.kernels.cpu.builder import Function
+from nbconv.kernels.cpu.machine import host
+from nbconv.kernels.cpu.microkernel import emit
 
 CHAINS = 20  # independent chains of additions: more than latency times throughput on any machine
 STEPS = 4_000_000
@@ -18,9 +20,9 @@ STEPS = 4_000_000
 @functools.cache
 def _multiplier(itemsize: int) -> tuple[object, int]:
     """A compiled loop over `CHAINS` independent FMAs on registers, and the operations of a step."""
-    machine = microkernel.host()
+    machine = host()
     module = ir.Module("peak")
-    f = microkernel._Function(module, "peak", itemsize, machine.vector, "steps source target")
+    f = Function(module, "peak", itemsize, machine.vector, "steps source target")
     value = f.splat(f.load(f.arguments["source"], f.scalar))
     chains = min(CHAINS, machine.registers - 2)
 
@@ -30,7 +32,7 @@ def _multiplier(itemsize: int) -> tuple[object, int]:
     for i, total in enumerate(f.loop(f.arguments["steps"], [value] * chains, step)):
         f.store(total, f.arguments["target"], i * machine.vector)
     f.builder.ret_void()
-    engine = llvm.create_mcjit_compiler(*microkernel.emit(module, machine))
+    engine = llvm.create_mcjit_compiler(*emit(module, machine))
     engine.finalize_object()
     function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(engine.get_function_address("peak"))
     function.engine = engine  # type: ignore[attr-defined]

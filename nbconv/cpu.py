@@ -18,15 +18,18 @@ import numba
 import numpy as np
 from numba import types
 
+from . import depthwise
 from .arrays import Array, accumulator
 from .dispatch import Plan
+from .drivers import any_array, dense_array
 from .kernels.cpu import bias_grad as direct_bias_grad
-from .kernels.cpu import direct, pack
+from .kernels.cpu import direct, pack, panel_grad
 from .kernels.cpu import weight_grad as direct_weight_grad
 from .kernels.cpu.epilogue import Epilogue
 from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
 from .kernels.cpu.fold import fold
-from .kernels.cpu.microkernel import Machine, kernel_address
+from .kernels.cpu.machine import Machine
+from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.jit import address, entry
 from .kernels.padding import MODES, ZEROS
@@ -38,7 +41,9 @@ from .schedule import (
     axes_of,
     border_slabs,
     direct_cells,
+    input_grad_phases,
     interior,
+    panel_cells,
     triple,
     weight_grad_cells,
 )
@@ -56,33 +61,25 @@ _TRIPLE = types.UniTuple(types.intp, 3)
 _OFFSETS = types.Array(types.intp, 1, "C")
 
 
-def _any(dtype: np.dtype[Any], ndim: int, readonly: bool = False) -> types.Array:
-    return types.Array(numba.from_dtype(dtype), ndim, "A", readonly=readonly)
-
-
-def _dense(dtype: np.dtype[Any], ndim: int) -> types.Array:
-    return types.Array(numba.from_dtype(dtype), ndim, "C")
-
-
 @functools.cache
 def _direct(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
     """The direct kernel for input and output dtypes: as one run of jobs, or shared among threads."""
-    arrays = _any(x, 5, True), _dense(out, 1), _any(out, 1, True), _any(out, 5), _OFFSETS, _OFFSETS
+    arrays = any_array(x, 5, True), dense_array(out, 1), any_array(out, 1, True), any_array(out, 5), _OFFSETS, _OFFSETS
     return _twin(direct, arrays, out, (types.intp, _AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
 
 
 @functools.cache
-def _weight_grad(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
-    arrays = _any(dtype, 5, True), _any(dtype, 5, True), _dense(dtype, 3), _OFFSETS, _OFFSETS
-    return _twin(direct_weight_grad, arrays, dtype, (_AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
+def _weight_grad(kernel: str, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
+    arrays = any_array(dtype, 5, True), any_array(dtype, 5, True), dense_array(dtype, 3), _OFFSETS, _OFFSETS
+    return _twin(panel_grad if kernel == "panels" else direct_weight_grad, arrays, dtype, (_AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
 
 
 def _twin(family: Any, arrays: Any, dtype: np.dtype[Any], rest: Any, parallel: bool) -> Callable[..., Any]:
     """A kernel family's loop over jobs, for one scratch row, or its parallel driver, for one row a thread."""
-    jobs = types.intp, types.intp, *arrays, _dense(dtype, 1), *rest
+    jobs = types.intp, types.intp, *arrays, dense_array(dtype, 1), *rest
     if not parallel:
         return entry(family.jobs, *jobs)
-    driver = entry(family.parallel, types.intp, types.intp, *arrays, _dense(dtype, 2), *rest)
+    driver = entry(family.parallel, types.intp, types.intp, *arrays, dense_array(dtype, 2), *rest)
     return functools.partial(driver, address(family.jobs, *jobs))
 
 
@@ -150,16 +147,21 @@ def _run(
 
 
 @functools.lru_cache(maxsize=512)
-def _dots(machine: Machine | None, sweep: Sweep, schedule: Schedule, itemsize: int, load: int | None) -> Array:
-    """Addresses of the micro-kernels in the order of `kernels.cpu.weight_grad`; rows are loaded with stride `load`, if at all."""
+def _grad_kernels(kernel: str, machine: Machine | None, sweep: Sweep, schedule: Schedule, itemsize: int, load: int | None) -> Array:
+    """Addresses of the micro-kernels in the order of `kernels.cpu.weight_grad` or `panel_grad`; rows are loaded with stride `load`, if at all."""
     if machine is None:
         return np.zeros(8, np.intp)
     at = functools.partial(kernel_address, machine, itemsize)
+    row = 0 if load is None else at("load", load if load <= SHUFFLED else 0)
+    if kernel == "panels":
+        last = -(-_last(sweep.filters, schedule.vectors * schedule.lanes) // schedule.lanes)
+        scalars = schedule.register, _last(sweep.channels, schedule.register)
+        return np.array([*(at("panel", p, v) for p in scalars for v in (schedule.vectors, last)), row, at("pack")], np.intp)
     terms = math.prod(sweep.kernel)
     blocks = schedule.channels * terms, _last(sweep.channels, schedule.channels) * terms
     taps = schedule.vectors, *(_last(block, schedule.vectors) for block in blocks)
     addresses = [at("dots", p, v) for p in (schedule.register, _last(sweep.filters, schedule.register)) for v in taps]
-    return np.array([*addresses, 0 if load is None else at("load", load if load <= SHUFFLED else 0), at("collapse")], np.intp)
+    return np.array([*addresses, row, at("collapse")], np.intp)
 
 
 def _last(count: int, size: int) -> int:
@@ -181,7 +183,7 @@ def _aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 @functools.cache
 def _packer(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
-    arrays = _any(dtype, 6, True), types.intp, types.intp, _dense(dtype, 1)
+    arrays = any_array(dtype, 6, True), types.intp, types.intp, types.intp, dense_array(dtype, 1)
     jobs = types.intp, types.intp, *arrays
     if not parallel:
         return entry(pack.jobs, *jobs)
@@ -194,14 +196,15 @@ def _pack(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machin
     weight = weight.astype(dtype, copy=False)
     packed = _aligned((weight.size,), dtype)
     count = weight.shape[0] * -(-weight.shape[1] // size)
-    transpose = 0
-    if machine is not None and weight.size and weight[0, 0].flags.c_contiguous and size <= machine.vector // dtype.itemsize:
+    transpose, lanes = 0, 1
+    if machine is not None and weight.size and weight[0, 0].flags.c_contiguous:
+        lanes = machine.vector // dtype.itemsize
         transpose = kernel_address(machine, dtype.itemsize, "pack")
     with launch(parallel and weight.size >= PACK_PARALLEL) as threads:
         if threads == 1:
-            _packer(dtype, False)(0, count, weight, size, transpose, packed)
+            _packer(dtype, False)(0, count, weight, size, transpose, lanes, packed)
         else:
-            _packer(dtype, True)(threads, count, weight, size, transpose, packed)
+            _packer(dtype, True)(threads, count, weight, size, transpose, lanes, packed)
     return packed
 
 
@@ -231,6 +234,8 @@ def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array,
     """out = activation(bias + conv(x, weight)); `apply` is the address of the activation."""
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
+    if plan.kernel == "depthwise":
+        return depthwise.run(plan, x, weight, bias, out, apply)
     problem = plan.problem
     offset = triple(map(operator.neg, problem.before))
     _run_direct(plan, plan.sweep, x, _by_group(problem, weight), bias, out, offset, MODES.index(problem.mode), apply)
@@ -250,45 +255,31 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
     problem = plan.problem
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
+    if plan.kernel == "depthwise":
+        return depthwise.run(plan, grad_output, weight, bias, out, 0)
     _input_grad_slab(plan, grad_output, weight, bias, interior(problem), out)
     mode = MODES.index(problem.mode)
     for slab in border_slabs(problem):
         border = np.empty((*out.shape[:2], *slab.shape), out.dtype)
         _input_grad_slab(plan, grad_output, weight, bias, slab, border)
-        dense = _dense(out.dtype, 5)
-        entry(fold, dense, _TRIPLE, _TRIPLE, types.intp, _any(out.dtype, 5))(border, slab.low, problem.before, mode, out)
+        dense = dense_array(out.dtype, 5)
+        entry(fold, dense, _TRIPLE, _TRIPLE, types.intp, any_array(out.dtype, 5))(border, slab.low, problem.before, mode, out)
 
 
 def _input_grad_slab(plan: Plan, grad_output: Array, weight: Array, bias: Array, slab: Slab, out: Array) -> None:
-    """Gradient of the padded cells of `slab`, one phase of the grid at a time.
-
-    Padded cell p = first + j * stride is reached by tap r from output (p - r * dilation) / stride where that is whole: by the taps
-    r = first_tap + t * step. With t falling, this is a convolution of dy with stride 1 and dilation step * dilation / stride.
-    """
+    """Gradient of the padded cells of `slab`, one phase of the grid at a time: a convolution of dy with stride 1 each."""
     problem = plan.problem
     by_group = _by_group(problem, weight)
-    sweep = plan.sweep
-    phases = []
-    for a in range(3):
-        stride, dilation, low = problem.stride[a], problem.dilation[a], slab.low[a]
-        step = stride // math.gcd(stride, dilation)
-        axis = []
-        for start in range(min(stride, slab.shape[a])):
-            meeting = (r for r in range(min(step, problem.kernel[a])) if (low + start - r * dilation) % stride == 0)
-            taps = range(next(meeting, problem.kernel[a]), problem.kernel[a], step)[::-1]
-            offset = (low + start - taps[0] * dilation) // stride if taps else 0
-            axis.append((slice(start, None, stride), taps, offset))
-        phases.append(axis)
+    phases = [input_grad_phases(problem, a, slab.low[a], slab.shape[a]) for a in range(3)]
     for chosen in itertools.product(*phases):
-        target = out[(slice(None), slice(None), *(cells for cells, _, _ in chosen))]
-        met = [taps for _, taps, _ in chosen]
-        if not all(met):
+        target = out[(slice(None), slice(None), *(slice(p.start, None, s) for p, s in zip(chosen, problem.stride, strict=True)))]
+        if not all(phase.taps for phase in chosen):
             target[...] = bias[:, None, None, None]
             continue
-        falling = [slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in met]
+        falling = [slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in (phase.taps for phase in chosen)]
         part = by_group[(slice(None), slice(None), slice(None), *falling)].swapaxes(1, 2)
-        run = sweep._replace(kernel=triple(map(len, met)))
-        _run_direct(plan, run, grad_output, part, bias, target, triple(offset for _, _, offset in chosen), ZEROS, 0)
+        run = plan.sweep._replace(kernel=triple(len(phase.taps) for phase in chosen))
+        _run_direct(plan, run, grad_output, part, bias, target, triple(phase.offset for phase in chosen), ZEROS, 0)
 
 
 def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
@@ -296,6 +287,8 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     problem, schedule = plan.problem, plan.schedule
     if out.size == 0:
         return
+    if plan.kernel == "depthwise_grad":
+        return depthwise.weight_grad(plan, grad_output, x, out)
     sweep = plan.sweep
     if schedule.register:
         grad_output = np.ascontiguousarray(grad_output)  # its layout would change the order of the sum
@@ -309,17 +302,18 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     blocks = Blocks(problem.groups, mode, *sizes, conjugate)
     bundles = -(-problem.groups // schedule.bundle)
     count = schedule.splits * bundles * -(-sweep.channels // schedule.channels) * -(-sweep.filters // schedule.filters)
-    cells = weight_grad_cells(sweep, schedule)
+    wide = plan.kernel == "panels"
+    cells = (panel_cells if wide else weight_grad_cells)(sweep, schedule)
     sums = np.empty((schedule.splits, out.shape[0], problem.taps), out.dtype)
-    offsets = _offsets(sweep, schedule, out.itemsize if schedule.register else 1)
+    offsets = _offsets(sweep, schedule, out.itemsize if schedule.register and not wide else 1)
     load = sweep.stride[2] if x.strides[-1] == x.itemsize else None
-    arrays = dy, x, sums, offsets, _dots(plan.machine, sweep, schedule, out.itemsize, load)
+    arrays = dy, x, sums, offsets, _grad_kernels(plan.kernel, plan.machine, sweep, schedule, out.itemsize, load)
     with launch(plan.parallel) as threads:
         if threads == 1:
-            _weight_grad(out.dtype, False)(0, count, *arrays, _aligned((cells,), out.dtype), *axes, blocks)
+            _weight_grad(plan.kernel, out.dtype, False)(0, count, *arrays, _aligned((cells,), out.dtype), *axes, blocks)
         else:
             scratch = _aligned((min(threads, count), cells), out.dtype)
-            _weight_grad(out.dtype, True)(count, *arrays, scratch, *axes, blocks)
+            _weight_grad(plan.kernel, out.dtype, True)(count, *arrays, scratch, *axes, blocks)
     total = sums[0]
     for split in sums[1:]:
         total += split
@@ -328,7 +322,7 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
 
 def bias_grad(grad_output: Array, out: Array) -> None:
     """out = gradient for the bias, of dy as (N, K, positions), contiguous so that its layout cannot change the order of the sum."""
-    dy, db = types.Array(numba.from_dtype(out.dtype), 3, "C", readonly=True), _any(out.dtype, 1)
+    dy, db = types.Array(numba.from_dtype(out.dtype), 3, "C", readonly=True), any_array(out.dtype, 1)
     with launch(grad_output.size >= BIAS_PARALLEL) as threads:
         if threads == 1:
             entry(direct_bias_grad.jobs, types.intp, types.intp, dy, db)(0, out.size, grad_output, out)

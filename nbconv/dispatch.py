@@ -3,23 +3,27 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from .arrays import accumulator, check_dtype
-from .kernels.cpu.microkernel import Machine, host
+from .kernels.cpu.machine import Machine, host
 from .kernels.jit import DISABLED
-from .problem import LARGEST, ConvProblem
+from .problem import ConvProblem
 from .schedule import (
     DIRECT,
     DOTS,
     OUTER,
+    PANELS,
     Limits,
     Schedule,
     Sweep,
     border_slabs,
+    depthwise,
+    depthwise_grad,
     direct,
     direct_cells,
     direct_weight_grad,
@@ -28,6 +32,8 @@ from .schedule import (
     forward_sweep,
     input_grad_sweep,
     outer,
+    panel_cells,
+    panels,
     weight_grad_cells,
 )
 
@@ -94,26 +100,69 @@ class Plan:
 
 
 class Row(NamedTuple):
-    """A kernel that the dispatcher can choose."""
+    """A kernel that the dispatcher can choose for what it `takes`."""
 
     name: str
     device: str
     directions: tuple[Direction, ...]
     dtypes: str
     limits: Limits
-    micro: bool
-    taps: int
+    takes: Callable[[Direction, ConvProblem, Machine | None], bool]
     why: str
 
 
-# The first row that takes a direction, a dtype and a kernel of so many taps computes it; a problem without products has nothing for
-# a micro-kernel to do.
+def _anything(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
+    return True
+
+
+def _products(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
+    """A problem without products has nothing for a micro-kernel to do."""
+    return machine is not None and problem.flops > 0
+
+
+def _few_taps(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
+    return _products(direction, problem, machine) and math.prod(problem.kernel) <= DOTS.held // 64
+
+
+def _wide(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
+    """Channels and filters enough for a register tile of them."""
+    return _products(direction, problem, machine) and min(problem.channels, problem.filters) >= BROAD * problem.groups
+
+
+def _one_to_one(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
+    """One filter on each channel, zero borders, taps that can be unrolled, and for dW their sums in registers."""
+    p = problem
+    if not _products(direction, p, machine) or p.mode != "zeros" or not p.channels == p.filters == p.groups:
+        return False
+    taps = math.prod(p.kernel)
+    room = UNROLLED if direction != "weight_grad" or machine is None else machine.registers - 4
+    rows = max(p.size[0], p.out[0]) * p.kernel[0] * (max(p.size[1], p.out[1]) + p.dilation[1] * p.kernel[1])
+    return taps <= room and p.stride[2] <= 4 and rows <= TABLED and max(p.size[2], p.out[2]) < 2**30
+
+
+# Taps of a depthwise micro-kernel, which unrolls them; entries of its table of rows.
+UNROLLED = 49
+TABLED = 100_000
+# Channels and filters of a group from which a register tile is full enough.
+BROAD = 8
+
+_FORWARD: tuple[Direction, ...] = ("forward", "input_grad")
+_GRAD: tuple[Direction, ...] = ("weight_grad",)
+_MICRO = "a micro-kernel serves float32 and float64"
+_PLANES = "one filter on each channel is computed on whole planes in place"
+_ANY = "the portable loop serves every dtype"
+
+# The first row that takes a problem computes it.
 TABLE = (
-    Row("outer", "cpu", ("forward", "input_grad"), "f", OUTER, True, LARGEST, "a micro-kernel serves float32 and float64"),
-    Row("direct", "cpu", ("forward", "input_grad"), "fciu", DIRECT, False, LARGEST, "the portable loop serves every dtype"),
-    Row("dots", "cpu", ("weight_grad",), "f", DOTS, True, DOTS.held // 64, "a micro-kernel serves float32 and float64"),
-    Row("direct_weight_grad", "cpu", ("weight_grad",), "fciu", DIRECT, False, LARGEST, "the portable loop serves every dtype"),
+    Row("depthwise", "cpu", _FORWARD, "f", OUTER, _one_to_one, _PLANES),
+    Row("outer", "cpu", _FORWARD, "f", OUTER, _products, _MICRO),
+    Row("direct", "cpu", _FORWARD, "fciu", DIRECT, _anything, _ANY),
+    Row("depthwise_grad", "cpu", _GRAD, "f", DOTS, _one_to_one, _PLANES),
+    Row("panels", "cpu", _GRAD, "f", PANELS, _wide, "channels are broadcast over vectors of filters"),
+    Row("dots", "cpu", _GRAD, "f", DOTS, _few_taps, _MICRO),
+    Row("direct_weight_grad", "cpu", _GRAD, "fciu", DIRECT, _anything, _ANY),
 )
+PORTABLE = ("direct", "direct_weight_grad")
 
 
 def plan(
@@ -162,39 +211,39 @@ def plan(
 @functools.lru_cache(maxsize=4096)
 def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None) -> Plan:
     """The plan for a problem that is already valid, on this machine's CPU or on another."""
-    micro = problem.flops > 0 and not DISABLED
-    taps = math.prod(problem.kernel)
+    machine = None if DISABLED else machine or host()
     row = next(
-        row for row in TABLE if direction in row.directions and dtype.kind in row.dtypes and micro >= row.micro and taps <= row.taps
+        row for row in TABLE if direction in row.directions and dtype.kind in row.dtypes and row.takes(direction, problem, machine)
     )
-    machine = (machine or host()) if row.micro else None
+    if row.name in PORTABLE:
+        machine = None
     itemsize = accumulator(dtype).itemsize
     weight_bytes = math.prod(problem.weight_shape) * itemsize
-    if direction == "weight_grad":
-        sweep = forward_sweep(problem)
+    sweep = input_grad_sweep(problem) if direction == "input_grad" else forward_sweep(problem)
+    if machine and row.name.startswith("depthwise"):
+        phases = problem.stride[2] if direction == "input_grad" else 1
+        grad = direction == "weight_grad"
+        schedule = depthwise_grad(sweep, itemsize, machine) if grad else depthwise(sweep, itemsize, machine, phases)
+        shared, thread = (0 if grad else weight_bytes) + problem.size[2] * itemsize, 0
+    elif direction == "weight_grad":
         if machine:
             sweep = folded(sweep, problem, row.limits)
-            schedule = dots(sweep, itemsize, row.limits, machine, problem.groups, problem.batch)
+            build = panels if row.name == "panels" else dots
+            schedule = build(sweep, itemsize, row.limits, machine, problem.groups, problem.batch)
         else:
             schedule = direct_weight_grad(sweep, itemsize, row.limits, problem.groups, problem.batch)
         shared = schedule.splits * weight_bytes
-        thread = weight_grad_cells(sweep, schedule) * itemsize
+        cells = panel_cells if row.name == "panels" else weight_grad_cells
+        thread = cells(sweep, schedule) * itemsize
     else:
-        sweep, schedule = direct_sweep(direction, problem, itemsize, row.limits, machine)
+        if machine:
+            sweep = folded(sweep, problem, row.limits)
+            schedule = outer(sweep, itemsize, row.limits, machine, problem.groups, 1 if sweep.folded else problem.batch)
+        else:
+            schedule = direct(sweep, itemsize, row.limits)
         border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0) if direction == "input_grad" else 0
         shared = weight_bytes + problem.batch * problem.channels * border * itemsize
         thread = direct_cells(sweep, schedule) * itemsize
     parallel = problem.flops >= row.limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
     return Plan(direction, problem, dtype, row.device, row.name, schedule, parallel, shared, thread, reason, sweep, machine)
-
-
-def direct_sweep(
-    direction: Direction, problem: ConvProblem, itemsize: int, limits: Limits, machine: Machine | None
-) -> tuple[Sweep, Schedule]:
-    """What a direct kernel runs over for the output or for dI, and how."""
-    sweep = forward_sweep(problem) if direction == "forward" else input_grad_sweep(problem)
-    if machine is None:
-        return sweep, direct(sweep, itemsize, limits)
-    sweep = folded(sweep, problem, limits)
-    return sweep, outer(sweep, itemsize, limits, machine, problem.groups, 1 if sweep.folded else problem.batch)

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from .kernels.cpu.microkernel import Machine
+from .kernels.cpu.machine import Machine
 from .kernels.cpu.tile import Axis
 from .problem import LARGEST, ConvProblem, Triple
 
@@ -71,12 +71,15 @@ class Limits(NamedTuple):
 # 3x3 layers of 256 and 512 channels, on Zen 4.
 DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, held=0, jobs=32, parallel=500_000)
 OUTER = Limits(sums=1024, staged=256 * 1024, filters=0, held=512 * 1024, jobs=4, parallel=1_000_000)
+PANELS = Limits(sums=512, staged=256 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
 DOTS = Limits(sums=1024, staged=96 * 1024, filters=0, held=448 * 1024, jobs=4, parallel=1_000_000)
 
 # A staged cell costs about this many times a multiplication of it: a load, a store, and their share of a row's overhead.
 STAGING = 3
 # Filters that a staged tile must serve at the least, where filters are divided among jobs.
 LEAST = 56
+# Multiplications of a block of depthwise rows: more take too long to compile.
+CODE = 256
 # Taps of a block of a weight gradient: more would leave fewer filters to share a staged tile.
 TAPS = 48
 
@@ -141,6 +144,39 @@ def folded(sweep: Sweep, problem: ConvProblem, limits: Limits) -> Sweep:
     if problem.axes == 3 or problem.batch < 2 or 2 * math.prod(sweep.out) > limits.sums:
         return sweep
     return sweep._replace(out=(problem.batch, *sweep.out[1:]), folded=True)
+
+
+class Phase(NamedTuple):
+    """Outputs of one axis that are reached by the same taps: every so many from `start` on.
+
+    Output j of a phase reads input cell  j * stride + offset  by its first tap, and further cells by the others, all at one distance.
+    `taps` are kernel cells in the order in which cells rise.
+    """
+
+    start: int
+    taps: range
+    offset: int
+
+
+def forward_phases(problem: ConvProblem, axis: int) -> list[Phase]:
+    """All outputs are one phase."""
+    return [Phase(0, range(problem.kernel[axis]), -problem.before[axis])]
+
+
+def input_grad_phases(problem: ConvProblem, axis: int, low: int, size: int) -> list[Phase]:
+    """The phases of `size` padded cells from `low` on, whose gradient is sought; the input is dy, stride 1.
+
+    Padded cell p = low + start + j * stride is reached by tap r from output (p - r * dilation) / stride where that is whole: by the
+    taps r = first + t * step, which lie step * dilation / stride outputs apart.
+    """
+    stride, dilation, kernel = problem.stride[axis], problem.dilation[axis], problem.kernel[axis]
+    step = stride // math.gcd(stride, dilation)
+    found = []
+    for start in range(min(stride, size)):
+        meeting = (r for r in range(min(step, kernel)) if (low + start - r * dilation) % stride == 0)
+        taps = range(next(meeting, kernel), kernel, step)[::-1]
+        found.append(Phase(start, taps, (low + start - taps[0] * dilation) // stride if taps else 0))
+    return found
 
 
 class Slab(NamedTuple):
@@ -208,6 +244,25 @@ def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups:
     return _bundled(sweep, schedule, itemsize, limits, groups, places)
 
 
+def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int) -> Schedule:
+    """Micro-kernel of one filter on one channel: a block of rows, or where they are few of vectors, for each of `phases`.
+
+    A block has sums enough to hide the latency of additions, and its unrolled taps are not too much code.
+    """
+    lanes = machine.vector // itemsize
+    sums = min(8, max(1, machine.registers // 2 // phases), max(1, CODE // (math.prod(sweep.kernel) * phases)))
+    rows = even(sweep.out[1], sums)
+    vectors = max(1, min(sums // rows, -(-sweep.out[2] // lanes)))
+    return Schedule((1, rows, vectors * lanes), 1, 1, register=1, vectors=vectors, lanes=lanes)
+
+
+def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine) -> Schedule:
+    """Micro-kernel of dW of one filter on one channel: as many rows of dy as the sums of all taps leave registers."""
+    rows = even(sweep.out[1], max(1, min(8, machine.registers - math.prod(sweep.kernel) - 3)))
+    lanes = machine.vector // itemsize
+    return Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes)
+
+
 def _copies_fit(sweep: Sweep, itemsize: int, limits: Limits) -> bool:
     """Whether one channel's copies of a tile for the taps of dense axes stay within `limits.staged`."""
     cells = min(math.prod(sweep.out), limits.sums)
@@ -256,6 +311,36 @@ def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: 
     schedule = dataclasses.replace(schedule, filters=filters, channels=channels, vectors=vectors)
     schedule = _bundled(sweep, schedule, itemsize, limits, groups, groups)
     return _with_splits(sweep, schedule, limits, -(-groups // schedule.bundle), 1 if sweep.folded else batch)
+
+
+def panels(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
+    """Micro-kernel of dW that broadcasts channels over vectors of filters.
+
+    dy of all filters of a block stays within `limits.held` bytes, the staged channels within `limits.staged`, and the sums of the block
+    within the two.
+    """
+    lanes = machine.vector // itemsize
+    vectors = min(2, -(-sweep.filters // lanes))
+    register = even(sweep.channels, min(14, (machine.registers - 1 - vectors) // vectors))
+    schedule = Schedule(_tile(sweep, limits, NOWHERE), 1, 1, 1, NOWHERE, 1, register, vectors, lanes)
+    wide = vectors * lanes
+    most = max(1, limits.held // (math.prod(schedule.tile) * itemsize * wide))
+    filters = wide * even(-(-sweep.filters // wide), most)
+    held = min(
+        limits.staged // (staged_cells(sweep, schedule) * itemsize),
+        (limits.held + limits.staged) // (filters * math.prod(sweep.kernel) * itemsize),
+    )
+    channels = register * even(-(-sweep.channels // register), max(1, held // register))
+    schedule = dataclasses.replace(schedule, filters=filters, channels=channels)
+    return _with_splits(sweep, schedule, limits, groups, 1 if sweep.folded else batch)
+
+
+def panel_cells(sweep: Sweep, schedule: Schedule) -> int:
+    """Scratch of `panels`: sums of a block, its dy, its staged channels, and some of them before they are transposed."""
+    filters = -(-schedule.filters // schedule.lanes) * schedule.lanes
+    plane = staged_cells(sweep, schedule) // schedule.channels
+    sums = filters * schedule.channels * math.prod(sweep.kernel)
+    return sums + filters * math.prod(schedule.tile) + plane * (schedule.channels + schedule.register)
 
 
 def _bundled(sweep: Sweep, schedule: Schedule, itemsize: int, limits: Limits, groups: int, jobs: int) -> Schedule:

@@ -113,7 +113,8 @@ def test_schedule_and_threads_do_not_change_results(case, schedule, parallel, dt
     def forced(direction, problem, dtype):
         plan = dispatch.select(direction, problem, dtype)
         if schedule is not None:
-            plan = dataclasses.replace(plan, schedule=schedule, machine=None)
+            portable = "direct_weight_grad" if direction == "weight_grad" else "direct"
+            plan = dataclasses.replace(plan, kernel=portable, schedule=schedule, machine=None)
         return dataclasses.replace(plan, parallel=parallel)
 
     monkeypatch.setattr(engine, "select", forced)

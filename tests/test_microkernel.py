@@ -12,7 +12,7 @@ from oracle import assert_sums, random
 import nbconv
 from nbconv import dispatch, engine
 from nbconv.kernels.cpu import microkernel
-from nbconv.kernels.cpu.microkernel import AVX2, AVX512, NEON, SSE2, host
+from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
 
 MACHINES = {"avx512": AVX512, "avx2": AVX2, "sse2": SSE2, "neon": NEON}
 HERE = [name for name in ("avx2", "sse2") if host().vector > MACHINES[name].vector]
@@ -86,7 +86,7 @@ def test_the_spill_check_sees_a_spill():
     """Sixteen filters by four vectors do not fit any machine's registers."""
     for name, machine in MACHINES.items():
         module = ir.Module("outer")
-        microkernel.outer(module, "outer", 4, machine.vector, 16, 4)
+        microkernel.EMITTERS["outer"](module, "outer", 4, machine.vector, 16, 4)
         parsed, target = microkernel.emit(module, machine)
         assert any(re.search(SPILL[name], loop) for loop in inner_loops(target.emit_assembly(parsed))), name
 

@@ -12,7 +12,7 @@ from oracle import random
 import nbconv
 from nbconv import dispatch
 from nbconv.dispatch import DIRECTIONS
-from nbconv.kernels.cpu.microkernel import AVX2, AVX512
+from nbconv.kernels.cpu.machine import AVX2, AVX512
 
 MACHINES = {"avx512": AVX512, "avx2": AVX2}
 

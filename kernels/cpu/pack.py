@@ -12,10 +12,11 @@ from .microkernel import call_kernel
 
 
 @kernel
-def jobs(first, last, weight, size, transpose, packed):
+def jobs(first, last, weight, size, transpose, lanes, packed):
     """Pack blocks `first` to `last`; weight (groups, filters, channels, ...), of any strides, packed (weight.size,).
 
-    `transpose` is the address of the micro-kernel for weights whose terms lie side by side in memory, else 0.
+    `transpose` is the address of the micro-kernel for weights whose terms lie side by side in memory, else 0; it takes no more
+    than `lanes` filters at once.
     """
     filters, channels = weight.shape[1], weight.shape[2]
     taps = weight.shape[3] * weight.shape[4] * weight.shape[5]
@@ -25,8 +26,11 @@ def jobs(first, last, weight, size, transpose, packed):
         count = min(size, filters - k_first)
         block = packed[(g * filters + k_first) * channels * taps :]
         if transpose != 0:
-            source = weight.ctypes.data + g * weight.strides[0] + k_first * weight.strides[1]
-            call_kernel(transpose, source, weight.strides[1], count, block.ctypes.data, channels * taps)
+            cell = packed.itemsize
+            for p in range(0, count, lanes):
+                source = weight.ctypes.data + g * weight.strides[0] + (k_first + p) * weight.strides[1]
+                target = block.ctypes.data + p * cell
+                call_kernel(transpose, source, weight.strides[1], min(lanes, count - p), target, count * cell, channels * taps)
             continue
         at = 0
         for c in range(channels):
@@ -41,7 +45,7 @@ def jobs(first, last, weight, size, transpose, packed):
 
 
 @kernel(parallel=True)
-def parallel(run_jobs, threads, count, weight, size, transpose, packed):
+def parallel(run_jobs, threads, count, weight, size, transpose, lanes, packed):
     """Pack `count` blocks, an equal share on each thread; `run_jobs` is the address of `jobs`."""
     for thread in numba.prange(threads):
-        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, weight, size, transpose, packed)
+        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, weight, size, transpose, lanes, packed)

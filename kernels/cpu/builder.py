@@ -1,0 +1,122 @@
+"""Shorthands over llvmlite's IR builder, shared by all emitters of micro-kernels."""
+
+from typing import Any
+
+from llvmlite import ir
+
+WORD = ir.IntType(64)
+POINTER = ir.IntType(8).as_pointer()
+INDEX = ir.IntType(32)
+
+
+class Function:
+    """One micro-kernel under construction: a C function of 64-bit integers, and shorthands for what kernels do."""
+
+    def __init__(self, module: ir.Module, name: str, itemsize: int, vector: int, arguments: str):
+        self.module = module
+        self.itemsize = itemsize
+        self.scalar = ir.FloatType() if itemsize == 4 else ir.DoubleType()
+        self.lanes = vector // itemsize
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.mask = ir.VectorType(ir.IntType(1), self.lanes)
+        self.picks = ir.VectorType(INDEX, self.lanes)
+        self.suffix = f"v{self.lanes}f{itemsize * 8}"
+        names = arguments.split()
+        function = ir.Function(module, ir.FunctionType(ir.VoidType(), [WORD] * len(names)), name)
+        for argument, label in zip(function.args, names, strict=True):
+            argument.name = label
+        self.arguments = dict(zip(names, function.args, strict=True))
+        self.builder = ir.IRBuilder(function.append_basic_block("entry"))
+        kind = ir.FunctionType(self.vector, [self.vector] * 3)
+        self.fma = self.intrinsic(f"llvm.fmuladd.{self.suffix}", kind)  # one FMA where the machine has it
+
+    def intrinsic(self, name: str, kind: ir.FunctionType) -> Any:
+        return self.module.globals.get(name) or ir.Function(self.module, kind, name)
+
+    def word(self, value: int) -> ir.Constant:
+        return ir.Constant(WORD, value)
+
+    def add(self, base: Any, offset: int) -> Any:
+        return self.builder.add(base, self.word(offset)) if offset else base
+
+    def load(self, address: Any, kind: ir.Type, offset: int = 0) -> Any:
+        """Load at a byte offset, aligned to no more than a scalar."""
+        pointer = self.builder.inttoptr(address, POINTER)
+        pointer = self.builder.gep(pointer, [self.word(offset)])
+        value = self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()))
+        value.align = 8 if kind == WORD else self.itemsize
+        return value
+
+    def masked_load(self, address: Any, mask: Any) -> Any:
+        """The lanes of `mask`; zero in the others, whose memory is not touched."""
+        kind = ir.FunctionType(self.vector, [POINTER, INDEX, mask.type, self.vector])
+        function = self.intrinsic(f"llvm.masked.load.{self.suffix}.p0", kind)
+        size, zero = ir.Constant(INDEX, self.itemsize), ir.Constant(self.vector, None)
+        return self.builder.call(function, [self.builder.inttoptr(address, POINTER), size, mask, zero])
+
+    def pointers(self, address: Any, step: Any) -> Any:
+        """One pointer a lane, `step` bytes apart."""
+        b, kind = self.builder, ir.VectorType(WORD, self.lanes)
+        lanes = ir.Constant(kind, list(range(self.lanes)))
+        addresses = b.add(self.splat(address, WORD), b.mul(lanes, self.splat(step, WORD)))
+        return b.inttoptr(addresses, ir.VectorType(POINTER, self.lanes))
+
+    def masked_gather(self, address: Any, step: Any, mask: Any) -> Any:
+        """As `masked_load`, of scalars `step` bytes apart."""
+        pointers = self.pointers(address, step)
+        kind = ir.FunctionType(self.vector, [pointers.type, INDEX, mask.type, self.vector])
+        function = self.intrinsic(f"llvm.masked.gather.{self.suffix}.v{self.lanes}p0", kind)
+        size, zero = ir.Constant(INDEX, self.itemsize), ir.Constant(self.vector, None)
+        return self.builder.call(function, [pointers, size, mask, zero])
+
+    def masked_scatter(self, value: Any, address: Any, step: Any, mask: Any) -> None:
+        """As `masked_store`, to scalars `step` bytes apart."""
+        pointers = self.pointers(address, step)
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, pointers.type, INDEX, mask.type])
+        function = self.intrinsic(f"llvm.masked.scatter.{self.suffix}.v{self.lanes}p0", kind)
+        self.builder.call(function, [value, pointers, ir.Constant(INDEX, self.itemsize), mask])
+
+    def masked_store(self, value: Any, address: Any, mask: Any) -> None:
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, POINTER, INDEX, mask.type])
+        function = self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", kind)
+        self.builder.call(function, [value, self.builder.inttoptr(address, POINTER), ir.Constant(INDEX, self.itemsize), mask])
+
+    def below(self, count: Any, places: Any = None) -> Any:
+        """Mask of the lanes whose place, by default their number, is below `count`, which may be negative."""
+        kind = ir.VectorType(WORD, self.lanes)
+        numbers = ir.Constant(kind, list(range(self.lanes) if places is None else places))
+        return self.builder.icmp_signed("<", numbers, self.splat(count, WORD))
+
+    def store(self, value: Any, address: Any, offset: int = 0) -> None:
+        pointer = self.builder.gep(self.builder.inttoptr(address, POINTER), [self.word(offset)])
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer())).align = self.itemsize
+
+    def splat(self, value: Any, kind: ir.Type | None = None) -> Any:
+        b, kind = self.builder, ir.VectorType(kind or self.scalar, self.lanes)
+        first = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(INDEX, 0))
+        return b.shuffle_vector(first, first, ir.Constant(self.picks, [0] * self.lanes))
+
+    def loop(self, count: Any, carried: list[Any], body: Any) -> list[Any]:
+        """`carried = body(carried)`, `count` times; values in and out."""
+        b = self.builder
+        before, inside, after = b.block, b.append_basic_block("loop"), b.append_basic_block("after")
+        b.cbranch(b.icmp_signed(">", count, self.word(0)), inside, after)
+        b.position_at_end(inside)
+        index = b.phi(WORD)
+        index.add_incoming(self.word(0), before)
+        values = [b.phi(value.type) for value in carried]
+        for phi, value in zip(values, carried, strict=True):
+            phi.add_incoming(value, before)
+        following = body(values)
+        bumped = b.add(index, self.word(1))
+        index.add_incoming(bumped, b.block)
+        for phi, value in zip(values, following, strict=True):
+            phi.add_incoming(value, b.block)
+        b.cbranch(b.icmp_signed("<", bumped, count), inside, after)
+        last = b.block
+        b.position_at_end(after)
+        results = [b.phi(value.type) for value in carried]
+        for phi, old, new in zip(results, carried, following, strict=True):
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, last)
+        return results

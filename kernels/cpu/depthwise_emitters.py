@@ -1,0 +1,289 @@
+"""Emitters of the micro-kernels for one filter on one channel, which read and write the caller's planes in place.
+
+    depthwise       y[i, s * j + b] = bias + sum_(r0, r1, t) w[r0, r1, b, t] * x[row(r0, i * step + r1 * apart), j * stride + columns[b][t]]
+    depthwise_grad  dw[r0, r1, t] = sum_n sum_(i, j) dy[n, i, j] * x[n, row(r0, i * step + r1 * apart), j * stride + columns[0][t]]
+
+A table of byte offsets tells where each padded row lies in a plane, so that borders of rows cost nothing; a row outside of the plane
+has a negative offset, and a row of zeros is read in its place. Cells of a row that lie outside of it are masked. With s lists of
+columns, s neighbouring outputs are computed at once, each by its own taps: the phases of a strided dI.
+
+A block of rows shares its input: each vector of cells is loaded once for all rows and taps that it meets.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+
+from .builder import INDEX, WORD, Function
+from .emitters import total
+
+Columns = tuple[tuple[int, ...], ...]
+
+
+class _Rows:
+    """The cells of some input rows under one chunk of outputs: loaded when first asked for, then kept."""
+
+    def __init__(self, f: Function, cell: Any, width: Any, stride: int, vectors: int):
+        self.f, self.stride, self.vectors = f, stride, vectors
+        b, kind = f.builder, ir.VectorType(INDEX, f.lanes)
+        self.cell, self.kind = cell, kind
+        self.first = f.splat(b.trunc(b.mul(cell, f.word(stride)), INDEX), INDEX)
+        self.width = f.splat(b.trunc(width, INDEX), INDEX)
+        self.masks: dict[int, Any] = {}
+        self.raw: dict[tuple[Any, int], Any] = {}
+        self.origin = b.mul(cell, f.word(stride * f.itemsize))
+
+    def _mask(self, at: int) -> Any:
+        """Lanes whose cell, `at` beyond the chunk's first, lies inside the row."""
+        if at not in self.masks:
+            lanes = ir.Constant(self.kind, [at + lane for lane in range(self.f.lanes)])
+            self.masks[at] = self.f.builder.icmp_unsigned("<", self.f.builder.add(self.first, lanes), self.width)
+        return self.masks[at]
+
+    def _load(self, row: Any, at: int) -> Any:
+        if (row, at) not in self.raw:
+            address = self.f.add(self.f.builder.add(row, self.origin), at * self.f.itemsize)
+            self.raw[row, at] = self.f.masked_load(address, self._mask(at))
+        return self.raw[row, at]
+
+    def cells(self, row: Any, column: int, v: int) -> Any:
+        """Vector v of the cells that lie `column` beyond each output of the chunk."""
+        f, stride = self.f, self.stride
+        base = column - column % stride
+        parts = [self._load(row, base + (v * stride + q) * f.lanes) for q in range(stride)]
+        picks = [lane * stride + column % stride for lane in range(f.lanes)]
+        value = parts[0]
+        for q in range(1, stride):
+            chosen = list(range(f.lanes))
+            for lane, (part, place) in enumerate(divmod(pick, f.lanes) for pick in picks):
+                if part == q or (part == 0 and q == 1):
+                    chosen[lane] = place + (f.lanes if part else 0)
+            value = f.builder.shuffle_vector(value, parts[q], ir.Constant(f.picks, chosen))
+        return value
+
+    def outputs(self, count: Any, v: int) -> Any:
+        """Lanes of vector v whose output is one of `count`."""
+        left = self.f.builder.sub(count, self.cell)
+        return self.f.below(self.f.add(left, -v * self.f.lanes))
+
+
+def _row_addresses(f: Function, table: Any, span: Any, depth: int, count: int, plane: Any, zeros: Any) -> list[list[Any]]:
+    """Addresses of `count` padded rows from `table` on, for each of `depth` taps of the first axis, `span` rows apart."""
+    b = f.builder
+    found: list[list[Any]] = []
+    for _ in range(depth):
+        rows = []
+        for q in range(count):
+            offset = f.load(table, WORD, 8 * q)
+            outside = b.icmp_signed("<", offset, f.word(0))
+            rows.append(b.select(outside, zeros, b.add(plane, offset)))
+        found.append(rows)
+        table = b.add(table, span)
+    return found
+
+
+def _meetings(rows: int, taps: int, step: int, apart: int) -> list[tuple[int, list[tuple[int, int]]]]:
+    """For each input row of a block, in order: the (output row, tap) that read it."""
+    met: dict[int, list[tuple[int, int]]] = {}
+    for i in range(rows):
+        for r in range(taps):
+            met.setdefault(i * step + r * apart, []).append((i, r))
+    return sorted(met.items())
+
+
+def _interleave(f: Function, phases: list[Any]) -> list[Any]:
+    """Vectors of neighbouring outputs from one vector for each phase."""
+    count = len(phases)
+    vectors = []
+    for m in range(count):
+        value = phases[0]
+        for p in range(1, count):
+            picks = list(range(f.lanes))
+            for lane in range(f.lanes):
+                index, phase = divmod(m * f.lanes + lane, count)
+                if phase == p or (phase == 0 and p == 1):
+                    picks[lane] = index + (f.lanes if phase else 0)
+            value = f.builder.shuffle_vector(value, phases[p], ir.Constant(f.picks, picks))
+        vectors.append(value)
+    return vectors
+
+
+def depthwise(
+    module: ir.Module,
+    name: str,
+    itemsize: int,
+    vector: int,
+    rows: int,
+    vectors: int,
+    hoisted: bool,
+    taps: tuple[int, int],
+    step: int,
+    apart: int,
+    stride: int,
+    columns: Columns,
+) -> None:
+    """Emit `depthwise` for blocks of `rows` x `vectors`; `hoisted` keeps all weights of a plane in registers.
+
+    C signature, all 64-bit: (x, x_plane, y, y_plane, y_slice, y_row, weights, plane_weights, bias, planes, table, slice, span, slices,
+    rows, width, y_width, zeros). Addresses of x, y, the first plane's weights, its bias, the table of rows and a row of zeros; bytes
+    from plane to plane of x, y and the weights, from output slice to slice and row to row; of the table, bytes from slice to slice
+    and from tap to tap of the first axis; numbers of planes, slices, rows of a slice; cells of a row of x and of y.
+    """
+    names = "x x_plane y y_plane y_slice y_row weights plane_weights bias planes table slice span slices rows width y_width zeros"
+    f = Function(module, name, itemsize, vector, names)
+    b, a = f.builder, f.arguments
+    phases = len(columns)
+    depth, tall = taps
+    across = sum(map(len, columns))
+    outputs = b.sdiv(f.add(a["y_width"], phases - 1), f.word(phases))
+    chunk_cells = f.lanes * vectors
+    chunks = b.sdiv(f.add(outputs, chunk_cells - 1), f.word(chunk_cells))
+    starts = [sum(map(len, columns[:p])) for p in range(phases)]
+
+    def weight(base: Any, index: int) -> Any:
+        return f.splat(f.load(base, f.scalar, index * itemsize))
+
+    def block(count: int, plane: Any, table: Any, target: Any, weights: Any, held: list[Any], bias: Any) -> None:
+        met = _meetings(count, tall, step, apart)
+        addresses = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1 if met else 0, plane, a["zeros"])
+
+        def chunk(values: list[Any]) -> list[Any]:
+            cell, place = values
+            read = _Rows(f, cell, a["width"], stride, vectors)
+            sums = {(i, p, v): ir.Constant(f.vector, None) for i in range(count) for p in range(phases) for v in range(vectors)}
+            for r0 in range(depth):
+                for q, users in met:
+                    for p, taps_of_phase in enumerate(columns):
+                        for t, column in enumerate(taps_of_phase):
+                            for i, r1 in users:
+                                index = (r0 * tall + r1) * across + starts[p] + t
+                                scale = held[index] if held else weight(weights, index)
+                                for v in range(vectors):
+                                    x = read.cells(addresses[r0][q], column, v)
+                                    sums[i, p, v] = b.call(f.fma, [scale, x, sums[i, p, v]])
+            for i in range(count):
+                for v in range(vectors):
+                    merged = _interleave(f, [b.fadd(sums[i, p, v], bias) for p in range(phases)])
+                    for m, value in enumerate(merged):
+                        at = (v * phases + m) * f.lanes
+                        left = b.sub(a["y_width"], b.mul(cell, f.word(phases)))
+                        row = b.add(place, b.mul(a["y_row"], f.word(i)))
+                        f.masked_store(value, f.add(row, at * itemsize), f.below(f.add(left, -at)))
+            return [f.add(cell, chunk_cells), f.add(place, chunk_cells * phases * itemsize)]
+
+        f.loop(chunks, [f.word(0), target], chunk)
+
+    def one_plane(values: list[Any]) -> list[Any]:
+        plane, target, weights, bias_at = values
+        held = [weight(weights, index) for index in range(depth * tall * across)] if hoisted else []
+        bias = f.splat(f.load(bias_at, f.scalar))
+
+        def one_slice(values: list[Any]) -> list[Any]:
+            table, target = values
+
+            def advance(count: int) -> Any:
+                def body(values: list[Any]) -> list[Any]:
+                    table, target = values
+                    block(count, plane, table, target, weights, held, bias)
+                    return [f.add(table, 8 * count * step), b.add(target, b.mul(a["y_row"], f.word(count)))]
+
+                return body
+
+            inside = [table, target]
+            if rows > 1:
+                inside = f.loop(b.sdiv(a["rows"], f.word(rows)), inside, advance(rows))
+            left = b.srem(a["rows"], f.word(rows)) if rows > 1 else a["rows"]
+            f.loop(left, inside, advance(1))
+            return [b.add(table, a["slice"]), b.add(target, a["y_slice"])]
+
+        f.loop(a["slices"], [a["table"], target], one_slice)
+        following = b.add(plane, a["x_plane"]), b.add(target, a["y_plane"]), b.add(weights, a["plane_weights"])
+        return [*following, f.add(bias_at, itemsize)]
+
+    f.loop(a["planes"], [a["x"], a["y"], a["weights"], a["bias"]], one_plane)
+    b.ret_void()
+
+
+def depthwise_grad(
+    module: ir.Module,
+    name: str,
+    itemsize: int,
+    vector: int,
+    rows: int,
+    taps: tuple[int, int],
+    step: int,
+    apart: int,
+    stride: int,
+    columns: tuple[int, ...],
+) -> None:
+    """Emit `depthwise_grad` for blocks of `rows`.
+
+    C signature, all 64-bit: (x, x_plane, x_image, dy, dy_plane, dy_image, dy_slice, dy_row, dw, planes, images, table, slice, span,
+    slices, rows, width, dy_width, zeros), as in `depthwise`. `dw` holds the sums of a plane side by side, plane after plane.
+    """
+    names = (
+        "x x_plane x_image dy dy_plane dy_image dy_slice dy_row dw planes images table slice span slices rows width dy_width zeros"
+    )
+    f = Function(module, name, itemsize, vector, names)
+    b, a = f.builder, f.arguments
+    depth, tall = taps
+    count = depth * tall * len(columns)
+    chunks = b.sdiv(f.add(a["dy_width"], f.lanes - 1), f.word(f.lanes))
+    nothing = ir.Constant(f.vector, None)
+
+    def block(size: int, plane: Any, table: Any, source: Any, sums: list[Any]) -> list[Any]:
+        met = _meetings(size, tall, step, apart)
+        addresses = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1, plane, a["zeros"])
+
+        def chunk(values: list[Any]) -> list[Any]:
+            cell, place, *sums = values
+            read = _Rows(f, cell, a["width"], stride, 1)
+            inside = read.outputs(a["dy_width"], 0)
+            dys = [f.masked_load(b.add(place, b.mul(a["dy_row"], f.word(i))), inside) for i in range(size)]
+            for r0 in range(depth):
+                for q, users in met:
+                    for t, column in enumerate(columns):
+                        x = b.select(inside, read.cells(addresses[r0][q], column, 0), nothing)
+                        for i, r1 in users:
+                            index = (r0 * tall + r1) * len(columns) + t
+                            sums[index] = b.call(f.fma, [dys[i], x, sums[index]])
+            return [f.add(cell, f.lanes), f.add(place, vector), *sums]
+
+        return f.loop(chunks, [f.word(0), source, *sums], chunk)[2:]
+
+    def one_plane(values: list[Any]) -> list[Any]:
+        x_plane, dy_plane, target = values
+
+        def one_image(values: list[Any]) -> list[Any]:
+            plane, source, *sums = values
+
+            def one_slice(values: list[Any]) -> list[Any]:
+                table, source, *sums = values
+
+                def advance(size: int) -> Any:
+                    def body(values: list[Any]) -> list[Any]:
+                        table, source, *sums = values
+                        sums = block(size, plane, table, source, sums)
+                        return [f.add(table, 8 * size * step), b.add(source, b.mul(a["dy_row"], f.word(size))), *sums]
+
+                    return body
+
+                inside = [table, source, *sums]
+                if rows > 1:
+                    inside = f.loop(b.sdiv(a["rows"], f.word(rows)), inside, advance(rows))
+                left = b.srem(a["rows"], f.word(rows)) if rows > 1 else a["rows"]
+                sums = f.loop(left, inside, advance(1))[2:]
+                return [b.add(table, a["slice"]), b.add(source, a["dy_slice"]), *sums]
+
+            sums = f.loop(a["slices"], [a["table"], source, *sums], one_slice)[2:]
+            return [b.add(plane, a["x_image"]), b.add(source, a["dy_image"]), *sums]
+
+        sums = f.loop(a["images"], [x_plane, dy_plane, *[nothing] * count], one_image)[2:]
+        for first in range(0, count, f.lanes):
+            some = sums[first : first + f.lanes]
+            value = total(f, some + [nothing] * (f.lanes - len(some)))
+            f.masked_store(value, f.add(target, first * itemsize), f.below(f.word(len(some))))
+        return [b.add(x_plane, a["x_plane"]), b.add(dy_plane, a["dy_plane"]), f.add(target, count * itemsize)]
+
+    f.loop(a["planes"], [a["x"], a["dy"], a["dw"]], one_plane)
+    b.ret_void()

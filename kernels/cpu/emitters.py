@@ -1,0 +1,317 @@
+"""Emitters of the micro-kernels around staged input: each writes one function into an LLVM module."""
+
+from typing import Any
+
+from llvmlite import ir
+
+from .builder import WORD, Function
+
+
+def starting_sums(f: Function, homes: list[Any], vectors: int) -> list[Any]:
+    """Vectors of sums from their `homes`, or zeros where the kernel's argument `first` is not 0."""
+    b = f.builder
+    fresh, kept, merge = (b.append_basic_block(block) for block in ("fresh", "kept", "merge"))
+    b.cbranch(b.icmp_signed("!=", f.arguments["first"], f.word(0)), fresh, kept)
+    b.position_at_end(kept)
+    loaded = [f.load(home, f.vector, v * f.lanes * f.itemsize) for home in homes for v in range(vectors)]
+    b.branch(merge)
+    b.position_at_end(fresh)
+    b.branch(merge)
+    b.position_at_end(merge)
+    sums = []
+    for value in loaded:
+        phi = b.phi(f.vector)
+        phi.add_incoming(value, kept)
+        phi.add_incoming(ir.Constant(f.vector, None), fresh)
+        sums.append(phi)
+    return sums
+
+
+def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, vectors: int) -> None:
+    """Emit `outer` for `filters` x `vectors`.
+
+    C signature, all 64-bit: (weights, cells, offsets, terms, sums, row, first). Addresses but for `terms`, the number of taps;
+    `row`, bytes from one row of sums to the next; `first`, whether sums start at zero instead of what memory holds. The weights
+    of a tap lie side by side; offsets are in bytes.
+    """
+    f = Function(module, name, itemsize, vector, "weights cells offsets terms sums row first")
+    b, a = f.builder, f.arguments
+    rows = [a["sums"]]
+    for _ in range(filters - 1):
+        rows.append(b.add(rows[-1], a["row"]))
+    sums = starting_sums(f, rows, vectors)
+
+    def step(values: list[Any]) -> list[Any]:
+        weights, offsets, *sums = values
+        place = b.add(a["cells"], f.load(offsets, WORD))
+        xs = [f.load(place, f.vector, v * vector) for v in range(vectors)]
+        for p in range(filters):
+            weight = f.splat(f.load(weights, f.scalar, p * itemsize))
+            for v in range(vectors):
+                at = p * vectors + v
+                sums[at] = b.call(f.fma, [weight, xs[v], sums[at]])
+        return [f.add(weights, filters * itemsize), f.add(offsets, 8), *sums]
+
+    _, _, *sums = f.loop(a["terms"], [a["weights"], a["offsets"], *sums], step)
+    for p, row in enumerate(rows):
+        for v in range(vectors):
+            f.store(sums[p * vectors + v], row, v * vector)
+    b.ret_void()
+
+
+def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) -> None:
+    """Emit `load` for a stride of some cells, or with 0 for any.
+
+    C signature, all 64-bit: (source, target, step, planes, source_plane, target_plane, rows, source_row, target_row, low, high,
+    extent). Addresses; bytes from cell to cell of the source, and for planes and rows their number and the bytes from one to
+    the next. Of each row, source cells `low` to `high` are read and target cells 0 to `extent` written.
+    """
+    names = "source target step planes source_plane target_plane rows source_row target_row low high extent"
+    f = Function(module, name, itemsize, vector, names)
+    b, a = f.builder, f.arguments
+    whole = b.sdiv(a["extent"], f.word(f.lanes))
+    tail = f.below(b.srem(a["extent"], f.word(f.lanes)))
+    advance = b.mul(a["step"], f.word(f.lanes))
+
+    def cells(source: Any, low: Any, high: Any) -> Any:
+        if stride == 0:
+            return f.masked_gather(source, a["step"], b.and_(f.below(high), b.not_(f.below(low))))
+        if stride == 1:
+            return f.masked_load(source, b.and_(f.below(high), b.not_(f.below(low))))
+        merged = None
+        for part in range(stride):
+            # lanes of this part of the source that are wanted, and the cells that they become
+            cell = [(part * f.lanes + lane) // stride for lane in range(f.lanes)]
+            wanted = [(part * f.lanes + lane) % stride == 0 for lane in range(f.lanes)]
+            mask = b.and_(b.and_(f.below(high, cell), b.not_(f.below(low, cell))), ir.Constant(f.mask, wanted))
+            value = f.masked_load(f.add(source, part * vector), mask)
+            places = range(part * f.lanes, (part + 1) * f.lanes)
+            picks = [f.lanes + j * stride % f.lanes if j * stride in places else j for j in range(f.lanes)]
+            merged = b.shuffle_vector(value if merged is None else merged, value, ir.Constant(f.picks, picks))
+        return merged
+
+    def row(values: list[Any]) -> list[Any]:
+        source, target = values
+
+        def step(values: list[Any]) -> list[Any]:
+            source, target, low, high = values
+            f.store(cells(source, low, high), target)
+            return [b.add(source, advance), f.add(target, vector), f.add(low, -f.lanes), f.add(high, -f.lanes)]
+
+        last, end, low, high = f.loop(whole, [source, target, a["low"], a["high"]], step)
+        f.masked_store(cells(last, low, high), end, tail)
+        return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
+
+    def plane(values: list[Any]) -> list[Any]:
+        f.loop(a["rows"], values, row)
+        return [b.add(values[0], a["source_plane"]), b.add(values[1], a["target_plane"])]
+
+    f.loop(a["planes"], [a["source"], a["target"]], plane)
+    b.ret_void()
+
+
+def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int) -> None:
+    """Emit `store`, to neighbouring cells or to strided ones.
+
+    C signature, all 64-bit: (source, source_row, target, target_row, step, rows, count, bias): addresses, bytes from row to row
+    and from cell to cell of the target, counts, and the address of the bias.
+    """
+    f = Function(module, name, itemsize, vector, "source source_row target target_row step rows count bias")
+    b, a = f.builder, f.arguments
+    bias = f.splat(f.load(a["bias"], f.scalar))
+    whole = b.sdiv(a["count"], f.word(f.lanes))
+    tail = f.below(b.srem(a["count"], f.word(f.lanes)))
+    advance = b.mul(a["step"], f.word(f.lanes)) if strided else f.word(vector)
+
+    def put(value: Any, target: Any, mask: Any) -> None:
+        if strided:
+            f.masked_scatter(b.fadd(value, bias), target, a["step"], mask)
+        else:
+            f.masked_store(b.fadd(value, bias), target, mask)
+
+    def row(values: list[Any]) -> list[Any]:
+        source, target = values
+
+        def cells(values: list[Any]) -> list[Any]:
+            source, target = values
+            put(f.load(source, f.vector), target, ir.Constant(f.mask, [1] * f.lanes))
+            return [f.add(source, vector), b.add(target, advance)]
+
+        last, end = f.loop(whole, [source, target], cells)
+        put(f.masked_load(last, tail), end, tail)
+        return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
+
+    f.loop(a["rows"], [a["source"], a["target"]], row)
+    b.ret_void()
+
+
+def dots(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, taps: int) -> None:
+    """Emit `dots` for `filters` x `taps`.
+
+    C signature, all 64-bit: (dy, filter, dy_row, cells, cells_row, offsets, rows, count, sums, sums_filter). Addresses of dy,
+    of the staged input and of the sums, of which there is a vector for each filter and tap; bytes from one filter of dy to the
+    next, from row to row of dy and of the cells, and from one filter's sums to the next; `count` neighbouring positions in each
+    of `rows` rows. Offsets are in bytes.
+    """
+    names = "dy filter dy_row cells cells_row offsets rows count sums sums_filter"
+    f = Function(module, name, itemsize, vector, names)
+    b, a = f.builder, f.arguments
+    whole = b.sdiv(a["count"], f.word(f.lanes))
+    tail = f.below(b.srem(a["count"], f.word(f.lanes)))
+    some = b.icmp_signed("!=", b.srem(a["count"], f.word(f.lanes)), f.word(0))
+    dys, homes = [a["dy"]], [a["sums"]]
+    for _ in range(filters - 1):
+        dys.append(b.add(dys[-1], a["filter"]))
+        homes.append(b.add(homes[-1], a["sums_filter"]))
+    places = [b.add(a["cells"], f.load(a["offsets"], WORD, 8 * t)) for t in range(taps)]
+    sums = [f.load(home, f.vector, t * vector) for home in homes for t in range(taps)]
+
+    def multiply(dy_at: Any, x_at: Any, sums: list[Any], read: Any) -> list[Any]:
+        xs = [read(b.add(place, x_at)) for place in places]
+        ys = (read(b.add(dy, dy_at)) for dy in dys)
+        return [b.call(f.fma, [y, xs[t], sums[p * taps + t]]) for p, y in enumerate(ys) for t in range(taps)]
+
+    def row(values: list[Any]) -> list[Any]:
+        dy_at, x_at, *sums = values
+
+        def step(values: list[Any]) -> list[Any]:
+            here, *sums = values
+            sums = multiply(b.add(dy_at, here), b.add(x_at, here), sums, lambda address: f.load(address, f.vector))
+            return [f.add(here, vector), *sums]
+
+        here, *sums = f.loop(whole, [f.word(0), *sums], step)
+        before, partial, after = b.block, b.append_basic_block("tail"), b.append_basic_block("row_end")
+        b.cbranch(some, partial, after)
+        b.position_at_end(partial)
+        more = multiply(b.add(dy_at, here), b.add(x_at, here), sums, lambda address: f.masked_load(address, tail))
+        b.branch(after)
+        b.position_at_end(after)
+        results = []
+        for old, new in zip(sums, more, strict=True):
+            phi = b.phi(f.vector)
+            phi.add_incoming(old, before)
+            phi.add_incoming(new, partial)
+            results.append(phi)
+        return [b.add(dy_at, a["dy_row"]), b.add(x_at, a["cells_row"]), *results]
+
+    _, _, *sums = f.loop(a["rows"], [f.word(0), f.word(0), *sums], row)
+    for p, home in enumerate(homes):
+        for t in range(taps):
+            f.store(sums[p * taps + t], home, t * vector)
+    b.ret_void()
+
+
+def total(f: Function, values: list[Any]) -> Any:
+    """The vector whose lane t is the sum of the lanes of `values[t]`: neighbouring lanes of two vectors are added at a time."""
+    b = f.builder
+    picks = [ir.Constant(f.picks, list(range(first, 2 * f.lanes, 2))) for first in range(2)]
+    while len(values) > 1:
+        values = [
+            b.fadd(b.shuffle_vector(x, y, picks[0]), b.shuffle_vector(x, y, picks[1]))
+            for x, y in zip(values[::2], values[1::2], strict=True)
+        ]
+    return values[0]
+
+
+def collapse(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
+    """Emit `collapse`.
+
+    C signature, all 64-bit: (sums, target, count): `target[t]` becomes the sum of the lanes of vector t of `sums`. Vectors are
+    read in groups of as many as a vector has lanes, the last one too.
+    """
+    f = Function(module, name, itemsize, vector, "sums target count")
+    b, a = f.builder, f.arguments
+
+    def group(sums: Any) -> Any:
+        return total(f, [f.load(sums, f.vector, t * vector) for t in range(f.lanes)])
+
+    def step(values: list[Any]) -> list[Any]:
+        sums, target = values
+        f.store(group(sums), target)
+        return [f.add(sums, f.lanes * vector), f.add(target, vector)]
+
+    last, end = f.loop(b.sdiv(a["count"], f.word(f.lanes)), [a["sums"], a["target"]], step)
+    f.masked_store(group(last), end, f.below(b.srem(a["count"], f.word(f.lanes))))
+    b.ret_void()
+
+
+def panel(module: ir.Module, name: str, itemsize: int, vector: int, scalars: int, vectors: int) -> None:
+    """Emit `panel` for `scalars` x `vectors`.
+
+    C signature, all 64-bit: (cells, step, cells_row, cells_plane, dy, count, rows, planes, sums, pitch, first). Addresses of cells,
+    dy and sums; bytes from position to position, row to row and plane to plane of the cells, while those of dy follow one
+    another; numbers of positions, rows and planes; bytes from one scalar's sums to the next; whether sums start at zero.
+    """
+    f = Function(module, name, itemsize, vector, "cells step cells_row cells_plane dy count rows planes sums pitch first")
+    b, a = f.builder, f.arguments
+    homes = [a["sums"]]
+    for _ in range(scalars - 1):
+        homes.append(b.add(homes[-1], a["pitch"]))
+    sums = starting_sums(f, homes, vectors)
+
+    def position(values: list[Any]) -> list[Any]:
+        cells, dy, *sums = values
+        ys = [f.load(dy, f.vector, v * vector) for v in range(vectors)]
+        for p in range(scalars):
+            scalar = f.splat(f.load(cells, f.scalar, p * itemsize))
+            for v in range(vectors):
+                at = p * vectors + v
+                sums[at] = b.call(f.fma, [scalar, ys[v], sums[at]])
+        return [b.add(cells, a["step"]), f.add(dy, vectors * vector), *sums]
+
+    def row(values: list[Any]) -> list[Any]:
+        cells, *rest = values
+        return [b.add(cells, a["cells_row"]), *f.loop(a["count"], [cells, *rest], position)[1:]]
+
+    def plane(values: list[Any]) -> list[Any]:
+        cells, *rest = values
+        return [b.add(cells, a["cells_plane"]), *f.loop(a["rows"], [cells, *rest], row)[1:]]
+
+    sums = f.loop(a["planes"], [a["cells"], a["dy"], *sums], plane)[2:]
+    for p, home in enumerate(homes):
+        for v in range(vectors):
+            f.store(sums[p * vectors + v], home, v * vector)
+    b.ret_void()
+
+
+def pack(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
+    """Emit `pack`.
+
+    C signature, all 64-bit: (source, row, rows, target, pitch, count): `target[t, p] = source[p, t]` for `count` values of t and
+    `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`.
+    """
+    f = Function(module, name, itemsize, vector, "source row rows target pitch count")
+    b, a = f.builder, f.arguments
+    lanes = f.lanes
+    low = ir.Constant(f.picks, [lanes * (i % 2) + i // 2 for i in range(lanes)])
+    high = ir.Constant(f.picks, [lanes * (i % 2) + i // 2 + lanes // 2 for i in range(lanes)])
+    present = [b.icmp_signed("<", f.word(p), a["rows"]) for p in range(lanes)]
+    writes = f.below(a["rows"])
+
+    def square(source: Any, target: Any, count: Any) -> None:
+        """Transpose one square of lanes, of which `count` columns exist."""
+        columns = f.below(count)
+        nothing = ir.Constant(f.mask, None)
+        values = []
+        for p in range(lanes):
+            address = b.add(source, b.mul(a["row"], f.word(p)))
+            values.append(f.masked_load(address, b.select(present[p], columns, nothing)))
+        # interleave row i with row i + lanes / 2, as often as it takes for each vector to hold a column
+        width = lanes
+        while width > 1:
+            half = lanes // 2
+            values = [b.shuffle_vector(values[i], values[i + half], picks) for i in range(half) for picks in (low, high)]
+            width //= 2
+        for t, value in enumerate(values):
+            exists = b.icmp_signed("<", f.word(t), count)
+            f.masked_store(value, target, b.select(exists, writes, nothing))
+            target = b.add(target, a["pitch"])
+
+    def step(values: list[Any]) -> list[Any]:
+        source, target, left = values
+        square(source, target, left)
+        return [f.add(source, vector), b.add(target, b.mul(a["pitch"], f.word(lanes))), f.add(left, -lanes)]
+
+    squares = b.sdiv(f.add(a["count"], lanes - 1), f.word(lanes))
+    f.loop(squares, [a["source"], a["target"], a["count"]], step)
+    b.ret_void()

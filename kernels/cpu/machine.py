@@ -1,0 +1,48 @@
+"""What micro-kernels are compiled for: families of CPUs, and the one at hand."""
+
+import functools
+from typing import NamedTuple
+
+import llvmlite.binding as llvm
+from numba.core import config
+
+
+class Machine(NamedTuple):
+    """What a kernel is compiled for: LLVM's names of CPU and features, and what follows for tiles.
+
+    vector : bytes of a vector register
+    registers : number of vector registers that a kernel may fill
+    triple : LLVM's name of the platform; empty for this process's
+    """
+
+    cpu: str
+    features: str
+    vector: int
+    registers: int
+    triple: str = ""
+
+
+# One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time.
+AVX512 = Machine("skylake-avx512", "-prefer-256-bit", 64, 32)
+AVX2 = Machine("haswell", "", 32, 16)
+SSE2 = Machine("x86-64", "", 16, 15)
+NEON = Machine("neoverse-n1", "", 16, 28, "aarch64-unknown-linux-gnu")
+
+
+@functools.cache
+def host() -> Machine:
+    """This machine, or the one that numba is told to compile for by NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
+    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    if config.CPU_NAME:
+        cpu, features = config.CPU_NAME, config.CPU_FEATURES or ""
+    given = set(features.split(","))
+    if {"+avx512f", "+avx512vl", "+avx512dq"} <= given:
+        family = AVX512
+    elif {"+avx2", "+fma"} <= given:
+        family = AVX2
+    elif "+neon" in given:
+        family = NEON
+    else:
+        family = SSE2
+    wide = f"{features},{AVX512.features}".strip(",") if family is AVX512 else features
+    return family._replace(cpu=cpu, features=wide, triple="")

@@ -1,0 +1,134 @@
+"""dW where a group has channels and filters enough to fill a register tile with them.
+
+    dw[k, c, t] = sum_n sum_o  dy[n, k, o] * cells[offsets[t] + position of o, c]      t over the taps
+
+Stage: the input of an output tile as in `tile.stage`, some channels at a time, then transposed: channels lie side by side. dy is
+transposed too: panels of neighbouring filters.
+Compute: `microkernel.panel`, which broadcasts channels over vectors of filters, one tap at a time.
+Store: the sums of each split, transposed, which the caller adds in order, so that the result does not depend on threads.
+
+A job is one (split, group, block of channels, block of filters). A split is a run of the list of (image, tile); how many there are
+follows from the shapes alone.
+"""
+
+import numba
+
+from ..jit import call, kernel
+from .microkernel import call_kernel
+from .tile import stage
+
+# Places in the array of micro-kernels: `panel` for a whole block of channels by a whole panel of filters, by the last panel; then the
+# same for the last block of channels.
+LOAD, PACK = 4, 5
+
+
+@kernel
+def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, target, d, h, w, blocks):
+    """Stage input channels, in blocks of `blocks.register` that lie side by side for each cell."""
+    size = target.itemsize
+    for c in range(c_first, c_last, blocks.register):
+        rows = min(blocks.register, c_last - c)
+        stage(x, n, c, c + rows, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
+        block = target.ctypes.data + (c - c_first) * plane * size
+        for r in range(0, rows, blocks.lanes):
+            source = cells.ctypes.data + r * plane * size
+            call_kernel(micro[PACK], source, plane * size, min(blocks.lanes, rows - r), block + r * size, rows * size, plane)
+
+
+@kernel
+def stage_filters(dy, n, k_first, k_last, o0, o1, o2, t0, t1, t2, micro, target, blocks):
+    """Stage dy in panels of `blocks.vectors` vectors of filters for each position."""
+    size = target.itemsize
+    wide = blocks.vectors * blocks.lanes
+    whole = dy.strides[3] == t2 * size
+    for k in range(k_first, k_last, blocks.lanes):
+        first = (k - k_first) // wide * wide
+        across = min(wide, -(-(k_last - k_first - first) // blocks.lanes) * blocks.lanes)
+        place = target.ctypes.data + (first * t0 * t1 * t2 + k - k_first - first) * size
+        for j0 in range(t0):
+            for j1 in range(0, t1, t1 if whole else 1):
+                source = dy.ctypes.data + n * dy.strides[0] + k * dy.strides[1] + (o0 + j0) * dy.strides[2] + (o1 + j1) * dy.strides[3]
+                count = t1 * t2 if whole else t2
+                call_kernel(
+                    micro[PACK], source + o2 * size, dy.strides[1], min(blocks.lanes, k_last - k), place, across * size, count
+                )
+                place += count * across * size
+
+
+@kernel
+def multiply(micro, channels, filters, taps, t0, t1, t2, plane, cells, dys, offsets, sums, first, h, w, blocks):
+    """Add one tile's products to the sums, (panel, channel, tap, filter of the panel)."""
+    size = sums.itemsize
+    wide = blocks.vectors * blocks.lanes
+    for k in range(0, filters, wide):
+        across = min(wide, -(-(filters - k) // blocks.lanes) * blocks.lanes)
+        panel = dys.ctypes.data + k * t0 * t1 * t2 * size
+        target = sums.ctypes.data + k * channels * taps * size
+        for c in range(0, channels, blocks.register):
+            rows = min(blocks.register, channels - c)
+            which = micro[(0 if rows == blocks.register else 2) + (0 if across == wide else 1)]
+            block, step = cells.ctypes.data + c * plane * size, rows * size
+            for t in range(taps):
+                call_kernel(
+                    which, block + offsets[t] * step, step, w.extent * step, h.extent * w.extent * step, panel, t2, t1, t0,
+                    target + (c * taps + t) * across * size, taps * across * size, first,
+                )  # fmt: skip
+
+
+@kernel
+def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
+    """Run jobs `first` to `last`; shapes as in `parallel`, with one row of its scratch."""
+    size = sums.itemsize
+    channels, filters = x.shape[1] // blocks.groups, dy.shape[1] // blocks.groups
+    taps = sums.shape[2] // channels
+    channel_blocks, filter_blocks = -(-channels // blocks.channels), -(-filters // blocks.filters)
+    tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
+    places = dy.shape[0] * tiles0 * tiles1 * tiles2
+    plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
+    wide = blocks.vectors * blocks.lanes
+    padded = -(-blocks.filters // blocks.lanes) * blocks.lanes
+    totals = scratch[: padded * blocks.channels * taps]
+    dys = scratch[totals.size : totals.size + padded * d.tile * h.tile * w.tile]
+    staged = scratch[totals.size + dys.size : totals.size + dys.size + blocks.channels * plane]
+    cells = scratch[totals.size + dys.size + staged.size :]
+    for job in range(first, last):
+        k_first = job % filter_blocks * blocks.filters
+        c_first = job // filter_blocks % channel_blocks * blocks.channels
+        g = job // (filter_blocks * channel_blocks) % blocks.groups
+        split = job // (filter_blocks * channel_blocks * blocks.groups)
+        k_count, c_count = min(blocks.filters, filters - k_first), min(blocks.channels, channels - c_first)
+        k, c = g * filters + k_first, g * channels + c_first
+        begin = split * places // sums.shape[0]
+        for place in range(begin, (split + 1) * places // sums.shape[0]):
+            o2 = place % tiles2 * w.tile
+            o1 = place // tiles2 % tiles1 * h.tile
+            o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
+            n = place // (tiles2 * tiles1 * tiles0)
+            t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
+            stage_channels(x, n, c, c + c_count, o0, o1, o2, plane, micro, cells, staged, d, h, w, blocks)
+            stage_filters(dy, n, k, k + k_count, o0, o1, o2, t0, t1, t2, micro, dys, blocks)
+            multiply(micro, c_count, k_count, taps, t0, t1, t2, plane, staged, dys, offsets, totals, place == begin, h, w, blocks)
+        target = sums[split, k:, c_first * taps :]
+        for p in range(0, k_count, wide):
+            across = min(wide, -(-(k_count - p) // blocks.lanes) * blocks.lanes)
+            source = totals.ctypes.data + p * c_count * taps * size
+            for r in range(0, c_count * taps, blocks.lanes):
+                rows = min(blocks.lanes, c_count * taps - r)
+                place = target.ctypes.data + p * target.strides[0] + r * size
+                call_kernel(
+                    micro[PACK], source + r * across * size, across * size, rows, place, target.strides[0], min(wide, k_count - p)
+                )
+
+
+@kernel(parallel=True)
+def parallel(run_jobs, count, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
+    """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
+
+    dy (N, K, ...), the last axis of which is contiguous; x (N, C, ...), sums (splits, K, C / groups * taps), offsets of the taps in
+    cells; micro, the micro-kernels' addresses; scratch (threads, cells): sums of a block, its dy, its staged channels, and
+    `blocks.register` of them before they are transposed.
+    """
+    threads = scratch.shape[0]
+    for thread in numba.prange(threads):
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        call(run_jobs, first, last, dy, x, sums, offsets, micro, scratch[thread], d, h, w, blocks)

@@ -1,0 +1,127 @@
+"""Carries a depthwise `Plan` out on the CPU: tables of rows, one row a phase of the output, in place of staged input."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+
+from .arrays import Array
+from .dispatch import Plan
+from .drivers import dense_array, twin
+from .kernels.cpu import depthwise
+from .kernels.cpu.microkernel import kernel_address
+from .schedule import Phase, forward_phases, input_grad_phases
+from .threads import launch
+
+
+class _Runs(NamedTuple):
+    """What the driver needs besides arrays: `kernels.cpu.depthwise` tells the columns of `runs`; `order` is that of the weights."""
+
+    runs: Array
+    table: Array
+    order: Array
+    zeros: int
+
+
+def _rows(shape: tuple[int, ...], itemsize: int, d: Phase, h: Phase, slices: int, padded: int, step: int, apart: int) -> Array:
+    """Byte offset in a plane of each padded row, -1 outside: (slices, taps of the first axis, padded rows)."""
+    depth = np.arange(slices)[:, None] * step + d.offset + np.arange(len(d.taps)) * apart
+    row = np.arange(padded) + h.offset
+    inside = ((depth >= 0) & (depth < shape[0]))[..., None] & ((row >= 0) & (row < shape[1]))
+    return np.where(inside, (depth[..., None] * shape[1] + row) * shape[2] * itemsize, -1)
+
+
+@functools.lru_cache(maxsize=512)
+def _prepare(plan: Plan) -> _Runs:
+    problem, machine, schedule = plan.problem, plan.machine, plan.schedule
+    assert machine is not None
+    itemsize = machine.vector // schedule.lanes
+    if plan.direction == "input_grad":
+        x, y = problem.out, problem.size
+        phases = [input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3)]
+        stride, spread = (1, 1, 1), problem.stride
+        apart = [gap // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
+    else:
+        x, y = problem.size, problem.out
+        phases = [forward_phases(problem, a) for a in range(3)]
+        stride, spread = problem.stride, (1, 1, 1)
+        apart = list(problem.dilation)
+    columns = tuple(tuple(w.offset + t * apart[2] for t in range(len(w.taps))) for w in phases[2])
+    flat = np.arange(math.prod(problem.kernel)).reshape(problem.kernel)
+    runs, tables, order = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
+    for d in phases[0]:
+        for h in phases[1]:
+            slices, rows = (-(-(y[a] - phase.start) // spread[a]) for a, phase in enumerate((d, h)))
+            padded = (rows - 1) * stride[1] + (len(h.taps) - 1) * apart[1] + 1 if h.taps else 0
+            shape = (len(d.taps), len(h.taps)), stride[1], apart[1], stride[2]
+            if plan.direction == "weight_grad":
+                kernel = kernel_address(machine, itemsize, "depthwise_grad", schedule.tile[1], *shape, columns[0])
+            else:
+                sums = schedule.tile[1] * schedule.vectors * len(columns)
+                held = len(d.taps) * len(h.taps) * sum(map(len, columns))
+                hoisted = held + sums + 4 <= machine.registers
+                kernel = kernel_address(
+                    machine, itemsize, "depthwise", schedule.tile[1], schedule.vectors, hoisted, *shape, columns
+                )
+            begin = (d.start * y[1] + h.start) * y[2]
+            first = sum(map(len, tables)), sum(map(len, order))
+            steps = len(d.taps) * padded * 8, padded * 8
+            runs.append((kernel, first[0], *steps, slices, rows, begin, spread[0] * y[1] * y[2], spread[1] * y[2], first[1]))
+            tables.append(_rows(x, itemsize, d, h, slices, padded, stride[0], apart[0]).reshape(-1))
+            met = [flat[np.ix_(d.taps, h.taps, w.taps)] for w in phases[2]]
+            order.append(np.concatenate(met, axis=2).reshape(-1))
+    table = np.concatenate(tables)
+    zeros = x[2] if table.size and table.min() < 0 else 1
+    return _Runs(np.array(runs, np.intp), table, np.concatenate(order), zeros)
+
+
+@functools.cache
+def _driver(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
+    x, out = dense_array(dtype, 5, True), dense_array(dtype, 5)
+    rest = dense_array(np.dtype(np.intp), 2), dense_array(np.dtype(np.intp), 1), dense_array(dtype, 1), types.intp
+    jobs = x, dense_array(dtype, 2, True), dense_array(dtype, 1, True), out, *rest
+    return twin(depthwise.jobs, depthwise.parallel, jobs, parallel)
+
+
+@functools.cache
+def _grad_driver(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
+    x, table = dense_array(dtype, 5, True), dense_array(np.dtype(np.intp), 1)
+    jobs = x, x, dense_array(dtype, 2), dense_array(np.dtype(np.intp), 2), table, dense_array(dtype, 1)
+    return twin(depthwise.grad_jobs, depthwise.grad_parallel, jobs, parallel)
+
+
+def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any) -> None:
+    """out = activation(bias + sum of products) over the planes of x; for dI, x is dy."""
+    prepared = _prepare(plan)
+    packed = np.ascontiguousarray(weight, out.dtype).reshape(len(weight), -1)
+    if plan.direction == "input_grad":
+        packed = packed.take(prepared.order, axis=1)
+    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    x, bias = np.ascontiguousarray(x, out.dtype), np.ascontiguousarray(bias, out.dtype)
+    arrays = x, packed, bias, target, prepared.runs, prepared.table, np.zeros(prepared.zeros, out.dtype), apply
+    planes = x.shape[0] * x.shape[1]
+    with launch(plan.parallel) as threads:
+        if threads == 1:
+            _driver(out.dtype, False)(0, planes, *arrays)
+        else:
+            _driver(out.dtype, True)(threads, planes, *arrays)
+    if target is not out:
+        out[...] = target
+
+
+def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
+    """out = gradient for the weight of a depthwise convolution."""
+    prepared = _prepare(plan)
+    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    dy, x = np.ascontiguousarray(dy), np.ascontiguousarray(x)
+    arrays = dy, x, target.reshape(len(out), -1), prepared.runs, prepared.table, np.zeros(prepared.zeros, out.dtype)
+    with launch(plan.parallel) as threads:
+        if threads == 1:
+            _grad_driver(out.dtype, False)(0, len(out), *arrays)
+        else:
+            _grad_driver(out.dtype, True)(threads, len(out), *arrays)
+    if target is not out:
+        out[...] = target
