@@ -156,7 +156,7 @@ def _grad_kernels(kernel: str, machine: Machine | None, sweep: Sweep, schedule: 
     if kernel == "panels":
         last = -(-_last(sweep.filters, schedule.vectors * schedule.lanes) // schedule.lanes)
         scalars = schedule.register, _last(sweep.channels, schedule.register)
-        return np.array([*(at("panel", p, v) for p in scalars for v in (schedule.vectors, last)), row, at("pack")], np.intp)
+        return np.array([*(at("panel", p, v) for p in scalars for v in (schedule.vectors, last)), row, at("pack", 0), at("pack", 1)], np.intp)
     terms = math.prod(sweep.kernel)
     blocks = schedule.channels * terms, _last(sweep.channels, schedule.channels) * terms
     taps = schedule.vectors, *(_last(block, schedule.vectors) for block in blocks)
@@ -199,7 +199,7 @@ def _pack(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machin
     transpose, lanes = 0, 1
     if machine is not None and weight.size and weight[0, 0].flags.c_contiguous:
         lanes = machine.vector // dtype.itemsize
-        transpose = kernel_address(machine, dtype.itemsize, "pack")
+        transpose = kernel_address(machine, dtype.itemsize, "pack", 0)
     with launch(parallel and weight.size >= PACK_PARALLEL) as threads:
         if threads == 1:
             _packer(dtype, False)(0, count, weight, size, transpose, lanes, packed)
@@ -304,7 +304,8 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     count = schedule.splits * bundles * -(-sweep.channels // schedule.channels) * -(-sweep.filters // schedule.filters)
     wide = plan.kernel == "panels"
     cells = (panel_cells if wide else weight_grad_cells)(sweep, schedule)
-    sums = np.empty((schedule.splits, out.shape[0], problem.taps), out.dtype)
+    direct_sums = schedule.splits == 1 and out.flags.c_contiguous
+    sums = (out if direct_sums else np.empty((schedule.splits, *out.shape), out.dtype)).reshape(schedule.splits, len(out), -1)
     offsets = _offsets(sweep, schedule, out.itemsize if schedule.register and not wide else 1)
     load = sweep.stride[2] if x.strides[-1] == x.itemsize else None
     arrays = dy, x, sums, offsets, _grad_kernels(plan.kernel, plan.machine, sweep, schedule, out.itemsize, load)
@@ -314,10 +315,11 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
         else:
             scratch = _aligned((min(threads, count), cells), out.dtype)
             _weight_grad(plan.kernel, out.dtype, True)(count, *arrays, scratch, *axes, blocks)
-    total = sums[0]
-    for split in sums[1:]:
-        total += split
-    out[...] = total.reshape(out.shape)
+    if not direct_sums:
+        total = sums[0]
+        for split in sums[1:]:
+            total += split
+        out[...] = total.reshape(out.shape)
 
 
 def bias_grad(grad_output: Array, out: Array) -> None:

@@ -232,7 +232,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
             schedule = build(sweep, itemsize, row.limits, machine, problem.groups, problem.batch)
         else:
             schedule = direct_weight_grad(sweep, itemsize, row.limits, problem.groups, problem.batch)
-        shared = schedule.splits * weight_bytes
+        shared = schedule.splits * weight_bytes if schedule.splits > 1 else 0
         cells = panel_cells if row.name == "panels" else weight_grad_cells
         thread = cells(sweep, schedule) * itemsize
     else:

@@ -274,44 +274,87 @@ def panel(module: ir.Module, name: str, itemsize: int, vector: int, scalars: int
     b.ret_void()
 
 
-def pack(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
-    """Emit `pack`.
+def transposed(f: Function, values: list[Any]) -> list[Any]:
+    """The columns of a square of `f.lanes` vectors.
+
+    First within 16 bytes of all vectors, by unpacking, then 16 bytes at a time: shuffles that need no table of indices. Interleaving
+    whole vectors instead takes as many shuffles, each with its table, and 440 cycles a square of 16 instead of 120.
+    """
+    b, lanes = f.builder, f.lanes
+    block = 16 // f.itemsize
+    blocks = lanes // block
+
+    def unpack(x: Any, y: Any, half: int, width: int) -> Any:
+        """Alternate runs of `width` lanes of x and y, from one half of each 16 bytes."""
+        picks = []
+        for start in range(0, lanes, block):
+            for run in range(block // 2 // width):
+                first = start + half * block // 2 + run * width
+                picks += [*range(first, first + width), *range(lanes + first, lanes + first + width)]
+        return b.shuffle_vector(x, y, ir.Constant(f.picks, picks))
+
+    def alternate(x: Any, y: Any, odd: int) -> Any:
+        """Every second 16 bytes of x, then of y."""
+        runs = range(odd * block, lanes, 2 * block)
+        picks = [base + first + i for base in (0, lanes) for first in runs for i in range(block)]
+        return b.shuffle_vector(x, y, ir.Constant(f.picks, picks))
+
+    def within(group: list[Any]) -> list[Any]:
+        """Column i of every square of 16 bytes, for each i."""
+        if block == 2:
+            return [unpack(*group, half, 1) for half in range(2)]
+        lows, highs = ([unpack(x, y, half, 1) for x, y in (group[:2], group[2:])] for half in range(2))
+        return [unpack(*pair, half, 2) for pair in (lows, highs) for half in range(2)]
+
+    groups = [within(values[i : i + block]) for i in range(0, lanes, block)]
+    bits = blocks.bit_length() - 1
+    columns = dict[int, Any]()
+    for i in range(block):
+        parts = [[group[i] for group in groups]]
+        for _ in range(bits):
+            parts = [[alternate(x, y, odd) for x, y in zip(part[::2], part[1::2], strict=True)] for part in parts for odd in range(2)]
+        for at, (column,) in enumerate(parts):
+            backwards = sum(1 << (bits - 1 - bit) for bit in range(bits) if at >> bit & 1)
+            columns[backwards * block + i] = column
+    return [columns[i] for i in range(lanes)]
+
+
+def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -> None:
+    """Emit `pack`, which writes nothing but target cells if `exact`.
 
     C signature, all 64-bit: (source, row, rows, target, pitch, count): `target[t, p] = source[p, t]` for `count` values of t and
-    `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`.
+    `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`. If not
+    `exact`, each target row but the last ones of `count` is written as a whole vector: what lies behind it, which may be the
+    next row, is overwritten first.
     """
     f = Function(module, name, itemsize, vector, "source row rows target pitch count")
     b, a = f.builder, f.arguments
     lanes = f.lanes
-    low = ir.Constant(f.picks, [lanes * (i % 2) + i // 2 for i in range(lanes)])
-    high = ir.Constant(f.picks, [lanes * (i % 2) + i // 2 + lanes // 2 for i in range(lanes)])
-    present = [b.icmp_signed("<", f.word(p), a["rows"]) for p in range(lanes)]
     writes = f.below(a["rows"])
+    nothing = ir.Constant(f.mask, None)
+    # a row that does not exist is read in place of another: a masked load of pages that do not exist takes 500 cycles
+    rows = [
+        b.select(b.icmp_signed("<", f.word(p), a["rows"]), b.mul(a["row"], f.word(p)), f.word(0)) for p in range(lanes)
+    ]
 
-    def square(source: Any, target: Any, count: Any) -> None:
-        """Transpose one square of lanes, of which `count` columns exist."""
-        columns = f.below(count)
-        nothing = ir.Constant(f.mask, None)
-        values = []
-        for p in range(lanes):
-            address = b.add(source, b.mul(a["row"], f.word(p)))
-            values.append(f.masked_load(address, b.select(present[p], columns, nothing)))
-        # interleave row i with row i + lanes / 2, as often as it takes for each vector to hold a column
-        width = lanes
-        while width > 1:
-            half = lanes // 2
-            values = [b.shuffle_vector(values[i], values[i + half], picks) for i in range(half) for picks in (low, high)]
-            width //= 2
-        for t, value in enumerate(values):
-            exists = b.icmp_signed("<", f.word(t), count)
-            f.masked_store(value, target, b.select(exists, writes, nothing))
-            target = b.add(target, a["pitch"])
+    def square(values: list[Any]) -> list[Any]:
+        source, target = values
+        place = target
+        for value in transposed(f, [f.load(b.add(source, row), f.vector) for row in rows]):
+            if exact:
+                f.masked_store(value, place, writes)
+            else:
+                f.store(value, place)
+            place = b.add(place, a["pitch"])
+        return [f.add(source, vector), place]
 
-    def step(values: list[Any]) -> list[Any]:
-        source, target, left = values
-        square(source, target, left)
-        return [f.add(source, vector), b.add(target, b.mul(a["pitch"], f.word(lanes))), f.add(left, -lanes)]
-
-    squares = b.sdiv(f.add(a["count"], lanes - 1), f.word(lanes))
-    f.loop(squares, [a["source"], a["target"], a["count"]], step)
+    most = f.add(a["count"], 0 if exact else -1)
+    source, target = f.loop(b.sdiv(most, f.word(lanes)), [a["source"], a["target"]], square)
+    left = b.sub(a["count"], b.mul(b.sdiv(most, f.word(lanes)), f.word(lanes)))
+    columns = f.below(left)
+    values = [f.masked_load(b.add(source, row), columns) for row in rows]
+    for t, value in enumerate(transposed(f, values)):
+        exists = b.icmp_signed("<", f.word(t), left)
+        f.masked_store(value, target, b.select(exists, writes, nothing))
+        target = b.add(target, a["pitch"])
     b.ret_void()

@@ -27,7 +27,7 @@ def jobs(first, last, weight, size, transpose, lanes, packed):
         block = packed[(g * filters + k_first) * channels * taps :]
         if transpose != 0:
             cell = packed.itemsize
-            for p in range(0, count, lanes):
+            for p in range((count - 1) // lanes * lanes, -1, -lanes):  # a piece may spill into the ones before it
                 source = weight.ctypes.data + g * weight.strides[0] + (k_first + p) * weight.strides[1]
                 target = block.ctypes.data + p * cell
                 call_kernel(transpose, source, weight.strides[1], min(lanes, count - p), target, count * cell, channels * taps)

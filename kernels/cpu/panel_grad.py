@@ -19,20 +19,39 @@ from .tile import stage
 
 # Places in the array of micro-kernels: `panel` for a whole block of channels by a whole panel of filters, by the last panel; then the
 # same for the last block of channels.
-LOAD, PACK = 4, 5
+LOAD, PACK, STORE = 4, 5, 6
 
 
 @kernel
 def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, target, d, h, w, blocks):
-    """Stage input channels, in blocks of `blocks.register` that lie side by side for each cell."""
+    """Stage input channels, in blocks of `blocks.register` that lie side by side for each cell.
+
+    Where the staged cells are the input's own, they are transposed in place.
+    """
     size = target.itemsize
+    inside = micro[LOAD] != 0 and d.stride * h.stride * w.stride == 1
+    for axis, start in ((d, o0), (h, o1), (w, o2)):
+        inside = inside and start + axis.offset >= 0 and start + axis.offset + axis.extent <= axis.size
     for c in range(c_first, c_last, blocks.register):
         rows = min(blocks.register, c_last - c)
-        stage(x, n, c, c + rows, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
+        if not inside:
+            stage(x, n, c, c + rows, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
         block = target.ctypes.data + (c - c_first) * plane * size
-        for r in range(0, rows, blocks.lanes):
-            source = cells.ctypes.data + r * plane * size
-            call_kernel(micro[PACK], source, plane * size, min(blocks.lanes, rows - r), block + r * size, rows * size, plane)
+        for r in range((rows - 1) // blocks.lanes * blocks.lanes, -1, -blocks.lanes):  # a piece may spill into the ones before it
+            count = min(blocks.lanes, rows - r)
+            if not inside:
+                source = cells.ctypes.data + r * plane * size
+                call_kernel(micro[PACK], source, plane * size, count, block + r * size, rows * size, plane)
+                continue
+            corner = x.ctypes.data + n * x.strides[0] + (c + r) * x.strides[1] + (o2 + w.offset) * size
+            whole = x.strides[3] == w.extent * size
+            place = block + r * size
+            for j0 in range(d.extent):
+                for j1 in range(0, h.extent, h.extent if whole else 1):
+                    source = corner + (o0 + d.offset + j0) * x.strides[2] + (o1 + h.offset + j1) * x.strides[3]
+                    length = h.extent * w.extent if whole else w.extent
+                    call_kernel(micro[PACK], source, x.strides[1], count, place, rows * size, length)
+                    place += length * rows * size
 
 
 @kernel
@@ -116,7 +135,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
                 rows = min(blocks.lanes, c_count * taps - r)
                 place = target.ctypes.data + p * target.strides[0] + r * size
                 call_kernel(
-                    micro[PACK], source + r * across * size, across * size, rows, place, target.strides[0], min(wide, k_count - p)
+                    micro[STORE], source + r * across * size, across * size, rows, place, target.strides[0], min(wide, k_count - p)
                 )
 
 
