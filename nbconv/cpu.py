@@ -18,12 +18,12 @@ import numba
 import numpy as np
 from numba import types
 
-from . import depthwise
-from .arrays import Array, accumulator
+from . import depthwise, outer
+from .arrays import Array
 from .dispatch import Plan
-from .drivers import any_array, dense_array
+from .drivers import aligned, any_array, dense_array, last_block, scratch_twin
 from .kernels.cpu import bias_grad as direct_bias_grad
-from .kernels.cpu import direct, pack, panel_grad
+from .kernels.cpu import direct, panel_grad
 from .kernels.cpu import weight_grad as direct_weight_grad
 from .kernels.cpu.epilogue import Epilogue
 from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
@@ -31,8 +31,9 @@ from .kernels.cpu.fold import fold
 from .kernels.cpu.machine import Machine
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
-from .kernels.jit import address, entry
+from .kernels.jit import entry
 from .kernels.padding import MODES, ZEROS
+from .packing import packed
 from .problem import ConvProblem, Triple
 from .schedule import (
     Schedule,
@@ -40,6 +41,7 @@ from .schedule import (
     Sweep,
     axes_of,
     border_slabs,
+    cell_offsets,
     direct_cells,
     input_grad_phases,
     interior,
@@ -51,9 +53,7 @@ from .threads import launch
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000
-PACK_PARALLEL = 200_000
 SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
-LINE = 64  # bytes of a cache line
 
 _AXIS = numba.typeof(Axis(*[0] * 9))
 _BLOCKS = numba.typeof(Blocks(*[0] * 10))
@@ -64,23 +64,14 @@ _OFFSETS = types.Array(types.intp, 1, "C")
 @functools.cache
 def _direct(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
     """The direct kernel for input and output dtypes: as one run of jobs, or shared among threads."""
-    arrays = any_array(x, 5, True), dense_array(out, 1), any_array(out, 1, True), any_array(out, 5), _OFFSETS, _OFFSETS
-    return _twin(direct, arrays, out, (types.intp, _AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
+    arrays = any_array(x, 5, True), dense_array(out, 1), any_array(out, 1, True), any_array(out, 5), _OFFSETS
+    return scratch_twin(direct, arrays, out, (types.intp, _AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
 
 
 @functools.cache
 def _weight_grad(kernel: str, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
     arrays = any_array(dtype, 5, True), any_array(dtype, 5, True), dense_array(dtype, 3), _OFFSETS, _OFFSETS
-    return _twin(panel_grad if kernel == "panels" else direct_weight_grad, arrays, dtype, (_AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
-
-
-def _twin(family: Any, arrays: Any, dtype: np.dtype[Any], rest: Any, parallel: bool) -> Callable[..., Any]:
-    """A kernel family's loop over jobs, for one scratch row, or its parallel driver, for one row a thread."""
-    jobs = types.intp, types.intp, *arrays, dense_array(dtype, 1), *rest
-    if not parallel:
-        return entry(family.jobs, *jobs)
-    driver = entry(family.parallel, types.intp, types.intp, *arrays, dense_array(dtype, 2), *rest)
-    return functools.partial(driver, address(family.jobs, *jobs))
+    return scratch_twin(panel_grad if kernel == "panels" else direct_weight_grad, arrays, dtype, (_AXIS, _AXIS, _AXIS, _BLOCKS), parallel)
 
 
 def compile_epilogue(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Epilogue:
@@ -90,20 +81,8 @@ def compile_epilogue(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Ep
 
 @functools.lru_cache(maxsize=512)
 def _offsets(sweep: Sweep, schedule: Schedule, itemsize: int) -> Array:
-    """Position of each tap of a block of channels in the staged input, in units of `itemsize` a cell; see `kernels.cpu.tile`."""
-    slots, extents = sweep.slots(schedule), sweep.extents(schedule)
-    position = np.zeros((1,) * 3, np.intp)
-    for a in range(3):
-        taps = np.arange(sweep.kernel[a])
-        slot = taps % slots[a]
-        cell = 0 * taps if schedule.dense[a] else taps * sweep.dilation[a] // sweep.stride[a]
-        below, inner = math.prod(slots[a + 1 :] + extents), math.prod(extents[a + 1 :])
-        shape = [1, 1, 1]
-        shape[a] = -1
-        position = position + (slot * below + cell * inner).reshape(shape)
-    plane = math.prod(slots + extents)
-    offsets = (np.arange(schedule.channels)[:, None] * plane + position.reshape(1, -1)).reshape(-1) * itemsize
-    offsets = offsets.astype(np.intp)
+    """Position of each tap of a block of channels in the staged input, in units of `itemsize` a cell."""
+    offsets = cell_offsets(sweep, schedule) * itemsize
     offsets.flags.writeable = False
     return offsets
 
@@ -116,34 +95,16 @@ class _Run(NamedTuple):
     jobs: int
     cells: int
     offsets: Array
-    micro: Array
 
 
 @functools.lru_cache(maxsize=2048)
-def _run(
-    plan: Plan, sweep: Sweep, x: tuple[int, ...], out: tuple[int, ...], offset: Triple, mode: int, near: bool, spread: bool
-) -> _Run:
-    """Prepare a run over arrays of shapes `x` and `out`.
-
-    `near` tells whether the cells of a row of x are neighbours in memory and of the result's dtype, as the micro-kernel that
-    loads them asks; `spread` whether those of out are not.
-    """
-    s, machine, itemsize = plan.schedule, plan.machine, accumulator(plan.dtype).itemsize
-    groups = plan.problem.groups
-    axes = d, h, w = axes_of(sweep, s, triple(x[2:]), offset, triple(out[2:]))
-    whole = -(-(((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile) // s.lanes)
-    tail = whole % s.vectors or 1
-    blocks = Blocks(groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, 0)
-    count = x[0] * -(-groups // s.bundle) * _tiles(*axes) * -(-(out[1] // groups) // s.filters)
-    micro = np.zeros(8, np.intp)
-    if machine is not None:
-        at = functools.partial(kernel_address, machine, itemsize)
-        filters = s.register, _last(sweep.filters, s.register)
-        micro[:6] = [at("outer", p, v) for p in filters for v in (s.vectors, tail, 1)]
-        stride = sweep.stride[2]
-        micro[6] = at("load", stride if stride <= SHUFFLED else 0) if near else 0
-        micro[7] = at("store", int(spread))
-    return _Run(axes, blocks, count, direct_cells(sweep, s), _offsets(sweep, s, itemsize if machine else 1), micro)
+def _run(plan: Plan, sweep: Sweep, x: tuple[int, ...], out: tuple[int, ...], offset: Triple, mode: int) -> _Run:
+    """Prepare a run of the portable kernel over arrays of shapes `x` and `out`."""
+    s, groups = plan.schedule, plan.problem.groups
+    axes = axes_of(sweep, s, triple(x[2:]), offset, triple(out[2:]))
+    blocks = Blocks(groups, mode, s.filters, s.channels, 1, 0, 1, 1, 1, 0)
+    count = x[0] * groups * _tiles(*axes) * -(-(out[1] // groups) // s.filters)
+    return _Run(axes, blocks, count, direct_cells(sweep, s), _offsets(sweep, s, 1))
 
 
 @functools.lru_cache(maxsize=512)
@@ -154,79 +115,34 @@ def _grad_kernels(kernel: str, machine: Machine | None, sweep: Sweep, schedule: 
     at = functools.partial(kernel_address, machine, itemsize)
     row = 0 if load is None else at("load", load if load <= SHUFFLED else 0)
     if kernel == "panels":
-        last = -(-_last(sweep.filters, schedule.vectors * schedule.lanes) // schedule.lanes)
-        scalars = schedule.register, _last(sweep.channels, schedule.register)
+        last = -(-last_block(sweep.filters, schedule.vectors * schedule.lanes) // schedule.lanes)
+        scalars = schedule.register, last_block(sweep.channels, schedule.register)
         return np.array([*(at("panel", p, v) for p in scalars for v in (schedule.vectors, last)), row, at("pack", 0), at("pack", 1)], np.intp)
     terms = math.prod(sweep.kernel)
-    blocks = schedule.channels * terms, _last(sweep.channels, schedule.channels) * terms
-    taps = schedule.vectors, *(_last(block, schedule.vectors) for block in blocks)
-    addresses = [at("dots", p, v) for p in (schedule.register, _last(sweep.filters, schedule.register)) for v in taps]
+    blocks = schedule.channels * terms, last_block(sweep.channels, schedule.channels) * terms
+    taps = schedule.vectors, *(last_block(block, schedule.vectors) for block in blocks)
+    addresses = [at("dots", p, v) for p in (schedule.register, last_block(sweep.filters, schedule.register)) for v in taps]
     return np.array([*addresses, row, at("collapse")], np.intp)
-
-
-def _last(count: int, size: int) -> int:
-    """Size of the last of the blocks of `size` that make up `count`."""
-    return count - (-(-count // size) - 1) * size
 
 
 def _tiles(d: Axis, h: Axis, w: Axis) -> int:
     return -(-d.out // d.tile) * -(-h.out // h.tile) * -(-w.out // w.tile)
 
 
-def _aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Uninitialised scratch that starts on a cache line."""
-    count = math.prod(cells)
-    memory = np.empty(count + LINE // dtype.itemsize, dtype)
-    start = -memory.ctypes.data % LINE // dtype.itemsize
-    return memory[start : start + count].reshape(cells)
-
-
-@functools.cache
-def _packer(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
-    arrays = any_array(dtype, 6, True), types.intp, types.intp, types.intp, dense_array(dtype, 1)
-    jobs = types.intp, types.intp, *arrays
-    if not parallel:
-        return entry(pack.jobs, *jobs)
-    driver = entry(pack.parallel, types.intp, types.intp, types.intp, *arrays)
-    return functools.partial(driver, address(pack.jobs, *jobs))
-
-
-def _pack(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machine: Machine | None) -> Array:
-    """Weights (groups, filters, channels, ...) of any strides in blocks of `size` filters; see `kernels.cpu.pack`."""
-    weight = weight.astype(dtype, copy=False)
-    packed = _aligned((weight.size,), dtype)
-    count = weight.shape[0] * -(-weight.shape[1] // size)
-    transpose, lanes = 0, 1
-    if machine is not None and weight.size and weight[0, 0].flags.c_contiguous:
-        lanes = machine.vector // dtype.itemsize
-        transpose = kernel_address(machine, dtype.itemsize, "pack", 0)
-    with launch(parallel and weight.size >= PACK_PARALLEL) as threads:
-        if threads == 1:
-            _packer(dtype, False)(0, count, weight, size, transpose, lanes, packed)
-        else:
-            _packer(dtype, True)(threads, count, weight, size, transpose, lanes, packed)
-    return packed
-
-
 def _run_direct(
     plan: Plan, sweep: Sweep, x: Array, weight: Array, bias: Array, out: Array, offset: Triple, mode: int, apply: Any
 ) -> None:
-    """Run the direct kernel: output `o` is the sum over taps of x at  o * stride + tap * dilation + offset.
+    """Run the portable kernel: output `o` is the sum over taps of x at  o * stride + tap * dilation + offset.
 
     `weight` is (groups, filters, channels, ...), filters and channels being those of this sweep.
     """
-    if sweep.folded:
-        x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
-    near = x.dtype == out.dtype and x.strides[-1] == x.itemsize
-    run = _run(plan, sweep, x.shape, out.shape, offset, mode, near, out.strides[-1] != out.itemsize)
-    packed = _pack(weight, max(1, plan.schedule.register), out.dtype, plan.parallel, plan.machine)
-    arrays = x, packed, bias, out, run.offsets, run.micro
+    run = _run(plan, sweep, x.shape, out.shape, offset, mode)
+    arrays = x, packed(weight, 1, out.dtype, plan.parallel, None).reshape(-1), bias, out, run.offsets
     with launch(plan.parallel) as threads:
         if threads == 1:
-            scratch = _aligned((run.cells,), out.dtype)
-            _direct(x.dtype, out.dtype, False)(0, run.jobs, *arrays, scratch, apply, *run.axes, run.blocks)
+            _direct(x.dtype, out.dtype, False)(0, run.jobs, *arrays, aligned((run.cells,), out.dtype), apply, *run.axes, run.blocks)
         else:
-            scratch = _aligned((min(threads, run.jobs), run.cells), out.dtype)
+            scratch = aligned((min(threads, run.jobs), run.cells), out.dtype)
             _direct(x.dtype, out.dtype, True)(run.jobs, *arrays, scratch, apply, *run.axes, run.blocks)
 
 
@@ -237,6 +153,8 @@ def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array,
     if plan.kernel == "depthwise":
         return depthwise.run(plan, x, weight, bias, out, apply)
     problem = plan.problem
+    if plan.kernel == "outer":
+        return outer.run(plan, x, _by_group(problem, weight), bias, out, None, apply)
     offset = triple(map(operator.neg, problem.before))
     _run_direct(plan, plan.sweep, x, _by_group(problem, weight), bias, out, offset, MODES.index(problem.mode), apply)
 
@@ -270,6 +188,8 @@ def _input_grad_slab(plan: Plan, grad_output: Array, weight: Array, bias: Array,
     """Gradient of the padded cells of `slab`, one phase of the grid at a time: a convolution of dy with stride 1 each."""
     problem = plan.problem
     by_group = _by_group(problem, weight)
+    if plan.kernel == "outer":
+        return outer.run(plan, grad_output, by_group.swapaxes(1, 2), bias, out, slab)
     phases = [input_grad_phases(problem, a, slab.low[a], slab.shape[a]) for a in range(3)]
     for chosen in itertools.product(*phases):
         target = out[(slice(None), slice(None), *(slice(p.start, None, s) for p, s in zip(chosen, problem.stride, strict=True)))]
@@ -311,9 +231,9 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     arrays = dy, x, sums, offsets, _grad_kernels(plan.kernel, plan.machine, sweep, schedule, out.itemsize, load)
     with launch(plan.parallel) as threads:
         if threads == 1:
-            _weight_grad(plan.kernel, out.dtype, False)(0, count, *arrays, _aligned((cells,), out.dtype), *axes, blocks)
+            _weight_grad(plan.kernel, out.dtype, False)(0, count, *arrays, aligned((cells,), out.dtype), *axes, blocks)
         else:
-            scratch = _aligned((min(threads, count), cells), out.dtype)
+            scratch = aligned((min(threads, count), cells), out.dtype)
             _weight_grad(plan.kernel, out.dtype, True)(count, *arrays, scratch, *axes, blocks)
     if not direct_sums:
         total = sums[0]

@@ -165,6 +165,12 @@ TABLE = (
 PORTABLE = ("direct", "direct_weight_grad")
 
 
+def _pointwise(problem: ConvProblem) -> bool:
+    """Whether each output is made of the one cell at its own position."""
+    ones = (1, 1, 1)
+    return problem.kernel == problem.stride == ones and problem.size == problem.out and problem.before == (0, 0, 0)
+
+
 def plan(
     direction: Direction,
     input_shape: tuple[int, ...],
@@ -239,6 +245,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
         if machine:
             sweep = folded(sweep, problem, row.limits)
             schedule = outer(sweep, itemsize, row.limits, machine, problem.groups, 1 if sweep.folded else problem.batch)
+            schedule = dataclasses.replace(schedule, packed=direction == "forward", in_place=_pointwise(problem))
         else:
             schedule = direct(sweep, itemsize, row.limits)
         border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0) if direction == "input_grad" else 0

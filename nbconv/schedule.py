@@ -5,11 +5,15 @@ splits of a weight gradient, which follow from the shapes alone.
 """
 
 import dataclasses
+import itertools
 import math
 import operator
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import numpy as np
+
+from .arrays import Array
 from .kernels.cpu.machine import Machine
 from .kernels.cpu.tile import Axis
 from .problem import LARGEST, ConvProblem, Triple
@@ -35,6 +39,10 @@ class Schedule:
         Groups that are staged at once.
     register, vectors, lanes : int
         Filters and vectors of one call of a micro-kernel, and scalars of a vector; 0, 1, 1 for the portable loop.
+    packed : bool
+        Whether weights are copied into the order of a micro-kernel, instead of read where they lie.
+    in_place : bool
+        Whether a contiguous input is read where it lies, instead of staged.
     """
 
     tile: Triple
@@ -46,6 +54,8 @@ class Schedule:
     register: int = 0
     vectors: int = 1
     lanes: int = 1
+    packed: bool = False
+    in_place: bool = False
 
 
 class Limits(NamedTuple):
@@ -378,6 +388,37 @@ def sum_cells(sweep: Sweep, schedule: Schedule) -> int:
 def direct_cells(sweep: Sweep, schedule: Schedule) -> int:
     """Scratch of the direct kernel: sums, staged input, and the vectors that its last call may read beyond."""
     return sum_cells(sweep, schedule) + staged_cells(sweep, schedule) + schedule.vectors * schedule.lanes
+
+
+def phased(sweep: Sweep, problem: ConvProblem, phases: list[list[Phase]]) -> tuple[Sweep, Triple, list[list[list[int]]]]:
+    """One sweep that stages dy for all phases of dI: it, the position of its first cell, and the taps of it that each phase reads."""
+    kernel, dilation, offset, virtual = [], [], [], []
+    for a, axis in enumerate(phases):
+        apart = problem.dilation[a] // math.gcd(problem.stride[a], problem.dilation[a])
+        shifts = [[phase.offset + t * apart for t in range(len(phase.taps))] for phase in axis]
+        low = min(itertools.chain(*shifts), default=0)
+        gap = math.gcd(*(shift - low for shift in itertools.chain(*shifts))) or 1
+        virtual.append([[(shift - low) // gap for shift in row] for row in shifts])
+        kernel.append(max(itertools.chain(*virtual[a]), default=0) + 1)
+        dilation.append(gap)
+        offset.append(low)
+    return sweep._replace(kernel=triple(kernel), dilation=triple(dilation)), triple(offset), virtual
+
+
+def cell_offsets(sweep: Sweep, schedule: Schedule) -> Array:
+    """Position of each tap of a block of channels in the staged input, in cells: (channels * taps,); see `kernels.cpu.tile`."""
+    slots, extents = sweep.slots(schedule), sweep.extents(schedule)
+    position = np.zeros((1,) * 3, np.intp)
+    for a in range(3):
+        taps = np.arange(sweep.kernel[a])
+        slot = taps % slots[a]
+        cell = 0 * taps if schedule.dense[a] else taps * sweep.dilation[a] // sweep.stride[a]
+        below, inner = math.prod(slots[a + 1 :] + extents), math.prod(extents[a + 1 :])
+        shape = [1, 1, 1]
+        shape[a] = -1
+        position = position + (slot * below + cell * inner).reshape(shape)
+    plane = math.prod(slots + extents)
+    return (np.arange(schedule.channels)[:, None] * plane + position.reshape(1, -1)).reshape(-1)
 
 
 def axes_of(sweep: Sweep, schedule: Schedule, size: Triple, offset: Triple, out: Triple) -> tuple[Axis, Axis, Axis]:

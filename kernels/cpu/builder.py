@@ -54,6 +54,12 @@ class Function:
         size, zero = ir.Constant(INDEX, self.itemsize), ir.Constant(self.vector, None)
         return self.builder.call(function, [self.builder.inttoptr(address, POINTER), size, mask, zero])
 
+    def vector_at(self, address: Any, number: int = 0, mask: Any = None) -> Any:
+        """Vector `number` from an address on; only the lanes of `mask`, if there is one."""
+        if mask is None:
+            return self.load(address, self.vector, number * self.lanes * self.itemsize)
+        return self.masked_load(self.add(address, number * self.lanes * self.itemsize), mask)
+
     def pointers(self, address: Any, step: Any) -> Any:
         """One pointer a lane, `step` bytes apart."""
         b, kind = self.builder, ir.VectorType(WORD, self.lanes)

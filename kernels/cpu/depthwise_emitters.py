@@ -15,7 +15,7 @@ from typing import Any
 from llvmlite import ir
 
 from .builder import INDEX, WORD, Function
-from .emitters import total
+from .emitters import interleaved, total
 
 Columns = tuple[tuple[int, ...], ...]
 
@@ -91,23 +91,6 @@ def _meetings(rows: int, taps: int, step: int, apart: int) -> list[tuple[int, li
     return sorted(met.items())
 
 
-def _interleave(f: Function, phases: list[Any]) -> list[Any]:
-    """Vectors of neighbouring outputs from one vector for each phase."""
-    count = len(phases)
-    vectors = []
-    for m in range(count):
-        value = phases[0]
-        for p in range(1, count):
-            picks = list(range(f.lanes))
-            for lane in range(f.lanes):
-                index, phase = divmod(m * f.lanes + lane, count)
-                if phase == p or (phase == 0 and p == 1):
-                    picks[lane] = index + (f.lanes if phase else 0)
-            value = f.builder.shuffle_vector(value, phases[p], ir.Constant(f.picks, picks))
-        vectors.append(value)
-    return vectors
-
-
 def depthwise(
     module: ir.Module,
     name: str,
@@ -163,7 +146,7 @@ def depthwise(
                                     sums[i, p, v] = b.call(f.fma, [scale, x, sums[i, p, v]])
             for i in range(count):
                 for v in range(vectors):
-                    merged = _interleave(f, [b.fadd(sums[i, p, v], bias) for p in range(phases)])
+                    merged = interleaved(f, [b.fadd(sums[i, p, v], bias) for p in range(phases)])
                     for m, value in enumerate(merged):
                         at = (v * phases + m) * f.lanes
                         left = b.sub(a["y_width"], b.mul(cell, f.word(phases)))

@@ -7,13 +7,13 @@ from llvmlite import ir
 from .builder import WORD, Function
 
 
-def starting_sums(f: Function, homes: list[Any], vectors: int) -> list[Any]:
-    """Vectors of sums from their `homes`, or zeros where the kernel's argument `first` is not 0."""
+def starting_sums(f: Function, homes: list[Any], vectors: int, edge: Any = None) -> list[Any]:
+    """Vectors of sums from their `homes`, or zeros where the kernel's argument `first` is not 0; the last ones masked by `edge`."""
     b = f.builder
     fresh, kept, merge = (b.append_basic_block(block) for block in ("fresh", "kept", "merge"))
     b.cbranch(b.icmp_signed("!=", f.arguments["first"], f.word(0)), fresh, kept)
     b.position_at_end(kept)
-    loaded = [f.load(home, f.vector, v * f.lanes * f.itemsize) for home in homes for v in range(vectors)]
+    loaded = [f.vector_at(home, v, None if v < vectors - 1 else edge) for home in homes for v in range(vectors)]
     b.branch(merge)
     b.position_at_end(fresh)
     b.branch(merge)
@@ -27,36 +27,53 @@ def starting_sums(f: Function, homes: list[Any], vectors: int) -> list[Any]:
     return sums
 
 
-def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, vectors: int) -> None:
-    """Emit `outer` for `filters` x `vectors`.
+def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, vectors: int, edged: int) -> None:
+    """Emit `outer` for `filters` x `vectors`, the last of which is a part of a vector if `edged`.
 
-    C signature, all 64-bit: (weights, cells, offsets, terms, sums, row, first). Addresses but for `terms`, the number of taps;
-    `row`, bytes from one row of sums to the next; `first`, whether sums start at zero instead of what memory holds. The weights
-    of a tap lie side by side; offsets are in bytes.
+    C signature, all 64-bit: (weights, weight_row, cells, terms, count, sums, row, first, edge, bias). Addresses of weights, cells,
+    terms and sums; bytes from one filter to the next in the weights, and in the sums; `count`, the number of terms, each a pair of
+    the offsets in bytes of its cells and of its weight; `first`, whether sums start at zero instead of what memory holds; `edge`,
+    lanes of the last vector; `bias`, the address of the filters' biases to add at the end, or 0.
     """
-    f = Function(module, name, itemsize, vector, "weights cells offsets terms sums row first")
+    f = Function(module, name, itemsize, vector, "weights weight_row cells terms count sums row first edge bias")
     b, a = f.builder, f.arguments
-    rows = [a["sums"]]
+    edge = f.below(a["edge"]) if edged else None
+    homes, shifts = [a["sums"]], [f.word(0)]
     for _ in range(filters - 1):
-        rows.append(b.add(rows[-1], a["row"]))
-    sums = starting_sums(f, rows, vectors)
+        homes.append(b.add(homes[-1], a["row"]))
+        shifts.append(b.add(shifts[-1], a["weight_row"]))
+    sums = starting_sums(f, homes, vectors, edge)
 
     def step(values: list[Any]) -> list[Any]:
-        weights, offsets, *sums = values
-        place = b.add(a["cells"], f.load(offsets, WORD))
-        xs = [f.load(place, f.vector, v * vector) for v in range(vectors)]
+        terms, *sums = values
+        place = b.add(a["cells"], f.load(terms, WORD))
+        weights = b.add(a["weights"], f.load(terms, WORD, 8))
+        xs = [f.vector_at(place, v, None if v < vectors - 1 else edge) for v in range(vectors)]
         for p in range(filters):
-            weight = f.splat(f.load(weights, f.scalar, p * itemsize))
+            weight = f.splat(f.load(b.add(weights, shifts[p]), f.scalar))
             for v in range(vectors):
                 at = p * vectors + v
                 sums[at] = b.call(f.fma, [weight, xs[v], sums[at]])
-        return [f.add(weights, filters * itemsize), f.add(offsets, 8), *sums]
+        return [f.add(terms, 16), *sums]
 
-    _, _, *sums = f.loop(a["terms"], [a["weights"], a["offsets"], *sums], step)
-    for p, row in enumerate(rows):
-        for v in range(vectors):
-            f.store(sums[p * vectors + v], row, v * vector)
-    b.ret_void()
+    def put(values: list[Any]) -> None:
+        for p, home in enumerate(homes):
+            for v in range(vectors):
+                value, place = values[p * vectors + v], f.add(home, v * vector)
+                if edged and v == vectors - 1:
+                    f.masked_store(value, place, edge)
+                else:
+                    f.store(value, place)
+        b.ret_void()
+
+    _, *sums = f.loop(a["count"], [a["terms"], *sums], step)
+    plain, biased = b.append_basic_block("plain"), b.append_basic_block("biased")
+    b.cbranch(b.icmp_signed("==", a["bias"], f.word(0)), plain, biased)
+    b.position_at_end(plain)
+    put(sums)
+    b.position_at_end(biased)
+    biases = [f.splat(f.load(a["bias"], f.scalar, p * itemsize)) for p in range(filters)]
+    put([b.fadd(value, biases[i // vectors]) for i, value in enumerate(sums)])
 
 
 def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) -> None:
@@ -110,39 +127,68 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) 
     b.ret_void()
 
 
-def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int) -> None:
-    """Emit `store`, to neighbouring cells or to strided ones.
+def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int, phases: int) -> None:
+    """Emit `store`, to neighbouring cells or to strided ones, of `phases` rows at once: cell j of a row belongs at j * phases.
 
-    C signature, all 64-bit: (source, source_row, target, target_row, step, rows, count, bias): addresses, bytes from row to row
-    and from cell to cell of the target, counts, and the address of the bias.
+    C signature, all 64-bit: (source, source_row, source_phase, target, target_row, step, rows, count, bias): addresses, bytes from
+    row to row and phase to phase of the source, from row to row and cell to cell of the target, numbers of rows and of cells of
+    the target, and the address of the bias.
     """
-    f = Function(module, name, itemsize, vector, "source source_row target target_row step rows count bias")
+    f = Function(module, name, itemsize, vector, "source source_row source_phase target target_row step rows count bias")
     b, a = f.builder, f.arguments
     bias = f.splat(f.load(a["bias"], f.scalar))
-    whole = b.sdiv(a["count"], f.word(f.lanes))
-    tail = f.below(b.srem(a["count"], f.word(f.lanes)))
-    advance = b.mul(a["step"], f.word(f.lanes)) if strided else f.word(vector)
+    several = f.lanes * phases
+    whole = b.sdiv(a["count"], f.word(several))
+    left = b.srem(a["count"], f.word(several))
+    step = a["step"] if strided else f.word(itemsize)
 
-    def put(value: Any, target: Any, mask: Any) -> None:
-        if strided:
-            f.masked_scatter(b.fadd(value, bias), target, a["step"], mask)
-        else:
-            f.masked_store(b.fadd(value, bias), target, mask)
+    def put(source: Any, target: Any, count: Any) -> None:
+        values = []
+        for p in range(phases):
+            place = b.add(source, b.mul(a["source_phase"], f.word(p)))
+            # cells of this phase among the next `count`
+            mask = None if count is None else f.below(b.sdiv(f.add(count, phases - 1 - p), f.word(phases)))
+            values.append(b.fadd(f.vector_at(place, 0, mask), bias))
+        for m, value in enumerate(interleaved(f, values)):
+            place = b.add(target, b.mul(step, f.word(m * f.lanes)))
+            mask = None if count is None else f.below(f.add(count, -m * f.lanes))
+            if strided:
+                f.masked_scatter(value, place, step, mask or ir.Constant(f.mask, [1] * f.lanes))
+            elif mask:
+                f.masked_store(value, place, mask)
+            else:
+                f.store(value, place)
 
     def row(values: list[Any]) -> list[Any]:
         source, target = values
 
         def cells(values: list[Any]) -> list[Any]:
             source, target = values
-            put(f.load(source, f.vector), target, ir.Constant(f.mask, [1] * f.lanes))
-            return [f.add(source, vector), b.add(target, advance)]
+            put(source, target, None)
+            return [f.add(source, vector), b.add(target, b.mul(step, f.word(several)))]
 
-        last, end = f.loop(whole, [source, target], cells)
-        put(f.masked_load(last, tail), end, tail)
+        put(*f.loop(whole, [source, target], cells), left)
         return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
 
     f.loop(a["rows"], [a["source"], a["target"]], row)
     b.ret_void()
+
+
+def interleaved(f: Function, phases: list[Any]) -> list[Any]:
+    """Vectors of neighbouring cells from one vector for each phase."""
+    count = len(phases)
+    vectors = []
+    for m in range(count):
+        value = phases[0]
+        for p in range(1, count):
+            picks = list(range(f.lanes))
+            for lane in range(f.lanes):
+                index, phase = divmod(m * f.lanes + lane, count)
+                if phase == p or (phase == 0 and p == 1):
+                    picks[lane] = index + (f.lanes if phase else 0)
+            value = f.builder.shuffle_vector(value, phases[p], ir.Constant(f.picks, picks))
+        vectors.append(value)
+    return vectors
 
 
 def dots(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, taps: int) -> None:

@@ -22,6 +22,10 @@ if DISABLED:
         if apply:
             apply(row)
 
+    def run_at(apply, place, length):
+        """Without compilation there are no addresses: the portable loops serve."""
+        raise NotImplementedError
+
 else:
 
     @intrinsic
@@ -35,6 +39,19 @@ else:
             return context.get_dummy_value()
 
         return types.void(types.intp, row), codegen
+
+    @intrinsic
+    def run_at(typingctx, address, place, length):
+        """Run the compiled activation at `address` over `length` neighbouring cells from `place` on."""
+
+        def codegen(context, builder, signature, arguments):
+            pointer = ir.IntType(8).as_pointer()
+            word = ir.IntType(types.intp.bitwidth)
+            function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), [pointer, word]).as_pointer())
+            builder.call(function, [builder.inttoptr(arguments[1], pointer), arguments[2]])
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.intp, types.intp), codegen
 
     @numba.njit
     def run(apply, row):

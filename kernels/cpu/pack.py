@@ -2,7 +2,7 @@
 
     packed[group, block, t, p] = weight[group, block * size + p, t]      t over channels and taps
 
-The last block of a group may be smaller. A job is one block.
+The places of filters that the last block of a group lacks are left as they are. A job is one block.
 """
 
 import numba
@@ -13,7 +13,7 @@ from .microkernel import call_kernel
 
 @kernel
 def jobs(first, last, weight, size, transpose, lanes, packed):
-    """Pack blocks `first` to `last`; weight (groups, filters, channels, ...), of any strides, packed (weight.size,).
+    """Pack blocks `first` to `last`; weight (groups, filters, channels, ...), of any strides, packed (groups * blocks * channels * taps * size,).
 
     `transpose` is the address of the micro-kernel for weights whose terms lie side by side in memory, else 0; it takes no more
     than `lanes` filters at once.
@@ -24,13 +24,13 @@ def jobs(first, last, weight, size, transpose, lanes, packed):
     for job in range(first, last):
         g, k_first = job // blocks, job % blocks * size
         count = min(size, filters - k_first)
-        block = packed[(g * filters + k_first) * channels * taps :]
+        block = packed[job * size * channels * taps :]
         if transpose != 0:
             cell = packed.itemsize
             for p in range((count - 1) // lanes * lanes, -1, -lanes):  # a piece may spill into the ones before it
                 source = weight.ctypes.data + g * weight.strides[0] + (k_first + p) * weight.strides[1]
                 target = block.ctypes.data + p * cell
-                call_kernel(transpose, source, weight.strides[1], min(lanes, count - p), target, count * cell, channels * taps)
+                call_kernel(transpose, source, weight.strides[1], min(lanes, count - p), target, size * cell, channels * taps)
             continue
         at = 0
         for c in range(channels):
@@ -41,7 +41,7 @@ def jobs(first, last, weight, size, transpose, lanes, packed):
                         target = block[at : at + count]
                         for p in range(count):
                             target[p] = column[p]
-                        at += count
+                        at += size
 
 
 @kernel(parallel=True)

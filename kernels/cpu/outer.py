@@ -1,0 +1,211 @@
+"""Direct convolution by micro-kernels: forward and dI of float32 and float64, any stride, dilation, groups and padding mode.
+
+    out[n, k, o * step + phase] = bias[k] + sum_t weight[k, weight offset of t] * cells[cell offset of t + position of o]
+
+where t runs over the channels of one group and the taps of one phase. Forward has one phase; dI with stride s has s of them on an
+axis, all of which read the same staged dy, each by the taps that meet it.
+
+Stage: `tile.stage` lays the padded input of an output tile out so that every tap is a constant offset; a 1x1 convolution reads
+the caller's array in place.
+Compute: `microkernel.outer`, a block of filters by some vectors of positions at a time, reads the weights where they lie. The terms
+are added in order, whatever the tiling: results are the same bits as those of the portable loop.
+Store: straight into the output where a tile is one run of it, else from scratch, the phases of the last axis interleaved; then the
+activation, over what was just written.
+
+A job is one (image, group, tile, block of filters); neighbours in job order share the staged input. Where groups are small, a job
+takes a bundle of them.
+"""
+
+from typing import NamedTuple
+
+import numba
+
+from ..jit import call, kernel
+from .epilogue import run_at
+from .microkernel import call_kernel
+from .tile import Axis, stage
+
+# Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors, with those at the end of a tile, and
+# with one; then the same for the last block.
+LOAD, STORE = 6, 7
+
+
+class Layout(NamedTuple):
+    """What a run adds to its axes.
+
+    groups, mode : as in the problem, the mode as its number
+    filters, channels : filters and channels of a block
+    bundle : groups that are staged at once; more than one only where a block takes all filters and channels of a group
+    register, vectors, tail, lanes : filters and vectors of one call, vectors of the last one of a whole tile, scalars of a vector
+    inside : whether the input is read in place
+    merged : phases of the last axis that are stored together
+    step0, step1, step2 : cells between the outputs of a phase, on each axis
+    group, block, channel, row : bytes of the weights from group to group, block to block of filters, channel to channel, filter to filter
+    """
+
+    groups: int
+    mode: int
+    filters: int
+    channels: int
+    bundle: int
+    register: int
+    vectors: int
+    tail: int
+    lanes: int
+    inside: int
+    merged: int
+    step0: int
+    step1: int
+    step2: int
+    group: int
+    block: int
+    channel: int
+    row: int
+
+
+@kernel
+def unpack(numbers):
+    """The axes and the layout out of the array of all their numbers: an array crosses from Python faster than tuples do."""
+    a = numbers
+    d = Axis(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
+    h = Axis(a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17])
+    w = Axis(a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26])
+    l = Layout(
+        a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44]
+    )  # fmt: skip
+    return d, h, w, l
+
+
+@kernel
+def multiply(micro, weights, cells, terms, count, sums, pitch, filters, length, first, bias, size, layout):
+    """Add the products of `count` terms to `filters` rows of `length` sums, `pitch` bytes apart, and then the bias if there is one.
+
+    `weights`, `cells`, `terms`, `sums` and `bias` are addresses, 0 for no bias.
+    """
+    several = layout.vectors * layout.lanes
+    for i in range(0, length, several):
+        left = length - i
+        last = -(-left // layout.lanes) == layout.tail
+        step = several if left >= several or last else layout.lanes
+        for k in range(0, filters, layout.register):
+            which = 0 if filters - k >= layout.register else 3
+            if left < several:
+                which += 1 if last else 2
+            w, b = weights + k // layout.register * layout.block, bias
+            if bias != 0:
+                b += k * size
+            for j in range(i, min(length, i + several), step):
+                target = sums + k * pitch + j * size
+                edge = (length - j - 1) % layout.lanes + 1 if length - j <= step else layout.lanes
+                call_kernel(micro[which], w, layout.row, cells + j * size, terms, count, target, pitch, first, edge, b)
+
+
+@kernel
+def finish(sums, pitch, k, n, o0, o1, o2, start0, start1, start2, bias, out, store, apply, d, h, w, layout):
+    """Add the bias to one filter's tile of sums, store what belongs to an output, and run the activation over it.
+
+    `sums` is the filter's address in the first of `layout.merged` phases, which lie `pitch` bytes apart.
+    """
+    size = out.itemsize
+    if layout.merged > 1:
+        t2, step = min(w.tile * layout.merged, out.shape[4] - o2 * layout.merged), out.strides[4]
+    else:
+        t2, step = min(w.tile, -(-(out.shape[4] - start2) // layout.step2) - o2), out.strides[4] * layout.step2
+    t1 = min(h.tile, -(-(out.shape[3] - start1) // layout.step1) - o1)
+    row = out.strides[3] * layout.step1
+    corner = out.ctypes.data + n * out.strides[0] + k * out.strides[1] + (o2 * layout.step2 + start2) * out.strides[4]
+    corner += (o1 * layout.step1 + start1) * out.strides[3]
+    for j0 in range(min(d.tile, -(-(out.shape[2] - start0) // layout.step0) - o0)):
+        target = corner + ((o0 + j0) * layout.step0 + start0) * out.strides[2]
+        source = sums + j0 * h.extent * w.extent * size
+        call_kernel(store, source, w.extent * size, pitch, target, row, step, t1, t2, bias.ctypes.data + k * size)
+        if apply != 0:
+            for j1 in range(t1):
+                run_at(apply, target + j1 * row, t2)
+
+
+@kernel
+def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, apply, numbers):
+    """Run jobs `first` to `last`; arguments as in `parallel`, with one row of its scratch."""
+    d, h, w, layout = unpack(numbers)
+    size = out.itemsize
+    channels = x.shape[1] // layout.groups
+    filters = out.shape[1] // layout.groups
+    filter_blocks, bundles = -(-filters // layout.filters), -(-layout.groups // layout.bundle)
+    tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
+    longest = ((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile
+    plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
+    pitch = -(-longest // layout.lanes) * layout.lanes * size
+    region = layout.filters * pitch
+    cells = scratch[layout.merged * region // size :]
+    whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size
+    staged = -1
+    for job in range(first, last):
+        place = job // filter_blocks
+        k_first = job % filter_blocks * layout.filters
+        k_count = min(layout.filters, filters - k_first)
+        o2 = place % tiles2 * w.tile
+        o1 = place // tiles2 % tiles1 * h.tile
+        o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
+        image_group = place // (tiles2 * tiles1 * tiles0)
+        g_first = image_group % bundles * layout.bundle
+        g_last = min(g_first + layout.bundle, layout.groups)
+        n = image_group // bundles
+        t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
+        length = ((t0 - 1) * h.extent + t1 - 1) * w.extent + t2
+        # a tile whose sums lie in memory as its outputs do is summed where it belongs
+        direct = whole and (t1 == 1 or (w.extent == t2 and out.strides[3] == t2 * size))
+        direct = direct and (t0 == 1 or (w.extent == t2 and h.extent == t1 and out.strides[2] == t1 * out.strides[3]))
+        inner = out.ctypes.data + n * out.strides[0] + o0 * out.strides[2] + o1 * out.strides[3] + o2 * size
+        for phase in range(0, phases.shape[0], layout.merged):
+            for c_first in range(0, channels, layout.channels):
+                c_last = min(c_first + layout.channels, channels)
+                if layout.inside:
+                    source = x.ctypes.data + n * x.strides[0] + (g_first * channels + c_first) * x.strides[1]
+                    source += o0 * x.strides[2] + o1 * x.strides[3] + o2 * size
+                else:
+                    source = cells.ctypes.data
+                    if layout.channels < channels or staged != place:
+                        begin, end = g_first * channels + c_first, (g_last - 1) * channels + c_last
+                        stage(x, n, begin, end, o0, o1, o2, d, h, w, layout.mode, micro[LOAD], cells)
+                        staged = place
+                for g in range(g_first, g_last):
+                    k = g * filters + k_first
+                    target, row, b = scratch.ctypes.data, pitch, 0
+                    if direct:
+                        target, row = inner + k * out.strides[1], out.strides[1]
+                        b = bias.ctypes.data + k * size if c_last == channels else 0
+                    packed = weights + g * layout.group + k_first // layout.register * layout.block + c_first * layout.channel
+                    for m in range(layout.merged):
+                        taps = phases[phase + m, 1]
+                        multiply(
+                            micro, packed, source, terms.ctypes.data + phases[phase + m, 0] * 16, (c_last - c_first) * taps,
+                            target + m * region, row, k_count, length, c_first == 0, b, size, layout,
+                        )  # fmt: skip
+                    source += channels * (x.strides[1] if layout.inside else plane * size)
+                    if c_last < channels:
+                        continue
+                    if not direct:
+                        for i in range(k_count):
+                            finish(
+                                target + i * pitch, region, k + i, n, o0, o1, o2, phases[phase, 2], phases[phase, 3], phases[phase, 4],
+                                bias, out, micro[STORE], apply, d, h, w, layout,
+                            )  # fmt: skip
+                    elif apply != 0:
+                        for i in range(k_count):
+                            run_at(apply, target + i * row, length)
+
+
+@kernel(parallel=True)
+def parallel(run_jobs, count, x, weights, bias, out, terms, phases, micro, scratch, apply, numbers):
+    """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
+
+    x (N, C, ...); weights, their address, and what `Layout` says of them; bias (K,), contiguous; out (N, K, ...); terms, pairs of the
+    offsets in bytes of a term's cells and its weight, for the channels of a block, one phase after another; phases, rows of: first
+    term, taps, first output on each axis; micro, the micro-kernels' addresses; scratch (threads, cells): for each merged phase
+    `filters` rows of sums, each a whole number of vectors, then the staged channels of a block; numbers, the axes and the layout.
+    """
+    threads = scratch.shape[0]
+    for thread in numba.prange(threads):
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        call(run_jobs, first, last, x, weights, bias, out, terms, phases, micro, scratch[thread], apply, numbers)

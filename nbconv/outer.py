@@ -1,0 +1,139 @@
+"""Carries a plan of the `outer` kernel out: forward, or dI with all of its phases in one run."""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+
+from .arrays import Array
+from .dispatch import Plan
+from .drivers import INTEGER, aligned, any_array, dense_array, last_block, scratch_twin
+from .kernels.cpu import outer
+from .kernels.cpu.microkernel import kernel_address
+from .kernels.padding import MODES, ZEROS
+from .packing import packed
+from .schedule import Phase, Slab, axes_of, cell_offsets, forward_phases, input_grad_phases, phased, staged_cells, sum_cells, triple
+from .threads import launch
+
+SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
+INTERLEAVED = 8  # phases of the last axis that are stored together at the most
+WAYS = 4096  # bytes after which addresses fall on the same lines of first-level cache
+
+
+class _Run(NamedTuple):
+    """What the driver needs besides its arrays; see `kernels.cpu.outer`."""
+
+    terms: Array
+    phases: Array
+    micro: Array
+    numbers: Array
+    jobs: int
+    cells: int
+
+
+def _terms(phase: tuple[Phase, ...], cells: Array, weights: tuple[int, ...], virtual: list[list[int]]) -> Array:
+    """Offsets of the cells and the weights of one phase's terms, for all channels of `cells` (channels, virtual taps ...)."""
+    places = cells[np.ix_(range(len(cells)), *virtual)]
+    steps = np.arange(len(cells)) * weights[0], *(np.array(p.taps, np.intp) * step for p, step in zip(phase, weights[1:], strict=True))
+    return np.stack([places.reshape(-1), sum(np.ix_(*steps)).reshape(-1)], axis=1)
+
+
+@functools.lru_cache(maxsize=2048)
+def _prepare(
+    plan: Plan, slab: Slab | None, x: tuple[int, ...], out: tuple[int, ...], near: bool, spread: bool, inside: int, weights: tuple[int, ...]
+) -> _Run:
+    """Prepare a run over arrays of shapes `x` and `out`.
+
+    `slab` tells which padded cells dI is sought for, None for a forward run; `near`, whether the cells of a row of x are
+    neighbours in memory; `spread`, whether those of out are not; `inside`, the bytes from channel to channel of an input that is
+    read in place, else 0; `weights`, bytes from group to group, block to block of filters, filter to filter, channel to channel and tap to tap on
+    each axis of the weights.
+    """
+    problem, s, machine = plan.problem, plan.schedule, plan.machine
+    assert machine is not None
+    itemsize = machine.vector // s.lanes
+    if slab is None:
+        axes, sweep, spacing = [forward_phases(problem, a) for a in range(3)], plan.sweep, (1, 1, 1)
+        offset = triple(-side for side in problem.before)
+        virtual = [[list(phase.taps) for phase in axis] for axis in axes]
+    else:
+        axes = [input_grad_phases(problem, a, slab.low[a], slab.shape[a]) for a in range(3)]
+        sweep, offset, virtual = phased(plan.sweep, problem, axes)
+        spacing = problem.stride
+    if inside:
+        s = dataclasses.replace(s, channels=sweep.channels)
+        cells = (np.arange(s.channels) * inside).reshape(-1, 1, 1, 1)
+    else:
+        cells = cell_offsets(sweep, s).reshape(-1, *sweep.kernel) * itemsize
+    terms, phases, count = [np.empty((0, 2), np.intp)], [], 0
+    for chosen in itertools.product(*map(range, map(len, axes))):
+        phase = tuple(axis[i] for axis, i in zip(axes, chosen, strict=True))
+        terms.append(_terms(phase, cells, weights[3:], [virtual[a][i] for a, i in enumerate(chosen)]))
+        phases.append((count, math.prod(len(p.taps) for p in phase), *(p.start for p in phase)))
+        count += len(terms[-1])
+    merged = len(axes[2]) if len(axes[2]) <= INTERLEAVED else 1
+    base = triple(-(-size // step) for size, step in zip(out[2:], spacing, strict=True))
+    d, h, w = axes_of(sweep, s, triple(x[2:]), offset, base)
+    longest = ((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile
+    tail = -(-longest // s.lanes) % s.vectors or 1
+    group, block, row, channel = weights[:4]
+    mode = ZEROS if slab else MODES.index(problem.mode)
+    layout = outer.Layout(
+        problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(inside > 0), merged,
+        *spacing, group, block, channel, row,
+    )  # fmt: skip
+    at = functools.partial(kernel_address, machine, itemsize)
+    filters = s.register, last_block(sweep.filters, s.register)
+    micro = [at("outer", p, v, edged) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
+    micro.append(at("load", sweep.stride[2] if sweep.stride[2] <= SHUFFLED else 0) if near else 0)
+    micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged))
+    tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
+    jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)
+    scratch = merged * sum_cells(sweep, s) + (0 if inside else staged_cells(sweep, s) + s.vectors * s.lanes)
+    numbers = np.array([*d, *h, *w, *layout], np.intp)
+    return _Run(np.concatenate(terms), np.array(phases, np.intp), np.array(micro, np.intp), numbers, jobs, scratch)
+
+
+@functools.cache
+def _driver(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
+    """The kernel for input and output dtypes: as one run of jobs, or shared among threads."""
+    table, vector = dense_array(INTEGER, 2), dense_array(INTEGER, 1)
+    arrays = any_array(x, 5, True), types.intp, dense_array(out, 1), any_array(out, 5), table, table, vector
+    return scratch_twin(outer, arrays, out, (types.intp, vector), parallel)
+
+
+def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab | None, apply: Any = 0) -> None:
+    """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
+    s, size = plan.schedule, out.itemsize
+    if s.packed:
+        weight = packed(weight, s.register, out.dtype, plan.parallel, plan.machine)
+        group, block, channel, *taps, row = weight.strides
+    else:
+        weight = weight.astype(out.dtype, copy=False)
+        group, row, channel, *taps = weight.strides
+        block = s.register * row
+    if apply and out.strides[-1] != size:
+        result = np.empty(out.shape, out.dtype)
+        run(plan, x, weight, bias, result, slab, apply)
+        out[...] = result
+        return
+    if plan.sweep.folded:
+        x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
+    near = x.dtype == out.dtype and x.strides[-1] == size
+    place = s.in_place and near and x.strides[3] == x.shape[4] * size and x.strides[2] == x.shape[3] * x.strides[3]
+    prepared = _prepare(
+        plan, slab, x.shape, out.shape, near, out.strides[-1] != size, x.strides[1] if place else 0, (group, block, row, channel, *taps)
+    )
+    bias = np.ascontiguousarray(bias)
+    arrays = x, weight.ctypes.data, bias, out, *prepared[:3]
+    with launch(plan.parallel) as threads:
+        if threads == 1:
+            _driver(x.dtype, out.dtype, False)(0, prepared.jobs, *arrays, aligned((prepared.cells,), out.dtype), apply, prepared.numbers)
+        else:
+            scratch = aligned((min(threads, prepared.jobs), prepared.cells), out.dtype)
+            _driver(x.dtype, out.dtype, True)(prepared.jobs, *arrays, scratch, apply, prepared.numbers)
