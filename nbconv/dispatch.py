@@ -245,7 +245,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
         if machine:
             sweep = folded(sweep, problem, row.limits)
             schedule = outer(sweep, itemsize, row.limits, machine, problem.groups, 1 if sweep.folded else problem.batch)
-            schedule = dataclasses.replace(schedule, packed=direction == "forward", in_place=_pointwise(problem))
+            schedule = dataclasses.replace(schedule, in_place=_pointwise(problem))
         else:
             schedule = direct(sweep, itemsize, row.limits)
         border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0) if direction == "input_grad" else 0

@@ -22,7 +22,6 @@ from .threads import launch
 
 SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
 INTERLEAVED = 8  # phases of the last axis that are stored together at the most
-WAYS = 4096  # bytes after which addresses fall on the same lines of first-level cache
 
 
 class _Run(NamedTuple):
@@ -85,11 +84,11 @@ def _prepare(
     mode = ZEROS if slab else MODES.index(problem.mode)
     layout = outer.Layout(
         problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(inside > 0), merged,
-        *spacing, group, block, channel, row,
+        *spacing, group, block, channel,
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
     filters = s.register, last_block(sweep.filters, s.register)
-    micro = [at("outer", p, v, edged) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
+    micro = [at("outer", p, v, edged, row) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
     micro.append(at("load", sweep.stride[2] if sweep.stride[2] <= SHUFFLED else 0) if near else 0)
     micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged))
     tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
@@ -110,7 +109,7 @@ def _driver(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Callable[..
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab | None, apply: Any = 0) -> None:
     """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
     s, size = plan.schedule, out.itemsize
-    if s.packed:
+    if plan.direction == "forward" or not weight.swapaxes(1, 2).flags.c_contiguous:
         weight = packed(weight, s.register, out.dtype, plan.parallel, plan.machine)
         group, block, channel, *taps, row = weight.strides
     else:

@@ -39,8 +39,6 @@ class Schedule:
         Groups that are staged at once.
     register, vectors, lanes : int
         Filters and vectors of one call of a micro-kernel, and scalars of a vector; 0, 1, 1 for the portable loop.
-    packed : bool
-        Whether weights are copied into the order of a micro-kernel, instead of read where they lie.
     in_place : bool
         Whether a contiguous input is read where it lies, instead of staged.
     """
@@ -54,7 +52,6 @@ class Schedule:
     register: int = 0
     vectors: int = 1
     lanes: int = 1
-    packed: bool = False
     in_place: bool = False
 
 

@@ -27,21 +27,21 @@ def starting_sums(f: Function, homes: list[Any], vectors: int, edge: Any = None)
     return sums
 
 
-def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, vectors: int, edged: int) -> None:
+def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, vectors: int, edged: int, row: int) -> None:
     """Emit `outer` for `filters` x `vectors`, the last of which is a part of a vector if `edged`.
 
-    C signature, all 64-bit: (weights, weight_row, cells, terms, count, sums, row, first, edge, bias). Addresses of weights, cells,
-    terms and sums; bytes from one filter to the next in the weights, and in the sums; `count`, the number of terms, each a pair of
-    the offsets in bytes of its cells and of its weight; `first`, whether sums start at zero instead of what memory holds; `edge`,
-    lanes of the last vector; `bias`, the address of the filters' biases to add at the end, or 0.
+    The weights of a term lie `row` bytes apart: a distance that is known only at run time takes a register for each filter, and
+    vectors spill (half the speed). C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias).
+    Addresses of weights, cells, terms and sums; `count`, the number of terms, each a pair of the offsets in bytes of its cells
+    and of its weight; bytes from one filter's sums to the next; `first`, whether sums start at zero instead of what memory
+    holds; `edge`, lanes of the last vector; `bias`, the address of the filters' biases to add at the end, or 0.
     """
-    f = Function(module, name, itemsize, vector, "weights weight_row cells terms count sums row first edge bias")
+    f = Function(module, name, itemsize, vector, "weights cells terms count sums sums_row first edge bias")
     b, a = f.builder, f.arguments
     edge = f.below(a["edge"]) if edged else None
-    homes, shifts = [a["sums"]], [f.word(0)]
+    homes = [a["sums"]]
     for _ in range(filters - 1):
-        homes.append(b.add(homes[-1], a["row"]))
-        shifts.append(b.add(shifts[-1], a["weight_row"]))
+        homes.append(b.add(homes[-1], a["sums_row"]))
     sums = starting_sums(f, homes, vectors, edge)
 
     def step(values: list[Any]) -> list[Any]:
@@ -50,7 +50,7 @@ def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int
         weights = b.add(a["weights"], f.load(terms, WORD, 8))
         xs = [f.vector_at(place, v, None if v < vectors - 1 else edge) for v in range(vectors)]
         for p in range(filters):
-            weight = f.splat(f.load(b.add(weights, shifts[p]), f.scalar))
+            weight = f.splat(f.load(weights, f.scalar, p * row))
             for v in range(vectors):
                 at = p * vectors + v
                 sums[at] = b.call(f.fma, [weight, xs[v], sums[at]])

@@ -40,7 +40,7 @@ class Layout(NamedTuple):
     inside : whether the input is read in place
     merged : phases of the last axis that are stored together
     step0, step1, step2 : cells between the outputs of a phase, on each axis
-    group, block, channel, row : bytes of the weights from group to group, block to block of filters, channel to channel, filter to filter
+    group, block, channel : bytes of the weights from group to group, block to block of filters, channel to channel
     """
 
     groups: int
@@ -60,7 +60,6 @@ class Layout(NamedTuple):
     group: int
     block: int
     channel: int
-    row: int
 
 
 @kernel
@@ -71,7 +70,7 @@ def unpack(numbers):
     h = Axis(a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17])
     w = Axis(a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26])
     l = Layout(
-        a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44]
+        a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37], a[38], a[39], a[40], a[41], a[42], a[43]
     )  # fmt: skip
     return d, h, w, l
 
@@ -83,11 +82,11 @@ def multiply(micro, weights, cells, terms, count, sums, pitch, filters, length, 
     `weights`, `cells`, `terms`, `sums` and `bias` are addresses, 0 for no bias.
     """
     several = layout.vectors * layout.lanes
-    for i in range(0, length, several):
-        left = length - i
-        last = -(-left // layout.lanes) == layout.tail
-        step = several if left >= several or last else layout.lanes
-        for k in range(0, filters, layout.register):
+    for k in range(0, filters, layout.register):
+        for i in range(0, length, several):
+            left = length - i
+            last = -(-left // layout.lanes) == layout.tail
+            step = several if left >= several or last else layout.lanes
             which = 0 if filters - k >= layout.register else 3
             if left < several:
                 which += 1 if last else 2
@@ -97,7 +96,7 @@ def multiply(micro, weights, cells, terms, count, sums, pitch, filters, length, 
             for j in range(i, min(length, i + several), step):
                 target = sums + k * pitch + j * size
                 edge = (length - j - 1) % layout.lanes + 1 if length - j <= step else layout.lanes
-                call_kernel(micro[which], w, layout.row, cells + j * size, terms, count, target, pitch, first, edge, b)
+                call_kernel(micro[which], w, cells + j * size, terms, count, target, pitch, first, edge, b)
 
 
 @kernel
