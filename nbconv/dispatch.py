@@ -233,7 +233,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
         shared, thread = (0 if grad else weight_bytes) + problem.size[2] * itemsize, 0
     elif direction == "weight_grad":
         if machine:
-            sweep = folded(sweep, problem, row.limits)
+            sweep = folded(sweep, problem, row.limits, machine.vector // itemsize)
             build = panels if row.name == "panels" else dots
             schedule = build(sweep, itemsize, row.limits, machine, problem.groups, problem.batch)
         else:
@@ -243,7 +243,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
         thread = cells(sweep, schedule) * itemsize
     else:
         if machine:
-            sweep = folded(sweep, problem, row.limits)
+            sweep = folded(sweep, problem, row.limits, machine.vector // itemsize)
             schedule = outer(sweep, itemsize, row.limits, machine, problem.groups, 1 if sweep.folded else problem.batch)
             schedule = dataclasses.replace(schedule, in_place=_pointwise(problem))
         else:

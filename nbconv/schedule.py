@@ -85,6 +85,8 @@ DOTS = Limits(sums=1024, staged=96 * 1024, filters=0, held=448 * 1024, jobs=4, p
 STAGING = 3
 # Filters that a staged tile must serve at the least, where filters are divided among jobs.
 LEAST = 56
+# Part of an image that its last vector may lack before several images share a tile.
+EMPTY = 0.1
 # Multiplications of a block of depthwise rows: more take too long to compile.
 CODE = 256
 # Taps of a block of a weight gradient: more would leave fewer filters to share a staged tile.
@@ -146,9 +148,13 @@ def input_grad_sweep(problem: ConvProblem) -> Sweep:
     return Sweep(filters, channels, out, kernel, (1, 1, 1), dilation)
 
 
-def folded(sweep: Sweep, problem: ConvProblem, limits: Limits) -> Sweep:
-    """Small images, several to a tile: the batch takes the place of the first axis, where the problem leaves that free."""
-    if problem.axes == 3 or problem.batch < 2 or 2 * math.prod(sweep.out) > limits.sums:
+def folded(sweep: Sweep, problem: ConvProblem, limits: Limits, lanes: int) -> Sweep:
+    """Small images, several to a tile: the batch takes the place of the first axis, where the problem leaves that free.
+
+    Only where the last vector of an image would be empty enough: an image of its own is stored without a detour.
+    """
+    cells = math.prod(sweep.out)
+    if problem.axes == 3 or problem.batch < 2 or 2 * cells > limits.sums or -cells % lanes < EMPTY * cells:
         return sweep
     return sweep._replace(out=(problem.batch, *sweep.out[1:]), folded=True)
 
