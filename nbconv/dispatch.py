@@ -14,10 +14,12 @@ from .kernels.cpu.machine import Machine, host
 from .kernels.jit import DISABLED
 from .problem import ConvProblem
 from .schedule import (
+    ALIASED,
     DIRECT,
     DOTS,
     OUTER,
     PANELS,
+    REUSED,
     Limits,
     Schedule,
     Sweep,
@@ -244,8 +246,12 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
     else:
         if machine:
             sweep = folded(sweep, problem, row.limits, machine.vector // itemsize)
-            schedule = outer(sweep, itemsize, row.limits, machine, problem.groups, 1 if sweep.folded else problem.batch)
-            schedule = dataclasses.replace(schedule, in_place=_pointwise(problem))
+            copied = direction == "forward" and (
+                problem.batch * math.prod(problem.out) >= REUSED or problem.taps * itemsize % ALIASED == 0
+            )
+            batch = 1 if sweep.folded else problem.batch
+            place = _pointwise(problem) and not sweep.folded
+            schedule = outer(sweep, itemsize, row.limits, machine, problem.groups, batch, copied, place)
         else:
             schedule = direct(sweep, itemsize, row.limits)
         border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0) if direction == "input_grad" else 0

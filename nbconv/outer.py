@@ -109,7 +109,7 @@ def _driver(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Callable[..
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab | None, apply: Any = 0) -> None:
     """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
     s, size = plan.schedule, out.itemsize
-    if plan.direction == "forward" or not weight.swapaxes(1, 2).flags.c_contiguous:
+    if s.packed or not (weight if slab is None else weight.swapaxes(1, 2)).flags.c_contiguous:
         weight = packed(weight, s.register, out.dtype, plan.parallel, plan.machine)
         group, block, channel, *taps, row = weight.strides
     else:

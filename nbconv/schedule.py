@@ -39,6 +39,8 @@ class Schedule:
         Groups that are staged at once.
     register, vectors, lanes : int
         Filters and vectors of one call of a micro-kernel, and scalars of a vector; 0, 1, 1 for the portable loop.
+    packed : bool
+        Whether weights are copied into the order of a micro-kernel, instead of read where they lie.
     in_place : bool
         Whether a contiguous input is read where it lies, instead of staged.
     """
@@ -52,6 +54,7 @@ class Schedule:
     register: int = 0
     vectors: int = 1
     lanes: int = 1
+    packed: bool = False
     in_place: bool = False
 
 
@@ -85,6 +88,10 @@ DOTS = Limits(sums=1024, staged=96 * 1024, filters=0, held=448 * 1024, jobs=4, p
 STAGING = 3
 # Filters that a staged tile must serve at the least, where filters are divided among jobs.
 LEAST = 56
+# Outputs of a filter from which its weights are worth copying; below, a copy of 512 x 512 x 3 x 3 takes 10 % of the time.
+REUSED = 512
+# Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache.
+ALIASED = 4096
 # Part of an image that its last vector may lack before several images share a tile.
 EMPTY = 0.1
 # Multiplications of a block of depthwise rows: more take too long to compile.
@@ -233,7 +240,9 @@ def direct(sweep: Sweep, itemsize: int, limits: Limits) -> Schedule:
     return _with_channels(sweep, schedule, itemsize, limits)
 
 
-def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
+def outer(
+    sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int, packed: bool, in_place: bool
+) -> Schedule:
     """Micro-kernel: equal blocks of filters, and as many vectors as leave registers for a vector of input each and for one weight.
 
     An axis is staged densely where the cells wasted between its rows cost more than the copies. All filters share a staged
@@ -248,7 +257,12 @@ def outer(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups:
     wide = wide and sweep.shifts[2] / max(1, min(out[2], limits.sums)) > STAGING / (sweep.filters * k[0] * k[1])
     high = wide and sweep.folded and sweep.shifts[1] / max(1, out[1]) > STAGING / (sweep.filters * k[0])
     dense = (False, high, wide)
-    schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, 1, register, vectors, lanes)
+    if in_place:
+        # filters pass over the tile one block after another, so all channels of it belong in second-level cache
+        block = vectors * lanes
+        room = limits.staged // (sweep.channels * itemsize) // block * block
+        limits = limits._replace(sums=max(block, min(limits.sums, room)))
+    schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
     parts = max(-(-sweep.filters // most), min(-(-limits.jobs // places), -(-sweep.filters // LEAST)))
