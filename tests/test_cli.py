@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import nbconv
+from nbconv.bench import summary
 from nbconv.bench.shapes import SUITES
 from nbconv.dispatch import DIRECTIONS
 
@@ -69,6 +70,17 @@ def test_bench(tmp_path):
         assert 0 < row["share"] < 1.2
         assert row["seconds"] > 0
     assert min(pyplot.imread(tmp_path / "cpu-float32-1.png").shape[:2]) >= 400
+
+
+def test_summary(tmp_path, capsys):
+    """The README's tables: geometric mean and worst layer, of the ratio to the peer and of the share of the roofline."""
+    about = {"dtype": "float32", "threads": 1, "cpu": "any", "peak_gflops": 1, "bandwidth_gbs": 1, "date": "today", "versions": {}}
+    row = {"suite": "1d", "flops": 4e9, "bytes": 1e9, "peer_seconds": 32}
+    rows = [row | {"direction": d, "seconds": seconds} for d in DIRECTIONS for seconds in (8, 32)]
+    rows[-1] |= {"flops": 1e9, "bytes": 4e9}  # as long, but by its bytes
+    (tmp_path / "results.json").write_text(json.dumps({"about": about, "rows": rows}))
+    summary.main([str(tmp_path / "results.json")])
+    assert "| 1d |" + " 2.00 (1.00) |" * 3 + " 25% (12%) |" * 3 in capsys.readouterr().out
 
 
 PROFILE = """
