@@ -17,6 +17,7 @@ import numpy as np
 
 import nbconv
 from nbconv import threads as threading_layers
+from nbconv.arrays import Array
 from nbconv.kernels.cpu.machine import host
 
 from . import machine
@@ -55,18 +56,29 @@ class Row:
         return None if self.peer_seconds is None else self.peer_seconds / self.seconds
 
 
+def operands(problem: nbconv.ConvProblem, dtype: str) -> tuple[Array, Array, Array]:
+    """Input, weight and gradient for the output, of normally distributed numbers."""
+    rng = np.random.default_rng(0)
+    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
+    x, w, dy = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    return x, w, dy
+
+
+def call(direction: str, x: Array, w: Array, dy: Array, options: dict[str, Any]) -> Call:
+    """nbconv's call in one direction."""
+    choices: dict[str, Call] = {
+        "forward": lambda: nbconv.conv(x, w, **options),
+        "input_grad": lambda: nbconv.conv_input_grad(dy, w, x.shape, **options),
+        "weight_grad": lambda: nbconv.conv_weight_grad(dy, x, w.shape, **options),
+    }
+    return choices[direction]
+
+
 def calls(layer: Layer, direction: str, dtype: str, against: str | None) -> tuple[nbconv.ConvProblem, Call, Call | None]:
     """The problem, nbconv's call and the peer's, on the same arrays."""
-    problem = nbconv.ConvProblem.make(layer.input_shape, layer.weight_shape, **layer.options)
-    rng = np.random.default_rng(0)
-    x, w, dy = (
-        rng.standard_normal(shape).astype(dtype) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape)
-    )
-    ours: Call = {
-        "forward": lambda: nbconv.conv(x, w, **layer.options),
-        "input_grad": lambda: nbconv.conv_input_grad(dy, w, x.shape, **layer.options),
-        "weight_grad": lambda: nbconv.conv_weight_grad(dy, x, w.shape, **layer.options),
-    }[direction]
+    problem = layer.problem
+    x, w, dy = operands(problem, dtype)
+    ours = call(direction, x, w, dy, layer.options)
     if against is None:
         return problem, ours, None
     import torch
@@ -104,10 +116,8 @@ def geometric_mean(values: Iterable[float]) -> float:
     return math.exp(statistics.fmean(map(math.log, values)))
 
 
-def run(
-    suites: list[str], directions: list[str], dtype: str, threads: int, against: str | None, seconds: float, output: Path
-) -> list[Row]:
-    """Measure, print a table and a summary of each suite, and save both as JSON with a roofline."""
+def prepare(dtype: str, threads: int, against: str | None) -> tuple[dict[str, Any], float, float]:
+    """Set the threads of both libraries; print and return what to know about the machine, its peak and its bandwidth."""
     threading_layers.load_tbb()
     numba.set_num_threads(threads)
     if against == "torch":
@@ -115,6 +125,7 @@ def run(
 
         torch.set_num_threads(threads)
     peak, bandwidth = machine.peak(dtype, threads), machine.bandwidth(threads)
+    libraries = ("nbconv", "numba", "llvmlite", "numpy", *((against,) if against else ()))
     about = {
         "date": datetime.date.today().isoformat(),
         "cpu": host().cpu,
@@ -123,11 +134,17 @@ def run(
         "dtype": dtype,
         "peak_gflops": round(peak / 1e9, 1),
         "bandwidth_gbs": round(bandwidth / 1e9, 1),
-        "versions": {name: importlib.metadata.version(name) for name in ("nbconv", "numba", "llvmlite", "numpy")},
+        "versions": {name: importlib.metadata.version(name) for name in libraries},
     }
-    if against:
-        about["versions"][against] = importlib.metadata.version(against)  # type: ignore[index]
     print(", ".join(f"{name} {value}" for name, value in about.items()))
+    return about, peak, bandwidth
+
+
+def run(
+    suites: list[str], directions: list[str], dtype: str, threads: int, against: str | None, seconds: float, output: Path
+) -> list[Row]:
+    """Measure, print a table and a summary of each suite, and save both as JSON with a roofline."""
+    about, peak, bandwidth = prepare(dtype, threads, against)
     rows: list[Row] = []
     for suite in suites:
         for direction in directions:
@@ -148,13 +165,18 @@ def run(
             ratios = [row.ratio for row in rows if (row.suite, row.direction) == (suite, direction) and row.ratio]
             if ratios:
                 print(f"{'':34}geometric mean {geometric_mean(ratios):.2f}, worst {min(ratios):.2f}")
-    output.mkdir(parents=True, exist_ok=True)
     name = f"cpu-{dtype}-{threads}"
-    content = {"about": about, "rows": [dataclasses.asdict(row) for row in rows]}
-    (output / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    save(output / f"{name}.json", about, rows)
     roofline(rows, peak, bandwidth, output / f"{name}.png")
     print(f"\nSaved {output / name}.json and .png")
     return rows
+
+
+def save(path: Path, about: dict[str, Any], rows: Iterable[Any]) -> None:
+    """Write rows, which are dataclasses, and what they were measured on as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"about": about, "rows": [dataclasses.asdict(row) for row in rows]}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def roofline(rows: list[Row], peak: float, bandwidth: float, path: Path) -> None:

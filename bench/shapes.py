@@ -7,6 +7,8 @@ U-Net (Ronneberger et al. 2015, padded), WaveNet-like and wav2vec-like 1-D stack
 
 from typing import Any, NamedTuple
 
+from nbconv import ConvProblem
+
 
 class Layer(NamedTuple):
     """One convolution of a suite."""
@@ -15,6 +17,10 @@ class Layer(NamedTuple):
     input_shape: tuple[int, ...]
     weight_shape: tuple[int, ...]
     options: dict[str, Any]
+
+    @property
+    def problem(self) -> ConvProblem:
+        return ConvProblem.make(self.input_shape, self.weight_shape, **self.options)
 
 
 def _layer(name: str, size: tuple[int, ...], channels: int, filters: int, kernel: Any, batch: int = 4, **options: Any) -> Layer:
@@ -105,3 +111,8 @@ SUITES = {
     "3d": _three_axes(),
     "awkward": _awkward(),
 }
+
+
+def find(suite: str, name: str) -> Layer:
+    """The layer of a suite that has this name."""
+    return next(layer for layer in SUITES[suite] if layer.name == name)

@@ -1,4 +1,4 @@
-"""Command line: `python -m nbconv info | demo | bench`."""
+"""Command line: `python -m nbconv info | demo | bench | profile`."""
 
 import argparse
 import sys
@@ -28,6 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument("--against", choices=("torch",), help="the peer (none)")
     bench.add_argument("--seconds", type=float, default=0.3, help="for each layer and library (%(default)s)")
     bench.add_argument("--output", type=Path, default=Path("nbconv-bench"), help="folder for JSON and roofline (%(default)s)")
+    profile = commands.add_parser(
+        "profile", help="measure overhead, threads, borders, activations, sizes, layouts; needs nbconv[bench]"
+    )
+    profile.add_argument("--section", action="append", help="overhead, threads, borders, epilogue, flatness, arrays (all)")
+    profile.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
+    profile.add_argument("--seconds", type=float, default=0.3, help="for each figure (%(default)s)")
+    profile.add_argument("--output", type=Path, default=Path("nbconv-bench"), help="folder for JSON and plot (%(default)s)")
     chosen = parser.parse_args(arguments)
     if chosen.command == "info":
         from .info import info
@@ -41,6 +48,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from .demo import run
 
             return run(chosen.output, chosen.epochs)
+        if chosen.command == "profile":
+            from .bench import profile as profiling
+
+            unknown = set(chosen.section or ()) - set(profiling.SECTIONS)
+            if unknown:
+                profile.error(f"--section must be one of {', '.join(profiling.SECTIONS)}, got {', '.join(unknown)}")
+            profiling.run(chosen.section or list(profiling.SECTIONS), chosen.dtype, chosen.seconds, chosen.output)
+            return 0
         from .bench import compare
         from .bench.shapes import SUITES
 
@@ -59,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen.output,
         )
     except ImportError as error:
-        print(f"'{chosen.command}' needs {error.name}: pip install 'nbconv[{chosen.command}]'", file=sys.stderr)
+        extra = "demo" if chosen.command == "demo" else "bench"
+        print(f"'{chosen.command}' needs {error.name}: pip install 'nbconv[{extra}]'", file=sys.stderr)
         return 1
     return 0
 

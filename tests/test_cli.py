@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from collections import defaultdict
 
 import numba
 import numpy as np
 import pytest
 
 import nbconv
+from nbconv.bench import summary
 from nbconv.bench.shapes import SUITES
+from nbconv.dispatch import DIRECTIONS
 
 
 def run(*arguments, code=None, cwd=None):
@@ -69,10 +72,71 @@ def test_bench(tmp_path):
     assert min(pyplot.imread(tmp_path / "cpu-float32-1.png").shape[:2]) >= 400
 
 
+def test_summary(tmp_path, capsys):
+    """The README's tables: geometric mean and worst layer, of the ratio to the peer and of the share of the roofline."""
+    about = {"dtype": "float32", "threads": 1, "cpu": "any", "peak_gflops": 1, "bandwidth_gbs": 1, "date": "today", "versions": {}}
+    row = {"suite": "1d", "flops": 4e9, "bytes": 1e9, "peer_seconds": 32}
+    rows = [row | {"direction": d, "seconds": seconds} for d in DIRECTIONS for seconds in (8, 32)]
+    rows[-1] |= {"flops": 1e9, "bytes": 4e9}  # as long, but by its bytes
+    (tmp_path / "results.json").write_text(json.dumps({"about": about, "rows": rows}))
+    summary.main([str(tmp_path / "results.json")])
+    assert "| 1d |" + " 2.00 (1.00) |" * 3 + " 25% (12%) |" * 3 in capsys.readouterr().out
+
+
+PROFILE = """
+import sys
+from nbconv.__main__ import main
+from nbconv.bench import profile
+profile.COMPUTE_BOUND = profile.BORDERED = profile.EPILOGUE = profile.LAYOUTS = [("mobilenetv2", "depthwise 3x3/1 384 14")]
+profile.CHANNELS, profile.BATCHES, profile.SIZES = (8,), (1, 2), (14, 28, 56)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_profile(tmp_path):
+    """Every section on few layers: its rows in the table and in the JSON, and a plot of two panels."""
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    result = run("profile", "--seconds", "0", "--output", str(tmp_path), code=PROFILE)
+    assert result.returncode == 0, result.stderr
+    content = json.loads((tmp_path / "cpu-profile-float32.json").read_text())
+    assert content["about"]["peak_gflops"] > 1
+    variants = defaultdict(list)
+    for row in content["rows"]:
+        assert row["layer"] in result.stdout
+        assert row["variant"] in result.stdout
+        assert row["seconds"] > 0
+        if row["section"] != "arrays":  # where a difference of two times may be negative
+            assert row["value"] is None or row["value"] > 0
+        variants[row["section"], row["direction"]].append(row["variant"])
+    parts = {"call", "checks", "problem", "plan", "result", "the rest"}
+    assert parts <= set(variants["overhead", "forward"]) <= {*parts, "torch"}
+    for direction in DIRECTIONS:
+        assert variants["arrays", direction] == ["contiguous", "unaligned", "every second", "Fortran"]
+        assert variants["flatness", direction] == ["batch 1", "batch 2", "size 14", "size 28", "size 56"]
+        most = numba.config.NUMBA_NUM_THREADS
+        assert variants["threads", direction] == (["1 thread(s)", f"{most} thread(s)"] if most > 1 else [])
+    for direction in ("forward", "input_grad"):
+        assert variants["borders", direction] == ["zeros", "reflect", "replicate", "circular"]
+    assert variants["epilogue", "forward"] == ["neither", "both"]
+    assert min(pyplot.imread(tmp_path / "cpu-profile-float32.png").shape[:2]) >= 400
+
+
+def test_profile_of_one_section(tmp_path):
+    result = run("profile", "--section", "overhead", "--dtype", "float64", "--seconds", "0", "--output", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "cpu-profile-float64.json").read_text())["rows"]
+    assert {row["section"] for row in rows} == {"overhead"}
+    times = {row["variant"]: row["seconds"] for row in rows}
+    steps = [times[name] for name in ("checks", "problem", "plan", "result", "the rest")]
+    assert sum(steps) == pytest.approx(times["call"])
+    assert [path.name for path in tmp_path.iterdir()] == ["cpu-profile-float64.json"]
+
+
 BAD_BENCH = [("bench", "--suite", "none"), ("bench", "--threads", "0"), ("bench", "--dtype", "int8")]
+BAD_PROFILE = [("profile", "--section", "none"), ("profile", "--dtype", "int8")]
 
 
-@pytest.mark.parametrize("arguments", [(), ("unknown",), ("demo", "--epochs", "many"), *BAD_BENCH])
+@pytest.mark.parametrize("arguments", [(), ("unknown",), ("demo", "--epochs", "many"), *BAD_BENCH, *BAD_PROFILE])
 def test_usage_errors(arguments):
     result = run(*arguments)
     assert result.returncode == 2

@@ -1,0 +1,254 @@
+"""What single properties of a call cost, each measured in turns with the call that lacks it; `python -m nbconv profile` runs it.
+
+A section yields lines of a table. The first figures of a line are times, and those compared with them follow as numbers.
+"""
+
+import importlib.util
+import statistics
+import timeit
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+
+import nbconv
+from nbconv.arrays import Array, check_array, common_dtype
+from nbconv.dispatch import select
+from nbconv.kernels.padding import MODES
+
+from .compare import DIRECTIONS, Call, call, calls, medians, operands, prepare, save
+from .shapes import Layer, find
+
+REPEATS = 200  # calls between two looks at the clock, where a call takes microseconds
+COMPUTE_BOUND = (
+    ("resnet50", "conv3 3x3 128"), ("resnet50", "conv4 3x3 256"), ("vgg16", "3x3 128-128 112"), ("vgg16", "3x3 256-256 56"),
+    ("3d", "c3d 64-128"), ("3d", "c3d 256-256"),
+)  # fmt: skip
+BORDERED = (
+    ("resnet50", "conv2 3x3/1 64"), ("resnet50", "conv4 3x3 256"), ("unet", "3x3 64-64 256"),
+    ("1d", "wavenet 2 taps dilation 1"), ("3d", "c3d 64-128"),
+)  # fmt: skip
+# From many operations a byte of output to few.
+EPILOGUE = (
+    ("resnet50", "conv4 3x3 256"), ("resnet50", "conv2 3x3/1 64"), ("resnet50", "conv2 1x1 256-64"),
+    ("resnet50", "conv2 1x1 64-256"), ("unet", "3x3 1-64 256"), ("mobilenetv2", "depthwise 3x3/1 144 56"),
+)  # fmt: skip
+LAYOUTS = (("resnet50", "conv2 3x3/1 64"), ("resnet50", "conv2 1x1 64-256"), ("mobilenetv2", "depthwise 3x3/1 144 56"))
+CHANNELS = (64, 128)
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+SIZES = (14, 28, 56, 112, 224)
+
+relu = numba.njit(lambda value: max(value, type(value)(0)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """The median time of one call, and what it comes to beside the others of its line; None for those it is compared with."""
+
+    section: str
+    layer: str
+    direction: str
+    variant: str
+    seconds: float
+    value: float | None
+
+
+Line = list[Row]
+
+
+def _line(section: str, layer: str, direction: str, times: dict[str, float], values: dict[str, float]) -> Line:
+    return [Row(section, layer, direction, variant, taken, values.get(variant)) for variant, taken in times.items()]
+
+
+def _over_first(times: dict[str, float]) -> dict[str, float]:
+    """Each time but the first, over the first."""
+    base, *others = times
+    return {variant: times[variant] / times[base] for variant in others}
+
+
+def _measured(functions: Mapping[str, Call], seconds: float) -> dict[str, float]:
+    return dict(zip(functions, medians(functions.values(), seconds), strict=True))
+
+
+def overhead(dtype: str, seconds: float) -> Iterator[Line]:
+    """A call on a tiny problem, its steps ahead of the kernel, what is left for kernel and hand-over, and PyTorch's call."""
+    x, w = np.ones((1, 1, 8, 8), dtype), np.ones((1, 1, 3, 3), dtype)
+    problem = nbconv.ConvProblem.make(x.shape, w.shape)
+    steps: dict[str, Call] = {
+        "checks": lambda: (check_array(x, "input"), check_array(w, "weight"), common_dtype(input=x, weight=w)),
+        "problem": lambda: nbconv.ConvProblem.make(x.shape, w.shape, 1, 0, 1, 1, "zeros", axes=2),
+        "plan": lambda: select("forward", problem, x.dtype),
+        "result": lambda: np.empty(problem.output_shape, x.dtype),
+    }
+    whole: dict[str, Call] = {"call": lambda: nbconv.conv2d(x, w)}
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        tensors = torch.from_numpy(x), torch.from_numpy(w)
+        whole["torch"] = lambda: torch.nn.functional.conv2d(*tensors)
+    repeated = {name: partial(timeit.Timer(step).timeit, REPEATS) for name, step in (whole | steps).items()}
+    times = {name: taken / REPEATS for name, taken in _measured(repeated, seconds).items()}
+    times["the rest"] = times["call"] - sum(times[name] for name in steps)
+    yield _line("overhead", "1 channel 3x3 8x8", "forward", times, {})
+
+
+def _on_threads(count: int, function: Call) -> None:
+    numba.set_num_threads(count)
+    try:
+        function()
+    finally:
+        numba.set_num_threads(1)
+
+
+def threads(dtype: str, seconds: float) -> Iterator[Line]:
+    """Speed-up from one thread to all of Numba's, on layers bound by arithmetic."""
+    most = numba.config.NUMBA_NUM_THREADS
+    for layer in (find(*names) for names in COMPUTE_BOUND if most > 1):
+        for direction in DIRECTIONS:
+            _, function, _ = calls(layer, direction, dtype, None)
+            functions = {f"{count} thread(s)": partial(_on_threads, count, function) for count in (1, most)}
+            times = _measured(functions, seconds)
+            speedups = {variant: 1 / value for variant, value in _over_first(times).items()}
+            yield _line("threads", layer.name, direction, times, speedups)
+
+
+def borders(dtype: str, seconds: float) -> Iterator[Line]:
+    """Time in each padding mode over zeros; the goal is at most 1.1."""
+    for layer in (find(*names) for names in BORDERED):
+        arrays = operands(layer.problem, dtype)
+        for direction in ("forward", "input_grad"):
+            functions = {mode: call(direction, *arrays, layer.options | {"padding_mode": mode}) for mode in MODES}
+            times = _measured(functions, seconds)
+            yield _line("borders", layer.name, direction, times, _over_first(times))
+
+
+def epilogue(dtype: str, seconds: float) -> Iterator[Line]:
+    """Time with a fused bias and activation over neither; the goal is at most 1.03."""
+    for layer in (find(*names) for names in EPILOGUE):
+        x, w, dy = operands(layer.problem, dtype)
+        fused = layer.options | {"bias": np.ones(len(w), dtype), "activation": relu}
+        functions = {name: call("forward", x, w, dy, more) for name, more in (("neither", layer.options), ("both", fused))}
+        times = _measured(functions, seconds)
+        yield _line("epilogue", layer.name, "forward", times, _over_first(times))
+
+
+def flatness(dtype: str, seconds: float) -> Iterator[Line]:
+    """GFLOP/s of 3x3 layers over the batch at 28x28, and over the size at batch 1; the best over the worst comes last."""
+    series = {f"batch {batch}": (batch, 28) for batch in BATCHES}, {f"size {size}": (1, size) for size in SIZES}
+    for points in series:
+        for channels in CHANNELS:
+            for direction in DIRECTIONS:
+                weight_shape, options = (channels, channels, 3, 3), {"padding": 1}
+                layers = [Layer(name, (batch, channels, n, n), weight_shape, options) for name, (batch, n) in points.items()]
+                times = _measured({layer.name: calls(layer, direction, dtype, None)[1] for layer in layers}, seconds)
+                speeds = {layer.name: layer.problem.flops / times[layer.name] / 1e9 for layer in layers}
+                yield _line("flatness", f"{channels} channels", direction, times, speeds)
+
+
+def layouts(array: Array) -> dict[str, Array]:
+    """The array contiguous, at an address that is no multiple of its cells' size, as every second column, in Fortran's order."""
+    unaligned = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
+    strided = np.empty((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)[..., ::2]
+    found = {"contiguous": array, "unaligned": unaligned, "every second": strided, "Fortran": np.empty_like(array, order="F")}
+    for other in (unaligned, strided, found["Fortran"]):
+        other[...] = array
+    return found
+
+
+def arrays(dtype: str, seconds: float) -> Iterator[Line]:
+    """What a layout adds to the contiguous call's time, in units of one copy of that array to a contiguous one; then the copies."""
+    for layer in (find(*names) for names in LAYOUTS):
+        x, w, dy = operands(layer.problem, dtype)
+        for direction in DIRECTIONS:
+            chosen = layouts(dy if direction == "input_grad" else x)
+            functions: dict[str, Call] = {}
+            for name, array in chosen.items():
+                given = (x, w, array) if direction == "input_grad" else (array, w, dy)
+                functions[name] = call(direction, *given, layer.options)
+            copies: dict[str, Call] = {f"copy {name}": partial(np.array, array, order="C") for name, array in chosen.items()}
+            times = _measured(functions | copies, seconds)
+            base, *others = chosen
+            costs = {name: (times[name] - times[base]) / times[f"copy {name}"] for name in others}
+            yield _line("arrays", layer.name, direction, {name: times[name] for name in chosen}, costs)
+            yield _line("arrays", layer.name, f"{direction}, copy", {name: times[f"copy {name}"] for name in chosen}, {})
+
+
+SECTIONS: dict[str, Callable[[str, float], Iterator[Line]]] = {
+    section.__name__: section for section in (overhead, threads, borders, epilogue, flatness, arrays)
+}
+
+
+def run(sections: list[str], dtype: str, seconds: float, output: Path) -> list[Row]:
+    """Measure and print the chosen sections, and save them all as JSON; flatness comes with a plot."""
+    against = "torch" if "overhead" in sections and importlib.util.find_spec("torch") else None
+    about, peak, _ = prepare(dtype, 1, against)
+    rows = [row for section in sections for row in _section(section, dtype, seconds)]
+    path = output / f"cpu-profile-{dtype}.json"
+    save(path, about, rows)
+    print(f"\nSaved {path}")
+    drawn = [row for row in rows if row.section == "flatness"]
+    if drawn:
+        plot(drawn, peak, path.with_suffix(".png"))
+        print(f"Saved {path.with_suffix('.png')}")
+    return rows
+
+
+def _section(name: str, dtype: str, seconds: float) -> list[Row]:
+    """Measure one section and print it line by line."""
+    print(f"\n{name}: {SECTIONS[name].__doc__}")
+    rows: list[Row] = []
+    heading: list[str] = []
+    for line in SECTIONS[name](dtype, seconds):
+        variants = [row.variant for row in line]
+        values = [row.value for row in line if row.value is not None]
+        spread = len(values) == len(line)
+        if variants != heading:
+            heading = variants
+            print(f"{'layer':27}{'direction':18}" + "".join(f"{variant:>14}" for variant in heading) + "   max/min" * spread)
+        cells = "".join(f"{_time(row.seconds) if row.value is None else f'{row.value:.2f}':>14}" for row in line)
+        print(
+            f"{line[0].layer:27}{line[0].direction:18}{cells}" + (f"{max(values) / min(values):10.2f}" if spread else ""),
+            flush=True,
+        )
+        rows += line
+    values = [row.value for row in rows if row.value is not None]
+    if values:
+        print(f"median {statistics.median(values):.2f}, from {min(values):.2f} to {max(values):.2f}")
+    elif not rows:
+        print("Numba has one thread only.")
+    return rows
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e6:.2f} us" if seconds < 1e-4 else f"{seconds * 1e3:.2f} ms"
+
+
+def plot(rows: list[Row], peak: float, path: Path) -> None:
+    """Draw GFLOP/s over batch and over size, a curve for each direction and number of channels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, panels = plt.subplots(1, 2, figsize=(11, 5), sharey=True, layout="constrained")
+    for axes, (what, where) in zip(panels, (("batch", "28x28"), ("size", "batch 1")), strict=True):
+        axes.axhline(peak / 1e9, color="black", label="measured peak")
+        curves: dict[tuple[str, str], list[tuple[int, Any]]] = {}
+        for row in rows:
+            name, number = row.variant.split()
+            if name == what:
+                curves.setdefault((row.layer, row.direction), []).append((int(number), row.value))
+        for (layer, direction), points in curves.items():
+            axes.plot(*zip(*points, strict=True), marker="o", label=f"{direction}, {layer}")
+        axes.set(xlabel=what, title=f"3x3, {where}", xscale="log", ylim=0)
+        ticks = sorted({number for points in curves.values() for number, _ in points})
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.minorticks_off()
+    panels[0].set_ylabel("GFLOP/s")
+    panels[1].legend()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,61 @@
+"""What a call allocates besides its result, on layers of the benchmarks: what the plan says, and little."""
+
+import tracemalloc
+
+import numba
+import numpy as np
+import pytest
+from oracle import random
+
+import nbconv
+from nbconv.bench.shapes import find
+
+LAYERS = (
+    ("resnet50", "conv1 7x7/2 3-64"),
+    ("resnet50", "conv2 3x3/1 64"),
+    ("resnet50", "conv5 3x3 512"),
+    ("vgg16", "3x3 512-512 14"),
+    ("mobilenetv2", "depthwise 3x3/2 144 56"),
+    ("1d", "wavenet 2 taps dilation 512"),
+    ("1d", "depthwise 31 256"),
+    ("3d", "c3d 512-512"),
+    ("3d", "u-net 32-64"),
+    ("awkward", "5x5/3"),
+    ("awkward", "17-29 channels"),
+    ("awkward", "output 1x1"),
+)
+SLACK = 20_000  # Python's own objects, and zeros in place of a bias
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = numba.get_num_threads()
+    numba.set_num_threads(1)
+    yield
+    numba.set_num_threads(before)
+
+
+def peak(call, out):
+    """The most bytes that a call has allocated at once, Python's and NumPy's, after one that fills the caches."""
+    call(out=out)
+    tracemalloc.start()
+    call(out=out)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return most
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("direction", ["forward", "input_grad"])
+@pytest.mark.parametrize("names", LAYERS, ids=": ".join)
+def test_peak_of_a_layer(names, direction, dtype):
+    """Within the plan's bytes for one thread, and within the packed weight and 2 MiB."""
+    layer = find(*names)
+    plan = nbconv.plan(direction, layer.input_shape, layer.weight_shape, dtype, **layer.options)
+    x, w, dy = (random(s, dtype, i) for i, s in enumerate((layer.input_shape, layer.weight_shape, plan.problem.output_shape)))
+    if direction == "forward":
+        most = peak(lambda out: nbconv.conv(x, w, **layer.options, out=out), np.empty_like(dy))
+    else:
+        most = peak(lambda out: nbconv.conv_input_grad(dy, w, x.shape, **layer.options, out=out), np.empty_like(x))
+    assert most <= plan.shared_bytes + plan.thread_bytes + SLACK
+    assert most <= w.nbytes + 2 * 2**20
