@@ -131,6 +131,12 @@ def _wide(direction: Direction, problem: ConvProblem, machine: Machine | None) -
     return _products(direction, problem, machine) and min(problem.channels, problem.filters) >= BROAD * problem.groups
 
 
+def _one_output(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
+    """Each input cell is reached by one tap, from the one output."""
+    whole = problem.groups == 1 and problem.size == problem.kernel and problem.out == (1, 1, 1) and problem.mode == "zeros"
+    return _products(direction, problem, machine) and whole and problem.before == problem.after == (0, 0, 0)
+
+
 def _one_to_one(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
     """One filter on each channel, zero borders, taps that can be unrolled, and for dW their sums in registers."""
     p = problem
@@ -157,6 +163,7 @@ _ANY = "the portable loop serves every dtype"
 # The first row that takes a problem computes it.
 TABLE = (
     Row("depthwise", "cpu", _FORWARD, "f", OUTER, _one_to_one, _PLANES),
+    Row("matrix", "cpu", ("input_grad",), "f", OUTER, _one_output, "the weights are an image that dy filters"),
     Row("outer", "cpu", _FORWARD, "f", OUTER, _products, _MICRO),
     Row("direct", "cpu", _FORWARD, "fciu", DIRECT, _anything, _ANY),
     Row("depthwise_grad", "cpu", _GRAD, "f", DOTS, _one_to_one, _PLANES),
@@ -233,11 +240,16 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
         grad = direction == "weight_grad"
         schedule = depthwise_grad(sweep, itemsize, machine) if grad else depthwise(sweep, itemsize, machine, phases)
         shared, thread = (0 if grad else weight_bytes) + problem.size[2] * itemsize, 0
+    elif row.name == "matrix":
+        inner = matrix_plan(problem, dtype, machine)
+        sweep, schedule, thread = inner.sweep, inner.schedule, inner.thread_bytes
+        shared = inner.shared_bytes + math.prod(problem.input_shape) * itemsize
     elif direction == "weight_grad":
         if machine:
             sweep = folded(sweep, problem, row.limits, machine.vector // itemsize)
             build = panels if row.name == "panels" else dots
             schedule = build(sweep, itemsize, row.limits, machine, problem.groups, problem.batch)
+            schedule = dataclasses.replace(schedule, in_place=row.name == "dots" and not sweep.folded and _pointwise(problem))
         else:
             schedule = direct_weight_grad(sweep, itemsize, row.limits, problem.groups, problem.batch)
         shared = schedule.splits * weight_bytes if schedule.splits > 1 else 0
@@ -260,3 +272,9 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
     parallel = problem.flops >= row.limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
     return Plan(direction, problem, dtype, row.device, row.name, schedule, parallel, shared, thread, reason, sweep, machine)
+
+
+def matrix_plan(problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None) -> Plan:
+    """The 1x1 convolution that dI of one output is: K channels, a filter for each image, an output for each input cell."""
+    cells = problem.taps
+    return select("forward", ConvProblem.make((1, problem.filters, cells), (problem.batch, problem.filters, 1)), dtype, machine)

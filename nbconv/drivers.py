@@ -34,7 +34,9 @@ def twin(jobs: Any, parallel: Any, arguments: tuple[Any, ...], threads: bool) ->
     return functools.partial(entry(parallel, types.intp, *serial), address(jobs, *serial))
 
 
-def scratch_twin(family: Any, arrays: tuple[Any, ...], dtype: np.dtype[Any], rest: tuple[Any, ...], threads: bool) -> Callable[..., Any]:
+def scratch_twin(
+    family: Any, arrays: tuple[Any, ...], dtype: np.dtype[Any], rest: tuple[Any, ...], threads: bool
+) -> Callable[..., Any]:
     """`family.jobs(first, last, *arrays, scratch, *rest)`, or `family.parallel(count, ...)` with a row of scratch for each thread."""
     serial = types.intp, types.intp, *arrays, dense_array(dtype, 1), *rest
     if not threads:

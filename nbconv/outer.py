@@ -17,11 +17,40 @@ from .kernels.cpu import outer
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
 from .packing import packed
-from .schedule import Phase, Slab, axes_of, cell_offsets, forward_phases, input_grad_phases, phased, staged_cells, sum_cells, triple
+from .schedule import (
+    OUTER,
+    Phase,
+    Slab,
+    axes_of,
+    border_sweep,
+    cell_offsets,
+    forward_phases,
+    input_grad_phases,
+    interior,
+    phased,
+    staged_cells,
+    sum_cells,
+    triple,
+)
+from .schedule import outer as outer_schedule
 from .threads import launch
 
 SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
 INTERLEAVED = 8  # phases of the last axis that are stored together at the most
+
+
+@functools.lru_cache(maxsize=512)
+def slab_plan(plan: Plan, slab: Slab) -> Plan:
+    """The plan for the cells of a copied border; the input's own cells are what the plan is made for."""
+    problem, machine = plan.problem, plan.machine
+    if slab == interior(problem):
+        return plan
+    assert machine is not None
+    sweep = border_sweep(plan.sweep, problem, slab)
+    batch = 1 if sweep.folded else problem.batch
+    schedule = outer_schedule(sweep, machine.vector // plan.schedule.lanes, OUTER, machine, problem.groups, batch, False, False)
+    flops = 2 * batch * problem.filters * problem.channels // problem.groups * math.prod(sweep.out) * math.prod(sweep.kernel)
+    return dataclasses.replace(plan, sweep=sweep, schedule=schedule, parallel=flops >= OUTER.parallel)
 
 
 class _Run(NamedTuple):
@@ -38,13 +67,23 @@ class _Run(NamedTuple):
 def _terms(phase: tuple[Phase, ...], cells: Array, weights: tuple[int, ...], virtual: list[list[int]]) -> Array:
     """Offsets of the cells and the weights of one phase's terms, for all channels of `cells` (channels, virtual taps ...)."""
     places = cells[np.ix_(range(len(cells)), *virtual)]
-    steps = np.arange(len(cells)) * weights[0], *(np.array(p.taps, np.intp) * step for p, step in zip(phase, weights[1:], strict=True))
+    steps = (
+        np.arange(len(cells)) * weights[0],
+        *(np.array(p.taps, np.intp) * step for p, step in zip(phase, weights[1:], strict=True)),
+    )
     return np.stack([places.reshape(-1), sum(np.ix_(*steps)).reshape(-1)], axis=1)
 
 
 @functools.lru_cache(maxsize=2048)
 def _prepare(
-    plan: Plan, slab: Slab | None, x: tuple[int, ...], out: tuple[int, ...], near: bool, spread: bool, inside: int, weights: tuple[int, ...]
+    plan: Plan,
+    slab: Slab | None,
+    x: tuple[int, ...],
+    out: tuple[int, ...],
+    near: bool,
+    spread: bool,
+    inside: int,
+    weights: tuple[int, ...],
 ) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
@@ -87,8 +126,9 @@ def _prepare(
         *spacing, group, block, channel,
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
+    ahead = s.vectors * machine.vector if inside else 0
     filters = s.register, last_block(sweep.filters, s.register)
-    micro = [at("outer", p, v, edged, row) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
+    micro = [at("outer", p, v, edged, row, ahead) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
     micro.append(at("load", sweep.stride[2] if sweep.stride[2] <= SHUFFLED else 0) if near else 0)
     micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged))
     tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
@@ -126,13 +166,22 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab
     near = x.dtype == out.dtype and x.strides[-1] == size
     place = s.in_place and near and x.strides[3] == x.shape[4] * size and x.strides[2] == x.shape[3] * x.strides[3]
     prepared = _prepare(
-        plan, slab, x.shape, out.shape, near, out.strides[-1] != size, x.strides[1] if place else 0, (group, block, row, channel, *taps)
+        plan,
+        slab,
+        x.shape,
+        out.shape,
+        near,
+        out.strides[-1] != size,
+        x.strides[1] if place else 0,
+        (group, block, row, channel, *taps),
     )
     bias = np.ascontiguousarray(bias)
     arrays = x, weight.ctypes.data, bias, out, *prepared[:3]
     with launch(plan.parallel) as threads:
         if threads == 1:
-            _driver(x.dtype, out.dtype, False)(0, prepared.jobs, *arrays, aligned((prepared.cells,), out.dtype), apply, prepared.numbers)
+            _driver(x.dtype, out.dtype, False)(
+                0, prepared.jobs, *arrays, aligned((prepared.cells,), out.dtype), apply, prepared.numbers
+            )
         else:
             scratch = aligned((min(threads, prepared.jobs), prepared.cells), out.dtype)
             _driver(x.dtype, out.dtype, True)(prepared.jobs, *arrays, scratch, apply, prepared.numbers)

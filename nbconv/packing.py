@@ -19,7 +19,9 @@ PARALLEL = 200_000  # weights from which several threads pay for their launch
 
 @functools.cache
 def _driver(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
-    return twin(pack.jobs, pack.parallel, (any_array(dtype, 6, True), types.intp, types.intp, types.intp, dense_array(dtype, 1)), parallel)
+    return twin(
+        pack.jobs, pack.parallel, (any_array(dtype, 6, True), types.intp, types.intp, types.intp, dense_array(dtype, 1)), parallel
+    )
 
 
 def packed(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machine: Machine | None) -> Array:

@@ -116,7 +116,7 @@ def test_nan_and_infinity_land_where_ieee_puts_them():
         x, w = rng.integers(-4, 4, (2, 3, 9, 8)).astype(np.float64), rng.integers(-4, 4, (4, 3, 3, 3)).astype(np.float64)
         p = nbconv.ConvProblem.make(x.shape, w.shape, **options)
         dy = rng.integers(-4, 4, p.output_shape).astype(np.float64)
-        for array in (x, dy, w) if trial % 4 == 0 else (x, dy):
+        for array in (x, dy, w) if trial % 3 == 0 else (x, dy):  # zero borders are defined for infinite weights too
             array.flat[rng.integers(array.size, size=2)] = rng.choice([np.nan, np.inf, -np.inf], 2)
         with np.errstate(invalid="ignore"):
             np.testing.assert_array_equal(nbconv.conv2d(x, w, **options), oracle.forward(p, x, w))

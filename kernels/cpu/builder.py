@@ -60,6 +60,12 @@ class Function:
             return self.load(address, self.vector, number * self.lanes * self.itemsize)
         return self.masked_load(self.add(address, number * self.lanes * self.itemsize), mask)
 
+    def prefetch(self, address: Any) -> None:
+        """Fetch a line into first-level cache; any address will do."""
+        kind = ir.FunctionType(ir.VoidType(), [POINTER, INDEX, INDEX, INDEX])
+        arguments = [ir.Constant(INDEX, value) for value in (0, 3, 1)]
+        self.builder.call(self.intrinsic("llvm.prefetch.p0", kind), [self.builder.inttoptr(address, POINTER), *arguments])
+
     def pointers(self, address: Any, step: Any) -> Any:
         """One pointer a lane, `step` bytes apart."""
         b, kind = self.builder, ir.VectorType(WORD, self.lanes)

@@ -27,11 +27,14 @@ def starting_sums(f: Function, homes: list[Any], vectors: int, edge: Any = None)
     return sums
 
 
-def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, vectors: int, edged: int, row: int) -> None:
+def outer(
+    module: ir.Module, name: str, itemsize: int, vector: int, filters: int, vectors: int, edged: int, row: int, ahead: int
+) -> None:
     """Emit `outer` for `filters` x `vectors`, the last of which is a part of a vector if `edged`.
 
     The weights of a term lie `row` bytes apart: a distance that is known only at run time takes a register for each filter, and
-    vectors spill (half the speed). C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias).
+    vectors spill (half the speed). Cells `ahead` bytes further are fetched, if that is not 0: those of the next positions, where
+    channels are so far apart that no hardware foresees them. C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias).
     Addresses of weights, cells, terms and sums; `count`, the number of terms, each a pair of the offsets in bytes of its cells
     and of its weight; bytes from one filter's sums to the next; `first`, whether sums start at zero instead of what memory
     holds; `edge`, lanes of the last vector; `bias`, the address of the filters' biases to add at the end, or 0.
@@ -49,6 +52,8 @@ def outer(module: ir.Module, name: str, itemsize: int, vector: int, filters: int
         place = b.add(a["cells"], f.load(terms, WORD))
         weights = b.add(a["weights"], f.load(terms, WORD, 8))
         xs = [f.vector_at(place, v, None if v < vectors - 1 else edge) for v in range(vectors)]
+        for v in range(vectors if ahead else 0):
+            f.prefetch(f.add(place, ahead + v * vector))
         for p in range(filters):
             weight = f.splat(f.load(weights, f.scalar, p * row))
             for v in range(vectors):
@@ -358,7 +363,9 @@ def transposed(f: Function, values: list[Any]) -> list[Any]:
     for i in range(block):
         parts = [[group[i] for group in groups]]
         for _ in range(bits):
-            parts = [[alternate(x, y, odd) for x, y in zip(part[::2], part[1::2], strict=True)] for part in parts for odd in range(2)]
+            parts = [
+                [alternate(x, y, odd) for x, y in zip(part[::2], part[1::2], strict=True)] for part in parts for odd in range(2)
+            ]
         for at, (column,) in enumerate(parts):
             backwards = sum(1 << (bits - 1 - bit) for bit in range(bits) if at >> bit & 1)
             columns[backwards * block + i] = column
@@ -379,9 +386,7 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
     writes = f.below(a["rows"])
     nothing = ir.Constant(f.mask, None)
     # a row that does not exist is read in place of another: a masked load of pages that do not exist takes 500 cycles
-    rows = [
-        b.select(b.icmp_signed("<", f.word(p), a["rows"]), b.mul(a["row"], f.word(p)), f.word(0)) for p in range(lanes)
-    ]
+    rows = [b.select(b.icmp_signed("<", f.word(p), a["rows"]), b.mul(a["row"], f.word(p)), f.word(0)) for p in range(lanes)]
 
     def square(values: list[Any]) -> list[Any]:
         source, target = values

@@ -66,7 +66,9 @@ def stage_filters(dy, n, k_first, k_last, o0, o1, o2, t0, t1, t2, micro, target,
         place = target.ctypes.data + (first * t0 * t1 * t2 + k - k_first - first) * size
         for j0 in range(t0):
             for j1 in range(0, t1, t1 if whole else 1):
-                source = dy.ctypes.data + n * dy.strides[0] + k * dy.strides[1] + (o0 + j0) * dy.strides[2] + (o1 + j1) * dy.strides[3]
+                source = (
+                    dy.ctypes.data + n * dy.strides[0] + k * dy.strides[1] + (o0 + j0) * dy.strides[2] + (o1 + j1) * dy.strides[3]
+                )
                 count = t1 * t2 if whole else t2
                 call_kernel(
                     micro[PACK], source + o2 * size, dy.strides[1], min(blocks.lanes, k_last - k), place, across * size, count

@@ -49,7 +49,8 @@ class Blocks(NamedTuple):
     filters, channels : filters and channels of a block
     bundle : groups that are staged at once; more than one only where a block takes all filters and channels of a group
     register : filters of one call of a micro-kernel; 0 for the portable loop
-    vectors, tail, lanes : vectors of one call, and of the last one of a whole tile; scalars of a vector
+    vectors, lanes : vectors of one call, scalars of a vector
+    inside : whether the input is read in place
     conjugate : whether the input is to be conjugated
     """
 
@@ -60,7 +61,7 @@ class Blocks(NamedTuple):
     bundle: int
     register: int
     vectors: int
-    tail: int
+    inside: int
     lanes: int
     conjugate: int
 
@@ -131,12 +132,15 @@ def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
                             load, source, target, w.stride * size, channels, x.strides[1], plane * size,
                             rows, pitch, w.extent * size, low, high, w.extent,
                         )  # fmt: skip
-                        if mode != ZEROS and (low > 0 or high < w.extent):
-                            for c in range(channels):
-                                for r in range(rows):
-                                    at = c * plane + begin + r * w.extent
-                                    source_row = x[n, c_first + c, i0, i1 + r * h.stride]
-                                    stage_border(cells[at : at + w.extent], source_row, start, low, high, w, mode)
+                        if mode != ZEROS:
+                            for j in range(w.extent):
+                                if low <= j < high:
+                                    continue
+                                i2 = source_index(start + j * w.stride, w.size, mode)
+                                for c in range(channels):
+                                    at = c * plane + begin + j
+                                    for r in range(rows):
+                                        cells[at + r * w.extent] = x[n, c_first + c, i0, i1 + r * h.stride, i2]
                     else:
                         for c in range(channels):
                             at = c * plane + begin

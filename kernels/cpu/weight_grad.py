@@ -33,8 +33,8 @@ def dot(a, b):
 
 @kernel
 def multiply(micro, dy, n, k_first, k_last, taps, o0, o1, o2, cells, offsets, sums, left, d, h, w, blocks):
-    """Add one tile's products to the vectors of sums, (filters, taps, lanes)."""
-    size = cells.itemsize
+    """Add one tile's products to the vectors of sums, (filters, taps, lanes); `cells` is an address."""
+    size = sums.itemsize
     t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
     vector = blocks.lanes * size
     for j0 in range(t0):
@@ -49,7 +49,7 @@ def multiply(micro, dy, n, k_first, k_last, taps, o0, o1, o2, cells, offsets, su
         if planes > 1 and j0 > 0:
             break
         corner = dy.ctypes.data + n * dy.strides[0] + (o0 + j0) * dy.strides[2] + o1 * dy.strides[3] + o2 * size
-        source = cells.ctypes.data + j0 * h.extent * w.extent * size
+        source = cells + j0 * h.extent * w.extent * size
         for k in range(k_first, k_last, blocks.register):
             which = 3 if k_last - k < blocks.register else 0
             for t in range(0, taps, blocks.vectors):
@@ -112,27 +112,32 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
             o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
             n = place // (tiles2 * tiles1 * tiles0)
             first_plane, last_plane = g_first * channels + c_first, (g_last - 1) * channels + c_last
-            stage(x, n, first_plane, last_plane, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
+            if not blocks.inside:
+                stage(x, n, first_plane, last_plane, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
             if blocks.conjugate:
                 for i in range((last_plane - first_plane) * plane):
                     cells[i] = cells[i].conjugate()
             for g in range(g_first, g_last):
-                planes = cells[(g - g_first) * channels * plane :]
                 low, high = g * filters + k_first, g * filters + k_last
                 if blocks.register:
                     left = 1 if c_last - c_first == blocks.channels else 2
                     pairs = lanes[(g - g_first) * held :]
-                    multiply(micro, dy, n, low, high, count, o0, o1, o2, planes, offsets, pairs, left, d, h, w, blocks)
+                    source = cells.ctypes.data + (g - g_first) * channels * plane * cells.itemsize
+                    if blocks.inside:
+                        source = x.ctypes.data + n * x.strides[0] + (g * channels + c_first) * x.strides[1]
+                        source += o0 * x.strides[2] + o1 * x.strides[3] + o2 * x.strides[4]
+                    multiply(micro, dy, n, low, high, count, o0, o1, o2, source, offsets, pairs, left, d, h, w, blocks)
                 else:
+                    planes = cells[(g - g_first) * channels * plane :]
                     for k in range(low, high):
                         target = sums[split, k, begin : begin + count]
                         multiply_portably(dy, n, k, count, o0, o1, o2, planes, offsets, target, row, d, h, w)
         if blocks.register:
-            source = lanes.ctypes.data
+            place = lanes.ctypes.data
             for g in range(g_first, g_last):
                 for k in range(g * filters + k_first, g * filters + k_last):
-                    call_kernel(micro[COLLAPSE], source, sums[split, k, begin:].ctypes.data, count)
-                    source += count * blocks.lanes * lanes.itemsize
+                    call_kernel(micro[COLLAPSE], place, sums[split, k, begin:].ctypes.data, count)
+                    place += count * blocks.lanes * lanes.itemsize
 
 
 @kernel(parallel=True)

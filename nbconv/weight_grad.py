@@ -1,0 +1,105 @@
+"""Carries a plan of a weight gradient out: one run over tiles, then the sum of the splits."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+
+from .arrays import Array
+from .dispatch import Plan
+from .drivers import INTEGER, aligned, any_array, dense_array, last_block, scratch_twin
+from .kernels.cpu import panel_grad, weight_grad
+from .kernels.cpu.microkernel import kernel_address
+from .kernels.cpu.tile import Axis, Blocks
+from .kernels.padding import MODES
+from .outer import SHUFFLED
+from .schedule import axes_of, cell_offsets, panel_cells, triple, weight_grad_cells
+from .threads import launch
+
+AXIS, BLOCKS = numba.typeof(Axis(*[0] * 9)), numba.typeof(Blocks(*[0] * 10))
+
+
+class _Run(NamedTuple):
+    """What the driver needs besides its arrays."""
+
+    offsets: Array
+    micro: Array
+    axes: tuple[Axis, Axis, Axis]
+    blocks: Blocks
+    jobs: int
+    cells: int
+
+
+def _kernels(plan: Plan, load: int | None) -> list[int]:
+    """Addresses of the micro-kernels in the order of the driver; rows are loaded with stride `load`, if at all."""
+    machine, sweep, s = plan.machine, plan.sweep, plan.schedule
+    if machine is None:
+        return [0] * 8
+    at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
+    row = 0 if load is None else at("load", load if load <= SHUFFLED else 0)
+    if plan.kernel == "panels":
+        last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
+        scalars = s.register, last_block(sweep.channels, s.register)
+        return [*(at("panel", p, v) for p in scalars for v in (s.vectors, last)), row, at("pack", 0), at("pack", 1)]
+    terms = math.prod(sweep.kernel)
+    blocks = s.channels * terms, last_block(sweep.channels, s.channels) * terms
+    taps = s.vectors, *(last_block(block, s.vectors) for block in blocks)
+    return [*(at("dots", p, v) for p in (s.register, last_block(sweep.filters, s.register)) for v in taps), row, at("collapse")]
+
+
+@functools.lru_cache(maxsize=2048)
+def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: bool, inside: int) -> _Run:
+    """Prepare a run over arrays of shapes `x` and `dy`.
+
+    `near` tells whether the cells of a row of x are neighbours in memory; `inside`, the bytes from channel to channel of an
+    input that is read in place, else 0.
+    """
+    problem, s, sweep = plan.problem, plan.schedule, plan.sweep
+    axes = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), triple(dy[2:]))
+    sizes = s.filters, s.channels, s.bundle, s.register, s.vectors, int(inside > 0), s.lanes
+    blocks = Blocks(problem.groups, MODES.index(problem.mode), *sizes, int(plan.dtype.kind == "c"))
+    bundles = -(-problem.groups // s.bundle)
+    jobs = s.splits * bundles * -(-sweep.channels // s.channels) * -(-sweep.filters // s.filters)
+    cells = (panel_cells if plan.kernel == "panels" else weight_grad_cells)(sweep, s)
+    offsets = np.arange(s.channels) * inside if inside else cell_offsets(sweep, s)
+    if plan.kernel == "dots" and plan.machine is not None and not inside:
+        offsets = offsets * (plan.machine.vector // s.lanes)
+    micro = _kernels(plan, sweep.stride[2] if near else None)
+    return _Run(offsets, np.array(micro, np.intp), axes, blocks, jobs, cells)
+
+
+@functools.cache
+def _driver(kernel: str, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
+    vector = dense_array(INTEGER, 1)
+    arrays = any_array(dtype, 5, True), any_array(dtype, 5, True), dense_array(dtype, 3), vector, vector
+    family = panel_grad if kernel == "panels" else weight_grad
+    return scratch_twin(family, arrays, dtype, (AXIS, AXIS, AXIS, BLOCKS), parallel)
+
+
+def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
+    """out = gradient of conv(x, weight) for the weight; a complex x is conjugated."""
+    s, size = plan.schedule, out.itemsize
+    if s.register:
+        dy = np.ascontiguousarray(dy)  # its layout would change the order of the sum
+    if plan.sweep.folded:
+        x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
+    near = x.strides[-1] == x.itemsize
+    place = s.in_place and near and x.strides[3] == x.shape[4] * size and x.strides[2] == x.shape[3] * x.strides[3]
+    prepared = _prepare(plan, x.shape, dy.shape, near, x.strides[1] if place else 0)
+    whole = s.splits == 1 and out.flags.c_contiguous
+    sums = (out if whole else np.empty((s.splits, *out.shape), out.dtype)).reshape(s.splits, len(out), -1)
+    arrays, rest = (dy, x, sums, prepared.offsets, prepared.micro), (*prepared.axes, prepared.blocks)
+    with launch(plan.parallel) as threads:
+        if threads == 1:
+            _driver(plan.kernel, out.dtype, False)(0, prepared.jobs, *arrays, aligned((prepared.cells,), out.dtype), *rest)
+        else:
+            scratch = aligned((min(threads, prepared.jobs), prepared.cells), out.dtype)
+            _driver(plan.kernel, out.dtype, True)(prepared.jobs, *arrays, scratch, *rest)
+    if not whole:
+        total = sums[0]
+        for split in sums[1:]:
+            total += split
+        out[...] = total.reshape(out.shape)
