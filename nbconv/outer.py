@@ -104,7 +104,6 @@ def _prepare(
         sweep, offset, virtual = phased(plan.sweep, problem, axes)
         spacing = problem.stride
     if inside:
-        s = dataclasses.replace(s, channels=sweep.channels)
         cells = (np.arange(s.channels) * inside).reshape(-1, 1, 1, 1)
     else:
         cells = cell_offsets(sweep, s).reshape(-1, *sweep.kernel) * itemsize

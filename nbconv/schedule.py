@@ -279,7 +279,10 @@ def outer(
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
     parts = max(-(-sweep.filters // most), min(-(-limits.jobs // places), -(-sweep.filters // LEAST)))
     block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
-    schedule = _with_channels(sweep, dataclasses.replace(schedule, filters=block), itemsize, limits)
+    schedule = dataclasses.replace(schedule, filters=block)
+    if in_place:
+        return dataclasses.replace(schedule, channels=sweep.channels)
+    schedule = _with_channels(sweep, schedule, itemsize, limits)
     return _bundled(sweep, schedule, itemsize, limits, groups, places)
 
 

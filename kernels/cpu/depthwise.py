@@ -27,7 +27,8 @@ def jobs(first, last, x, weight, bias, out, runs, table, zeros, apply):
     size = x.itemsize
     channels = x.shape[1]
     x_plane, y_plane = x.shape[2] * x.shape[3] * x.shape[4], out.shape[2] * out.shape[3] * out.shape[4]
-    most = last - first if runs.shape[0] == 1 and apply == 0 else max(1, NEAR // ((x_plane + y_plane) * size))
+    most = last - first if runs.shape[0] == 1 else max(1, NEAR // ((x_plane + y_plane) * size))
+    most = most if apply == 0 else 1
     flat = out.reshape(out.size)
     plane = first
     while plane < last:
