@@ -12,13 +12,17 @@ DTYPES = tuple(
 )
 
 
+_FLOAT32 = np.dtype(np.float32)
+_KNOWN = frozenset(DTYPES) | {dtype.newbyteorder() for dtype in DTYPES}
+
+
 def check_array(value: Any, name: str) -> Array:
     """`value`, if it is an array that nbconv computes with; a TypeError that names it otherwise."""
     if not isinstance(value, np.ndarray):
         if hasattr(value, "__cuda_array_interface__"):
             raise TypeError(f"{name} lives on a GPU, and this version of nbconv computes on the CPU only: {type(value)!r}")
         raise TypeError(f"{name} must be a numpy.ndarray, got {type(value)!r}")
-    if value.dtype.newbyteorder("=") not in DTYPES:
+    if value.dtype not in _KNOWN:
         raise TypeError(f"{name} must have a float16/32/64, complex64/128 or integer dtype, got {value.dtype}")
     return value
 
@@ -36,7 +40,7 @@ def check_dtype(dtype: npt.DTypeLike, name: str = "dtype") -> np.dtype[Any]:
 
 def common_dtype(**arrays: Array | None) -> np.dtype[Any]:
     """The one dtype of all `arrays`; a TypeError that names two which differ."""
-    present = {name: array.dtype.newbyteorder("=") for name, array in arrays.items() if array is not None}
+    present = {name: native(array.dtype) for name, array in arrays.items() if array is not None}
     (first, dtype), *others = present.items()
     for name, other in others:
         if other != dtype:
@@ -44,15 +48,21 @@ def common_dtype(**arrays: Array | None) -> np.dtype[Any]:
     return dtype
 
 
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """`dtype` in this machine's byte order."""
+    return dtype if dtype.isnative else dtype.newbyteorder("=")
+
+
 def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype that results of `dtype` are summed in."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
+    return _FLOAT32 if dtype.char == "e" else dtype
 
 
 def computable(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
     """A plain array that a kernel can read: native byte order, aligned, not float16; converted to `dtype` if given."""
-    array = np.asarray(array)
-    target = accumulator(array.dtype.newbyteorder("=")) if dtype is None else dtype
+    if type(array) is not np.ndarray:
+        array = np.asarray(array)
+    target = accumulator(native(array.dtype)) if dtype is None else dtype
     if array.dtype != target or not array.flags.aligned:
         # a dtype of the array's own itemsize in other byte order needs a copy as well
         array = array.astype(target, copy=True)

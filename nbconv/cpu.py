@@ -3,6 +3,7 @@
 Arrays come here with three spatial axes, native and aligned; results are written to `out`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from . import depthwise, outer, portable
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
 from .dispatch import Plan, matrix_plan
-from .drivers import any_array, dense_array
+from .drivers import Twin, any_array, dense_array
 from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu.epilogue import Epilogue
 from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
@@ -23,7 +24,6 @@ from .kernels.jit import entry
 from .kernels.padding import MODES
 from .problem import ConvProblem
 from .schedule import Slab, border_slabs, interior
-from .threads import launch
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000
@@ -97,11 +97,11 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     run(plan, grad_output, x, out)
 
 
+@functools.cache
+def _bias_driver(dtype: np.dtype[Any]) -> Twin:
+    return Twin(direct_bias_grad.jobs, direct_bias_grad.parallel, dense_array(dtype, 3, True), any_array(dtype, 1))
+
+
 def bias_grad(grad_output: Array, out: Array) -> None:
     """out = gradient for the bias, of dy as (N, K, positions), contiguous so that its layout cannot change the order of the sum."""
-    dy, db = dense_array(out.dtype, 3, True), any_array(out.dtype, 1)
-    with launch(grad_output.size >= BIAS_PARALLEL) as threads:
-        if threads == 1:
-            entry(direct_bias_grad.jobs, types.intp, types.intp, dy, db)(0, out.size, grad_output, out)
-        else:
-            entry(direct_bias_grad.parallel, types.intp, dy, db)(threads, grad_output, out)
+    _bias_driver(out.dtype).run(grad_output.size >= BIAS_PARALLEL, out.size, grad_output, out)

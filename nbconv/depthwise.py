@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,11 +9,10 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import dense_array, twin
+from .drivers import INTEGER, Twin, contiguous, dense_array
 from .kernels.cpu import depthwise
 from .kernels.cpu.microkernel import kernel_address
 from .schedule import Phase, forward_phases, input_grad_phases
-from .threads import launch
 
 
 class _Runs(NamedTuple):
@@ -79,49 +77,39 @@ def _prepare(plan: Plan) -> _Runs:
 
 
 @functools.cache
-def _driver(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
-    x, out = dense_array(dtype, 5, True), dense_array(dtype, 5)
-    rest = dense_array(np.dtype(np.intp), 2), dense_array(np.dtype(np.intp), 1), dense_array(dtype, 1), types.intp
-    jobs = x, dense_array(dtype, 2, True), dense_array(dtype, 1, True), out, *rest
-    return twin(depthwise.jobs, depthwise.parallel, jobs, parallel)
+def _driver(dtype: np.dtype[Any]) -> Twin:
+    x, vector = dense_array(dtype, 5, True), dense_array(dtype, 1, True)
+    tables = dense_array(INTEGER, 2), dense_array(INTEGER, 1)
+    arrays = x, dense_array(dtype, 2, True), vector, dense_array(dtype, 5), *tables, vector
+    return Twin(depthwise.jobs, depthwise.parallel, *arrays, types.intp)
 
 
 @functools.cache
-def _grad_driver(dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
-    x, table = dense_array(dtype, 5, True), dense_array(np.dtype(np.intp), 1)
-    jobs = x, x, dense_array(dtype, 2), dense_array(np.dtype(np.intp), 2), table, dense_array(dtype, 1)
-    return twin(depthwise.grad_jobs, depthwise.grad_parallel, jobs, parallel)
+def _grad_driver(dtype: np.dtype[Any]) -> Twin:
+    x, tables = dense_array(dtype, 5, True), (dense_array(INTEGER, 2), dense_array(INTEGER, 1))
+    return Twin(depthwise.grad_jobs, depthwise.grad_parallel, x, x, dense_array(dtype, 2), *tables, dense_array(dtype, 1, True))
 
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any) -> None:
     """out = activation(bias + sum of products) over the planes of x; for dI, x is dy."""
-    prepared = _prepare(plan)
-    packed = np.ascontiguousarray(weight, out.dtype).reshape(len(weight), -1)
+    prepared, dtype = _prepare(plan), out.dtype
+    packed = contiguous(weight, dtype).reshape(len(weight), -1)
     if plan.direction == "input_grad":
         packed = packed.take(prepared.order, axis=1)
-    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    x, bias = np.ascontiguousarray(x, out.dtype), np.ascontiguousarray(bias, out.dtype)
-    arrays = x, packed, bias, target, prepared.runs, prepared.table, np.zeros(prepared.zeros, out.dtype), apply
-    planes = x.shape[0] * x.shape[1]
-    with launch(plan.parallel) as threads:
-        if threads == 1:
-            _driver(out.dtype, False)(0, planes, *arrays)
-        else:
-            _driver(out.dtype, True)(threads, planes, *arrays)
+    target = out if out.flags.c_contiguous else np.empty(out.shape, dtype)
+    zeros = np.zeros(prepared.zeros, dtype)
+    arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros
+    _driver(dtype).run(plan.parallel, x.shape[0] * x.shape[1], *arrays, apply)
     if target is not out:
         out[...] = target
 
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """out = gradient for the weight of a depthwise convolution."""
-    prepared = _prepare(plan)
-    target = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    dy, x = np.ascontiguousarray(dy), np.ascontiguousarray(x)
-    arrays = dy, x, target.reshape(len(out), -1), prepared.runs, prepared.table, np.zeros(prepared.zeros, out.dtype)
-    with launch(plan.parallel) as threads:
-        if threads == 1:
-            _grad_driver(out.dtype, False)(0, len(out), *arrays)
-        else:
-            _grad_driver(out.dtype, True)(threads, len(out), *arrays)
+    prepared, dtype = _prepare(plan), out.dtype
+    target = out if out.flags.c_contiguous else np.empty(out.shape, dtype)
+    sums, zeros = target.reshape(len(out), -1), np.zeros(prepared.zeros, dtype)
+    arrays = contiguous(dy, dtype), contiguous(x, dtype), sums, prepared.runs, prepared.table, zeros
+    _grad_driver(dtype).run(plan.parallel, len(out), *arrays)
     if target is not out:
         out[...] = target

@@ -11,6 +11,7 @@ from numba import types
 
 from .arrays import Array
 from .kernels.jit import address, entry
+from .threads import launch
 
 LINE = 64  # bytes of a cache line
 INTEGER = np.dtype(np.intp)
@@ -26,23 +27,62 @@ def dense_array(dtype: np.dtype[Any], ndim: int, readonly: bool = False) -> type
     return types.Array(numba.from_dtype(dtype), ndim, "C", readonly=readonly)
 
 
-def twin(jobs: Any, parallel: Any, arguments: tuple[Any, ...], threads: bool) -> Callable[..., Any]:
-    """`jobs(first, last, *arguments)`, or `parallel(threads, count, *arguments)`, which shares the jobs equally."""
-    serial = types.intp, types.intp, *arguments
-    if not threads:
-        return entry(jobs, *serial)
-    return functools.partial(entry(parallel, types.intp, *serial), address(jobs, *serial))
+class Twin:
+    """A loop over jobs, `jobs(first, last, *arguments)`, and its launch, `parallel(threads, count, *arguments)`.
+
+    Each is compiled, for arguments of the given types, when it first runs.
+    """
+
+    def __init__(self, jobs: Any, parallel: Any, *arguments: Any):
+        self._jobs, self._parallel, self._types = jobs, parallel, (types.intp, types.intp, *arguments)
+
+    @functools.cached_property
+    def serial(self) -> Callable[..., Any]:
+        return entry(self._jobs, *self._types)
+
+    @functools.cached_property
+    def parallel(self) -> Callable[..., Any]:
+        return functools.partial(entry(self._parallel, types.intp, *self._types), address(self._jobs, *self._types))
+
+    def run(self, many: bool, count: int, *arguments: Any) -> None:
+        """Run `count` jobs, on all threads if `many` and if a launch is safe."""
+        if many:
+            with launch() as threads:
+                if threads > 1:
+                    self.parallel(threads, count, *arguments)
+                    return
+        self.serial(0, count, *arguments)
 
 
-def scratch_twin(
-    family: Any, arrays: tuple[Any, ...], dtype: np.dtype[Any], rest: tuple[Any, ...], threads: bool
-) -> Callable[..., Any]:
-    """`family.jobs(first, last, *arrays, scratch, *rest)`, or `family.parallel(count, ...)` with a row of scratch for each thread."""
-    serial = types.intp, types.intp, *arrays, dense_array(dtype, 1), *rest
-    if not threads:
-        return entry(family.jobs, *serial)
-    driver = entry(family.parallel, types.intp, types.intp, *arrays, dense_array(dtype, 2), *rest)
-    return functools.partial(driver, address(family.jobs, *serial))
+class ScratchTwin:
+    """As `Twin`, where a thread needs scratch: `jobs(first, last, *arrays, scratch, *rest)`, and a row of scratch for each thread."""
+
+    def __init__(self, family: Any, dtype: np.dtype[Any], arrays: tuple[Any, ...], rest: tuple[Any, ...]):
+        self._family, self._dtype, self._arrays, self._rest = family, dtype, arrays, rest
+        self._serial = types.intp, types.intp, *arrays, dense_array(dtype, 1), *rest
+
+    @functools.cached_property
+    def serial(self) -> Callable[..., Any]:
+        return entry(self._family.jobs, *self._serial)
+
+    @functools.cached_property
+    def parallel(self) -> Callable[..., Any]:
+        driver = entry(self._family.parallel, types.intp, types.intp, *self._arrays, dense_array(self._dtype, 2), *self._rest)
+        return functools.partial(driver, address(self._family.jobs, *self._serial))
+
+    def run(self, many: bool, count: int, cells: int, arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> None:
+        """Run `count` jobs with `cells` cells of scratch a thread, on all threads if `many` and if a launch is safe."""
+        if many:
+            with launch() as threads:
+                if threads > 1:
+                    self.parallel(count, *arrays, aligned((min(threads, count), cells), self._dtype), *rest)
+                    return
+        self.serial(0, count, *arrays, aligned((cells,), self._dtype), *rest)
+
+
+def contiguous(array: Array, dtype: np.dtype[Any]) -> Array:
+    """`array` itself if it is contiguous and of `dtype`, else a copy that is."""
+    return array if array.dtype == dtype and array.flags.c_contiguous else np.ascontiguousarray(array, dtype)
 
 
 def aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

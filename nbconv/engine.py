@@ -108,6 +108,13 @@ def _deliver(
     return out
 
 
+_PLACES = {
+    (axes, batched): (slice(None) if batched else None, slice(None), *(None,) * (3 - axes), ...)
+    for axes in (1, 2, 3)
+    for batched in (False, True)
+}
+
+
 def _lift(array: Array, axes: int, batched: bool = True) -> Array:
     """A view of an input, output or weight with all of its two leading axes and three spatial axes."""
-    return array[(slice(None) if batched else None, slice(None), *(None,) * (3 - axes), ...)]
+    return array[_PLACES[axes, batched]]

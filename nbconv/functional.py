@@ -15,7 +15,7 @@ from numba.extending import is_jitted
 from . import engine
 from .arrays import Array, accumulator, check_array, check_dtype, common_dtype
 from .kernels import activations, jit
-from .problem import ConvProblem, Padding, Sizes, transposed_problem
+from .problem import ConvProblem, Padding, Sizes, problem_of, transposed_problem
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -97,7 +97,7 @@ def _conv(
     result = _result_dtype(dtype, input=input, weight=weight, bias=bias)
     _check_choice(algorithm, ALGORITHMS, "algorithm")
     _check_choice(precision, PRECISIONS, "precision")
-    problem = ConvProblem.make(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes)
+    problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
     _check_bias(bias, problem.filters)
     function = _activation(activation, accumulator(result))
     return engine.forward(problem, result, input, weight, bias, function, out)
@@ -281,7 +281,7 @@ def _conv_backward(
     for array, name in ((grad_output, "grad_output"), (input, "input"), (weight, "weight")):
         check_array(array, name)
     result = common_dtype(grad_output=grad_output, input=input, weight=weight)
-    problem = ConvProblem.make(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes)
+    problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
     _check_shape(grad_output, problem.output_shape, "grad_output")
     if not isinstance(need, Sequence) or len(need) != 3:
         raise ValueError(f"need must be three bools, for dI, dW and dB, got {need!r}")

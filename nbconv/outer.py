@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, aligned, any_array, dense_array, last_block, scratch_twin
+from .drivers import INTEGER, ScratchTwin, any_array, contiguous, dense_array, last_block
 from .kernels.cpu import outer
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
@@ -33,7 +32,6 @@ from .schedule import (
     triple,
 )
 from .schedule import outer as outer_schedule
-from .threads import launch
 
 SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
 INTERLEAVED = 8  # phases of the last axis that are stored together at the most
@@ -138,11 +136,11 @@ def _prepare(
 
 
 @functools.cache
-def _driver(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
-    """The kernel for input and output dtypes: as one run of jobs, or shared among threads."""
+def _driver(x: np.dtype[Any], out: np.dtype[Any]) -> ScratchTwin:
+    """The kernel for input and output dtypes."""
     table, vector = dense_array(INTEGER, 2), dense_array(INTEGER, 1)
     arrays = any_array(x, 5, True), types.intp, dense_array(out, 1), any_array(out, 5), table, table, vector
-    return scratch_twin(outer, arrays, out, (types.intp, vector), parallel)
+    return ScratchTwin(outer, out, arrays, (types.intp, vector))
 
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab | None, apply: Any = 0) -> None:
@@ -174,13 +172,5 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab
         x.strides[1] if place else 0,
         (group, block, row, channel, *taps),
     )
-    bias = np.ascontiguousarray(bias)
-    arrays = x, weight.ctypes.data, bias, out, *prepared[:3]
-    with launch(plan.parallel) as threads:
-        if threads == 1:
-            _driver(x.dtype, out.dtype, False)(
-                0, prepared.jobs, *arrays, aligned((prepared.cells,), out.dtype), apply, prepared.numbers
-            )
-        else:
-            scratch = aligned((min(threads, prepared.jobs), prepared.cells), out.dtype)
-            _driver(x.dtype, out.dtype, True)(prepared.jobs, *arrays, scratch, apply, prepared.numbers)
+    arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:3]
+    _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))

@@ -3,7 +3,6 @@
 import functools
 import itertools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,14 +10,13 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, aligned, any_array, dense_array, scratch_twin
+from .drivers import INTEGER, ScratchTwin, any_array, dense_array
 from .kernels.cpu import direct
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES, ZEROS
 from .packing import packed
 from .problem import Triple
 from .schedule import Slab, Sweep, axes_of, cell_offsets, direct_cells, input_grad_phases, triple
-from .threads import launch
 from .weight_grad import AXIS, BLOCKS
 
 
@@ -44,10 +42,10 @@ def _prepare(plan: Plan, sweep: Sweep, x: tuple[int, ...], out: tuple[int, ...],
 
 
 @functools.cache
-def _driver(x: np.dtype[Any], out: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
-    """The kernel for input and output dtypes: as one run of jobs, or shared among threads."""
+def _driver(x: np.dtype[Any], out: np.dtype[Any]) -> ScratchTwin:
+    """The kernel for input and output dtypes."""
     arrays = any_array(x, 5, True), dense_array(out, 1), any_array(out, 1, True), any_array(out, 5), dense_array(INTEGER, 1)
-    return scratch_twin(direct, arrays, out, (types.intp, AXIS, AXIS, AXIS, BLOCKS), parallel)
+    return ScratchTwin(direct, out, arrays, (types.intp, AXIS, AXIS, AXIS, BLOCKS))
 
 
 def _run(plan: Plan, sweep: Sweep, x: Array, weight: Array, bias: Array, out: Array, offset: Triple, mode: int, apply: Any) -> None:
@@ -55,12 +53,7 @@ def _run(plan: Plan, sweep: Sweep, x: Array, weight: Array, bias: Array, out: Ar
     prepared = _prepare(plan, sweep, x.shape, out.shape, offset, mode)
     arrays = x, packed(weight, 1, out.dtype, plan.parallel, None).reshape(-1), bias, out, prepared.offsets
     rest = apply, *prepared.axes, prepared.blocks
-    with launch(plan.parallel) as threads:
-        if threads == 1:
-            _driver(x.dtype, out.dtype, False)(0, prepared.jobs, *arrays, aligned((prepared.cells,), out.dtype), *rest)
-        else:
-            scratch = aligned((min(threads, prepared.jobs), prepared.cells), out.dtype)
-            _driver(x.dtype, out.dtype, True)(prepared.jobs, *arrays, scratch, *rest)
+    _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, rest)
 
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab | None, apply: Any = 0) -> None:

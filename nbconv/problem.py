@@ -76,8 +76,9 @@ class ConvProblem:
         TypeError
             If an argument is of the wrong kind.
         """
-        arguments = (input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)
-        return _cached(*arguments) if all(map(_is_plain, arguments)) else _make(*arguments)
+        if _is_plain(input_shape) and _is_plain(weight_shape):
+            return problem_of(input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)
+        return _make(input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -273,6 +274,22 @@ def _make(
 
 
 _cached = functools.lru_cache(maxsize=4096)(_make)
+
+
+def problem_of(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    stride: Sizes,
+    padding: Padding,
+    dilation: Sizes,
+    groups: int,
+    padding_mode: str,
+    axes: int | None,
+) -> ConvProblem:
+    """`ConvProblem.make` for the shapes of arrays, which are known to be tuples of ints."""
+    options = stride, padding, dilation, groups, padding_mode, axes
+    make = _cached if all(map(_is_plain, options)) else _make
+    return make(input_shape, weight_shape, *options)
 
 
 def transposed_problem(

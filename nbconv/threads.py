@@ -66,11 +66,8 @@ def _warn_about_fork() -> None:
 
 
 @contextlib.contextmanager
-def launch(parallel: bool) -> Iterator[int]:
-    """Hold the right to launch threads for the body, and give their number; 1 where a launch is not wanted or not safe."""
-    if not parallel:
-        yield 1
-        return
+def launch() -> Iterator[int]:
+    """Hold the right to launch threads for the body, and give their number; 1 where a launch is not safe."""
     load_tbb()
     width = numba.get_num_threads()  # starts numba's threads, so after the load
     if width == 1:

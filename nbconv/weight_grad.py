@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numba
@@ -10,14 +9,13 @@ import numpy as np
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, aligned, any_array, dense_array, last_block, scratch_twin
+from .drivers import INTEGER, ScratchTwin, any_array, dense_array, last_block
 from .kernels.cpu import panel_grad, weight_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES
 from .outer import SHUFFLED
 from .schedule import axes_of, cell_offsets, panel_cells, triple, weight_grad_cells
-from .threads import launch
 
 AXIS, BLOCKS = numba.typeof(Axis(*[0] * 9)), numba.typeof(Blocks(*[0] * 10))
 
@@ -72,11 +70,10 @@ def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: bool, in
 
 
 @functools.cache
-def _driver(kernel: str, dtype: np.dtype[Any], parallel: bool) -> Callable[..., Any]:
+def _driver(kernel: str, dtype: np.dtype[Any]) -> ScratchTwin:
     vector = dense_array(INTEGER, 1)
     arrays = any_array(dtype, 5, True), any_array(dtype, 5, True), dense_array(dtype, 3), vector, vector
-    family = panel_grad if kernel == "panels" else weight_grad
-    return scratch_twin(family, arrays, dtype, (AXIS, AXIS, AXIS, BLOCKS), parallel)
+    return ScratchTwin(panel_grad if kernel == "panels" else weight_grad, dtype, arrays, (AXIS, AXIS, AXIS, BLOCKS))
 
 
 def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
@@ -92,12 +89,7 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     whole = s.splits == 1 and out.flags.c_contiguous
     sums = (out if whole else np.empty((s.splits, *out.shape), out.dtype)).reshape(s.splits, len(out), -1)
     arrays, rest = (dy, x, sums, prepared.offsets, prepared.micro), (*prepared.axes, prepared.blocks)
-    with launch(plan.parallel) as threads:
-        if threads == 1:
-            _driver(plan.kernel, out.dtype, False)(0, prepared.jobs, *arrays, aligned((prepared.cells,), out.dtype), *rest)
-        else:
-            scratch = aligned((min(threads, prepared.jobs), prepared.cells), out.dtype)
-            _driver(plan.kernel, out.dtype, True)(prepared.jobs, *arrays, scratch, *rest)
+    _driver(plan.kernel, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, rest)
     if not whole:
         total = sums[0]
         for split in sums[1:]:

@@ -7,7 +7,7 @@ A job is one k; the sum over one image runs in the order that suits the machine'
 
 import numba
 
-from ..jit import kernel
+from ..jit import call, kernel
 
 
 @kernel(fastmath={"reassoc"})
@@ -30,8 +30,7 @@ def jobs(first, last, dy, db):
 
 
 @kernel(parallel=True)
-def parallel(threads, dy, db):
-    """Run all jobs, an equal share on each thread."""
-    count = dy.shape[1]
+def parallel(run_jobs, threads, count, dy, db):
+    """Run all jobs, an equal share on each thread; `run_jobs` is the address of `jobs`."""
     for thread in numba.prange(threads):
-        jobs(thread * count // threads, (thread + 1) * count // threads, dy, db)
+        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, dy, db)
