@@ -59,12 +59,12 @@ def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array,
 def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """out = bias + gradient of conv(x, weight) for x; a bias serves transposed convolutions, whose borders are zeros."""
     problem = plan.problem
+    if plan.kernel == "matrix":
+        return _matrix(plan, grad_output, weight, bias, out)
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
     if plan.kernel == "depthwise":
         return depthwise.run(plan, grad_output, weight, bias, out, 0)
-    if plan.kernel == "matrix":
-        return _matrix(plan, grad_output, weight, bias, out)
     rotated = _by_group(problem, weight).swapaxes(1, 2)
 
     def run(slab: Slab, target: Array, bias: Array) -> None:
@@ -81,12 +81,16 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
         add(border, slab.low, problem.before, MODES.index(problem.mode), out)
 
 
-def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array, out: Array) -> None:
+def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """dI of one output: the weights are an image of K channels, which dy filters."""
-    result = np.empty((1, len(grad_output), 1, 1, weight[0].size), out.dtype)
+    result = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
     dy = grad_output.reshape(*grad_output.shape[:2], 1, 1, 1)
-    forward(matrix_plan(plan.problem, plan.dtype), weight.reshape(1, len(weight), 1, 1, -1), dy, None, result)
-    np.add(result.reshape(out.shape), bias[:, None, None, None], out=out)
+    image, target = weight.reshape(1, len(weight), 1, 1, -1), result.reshape(1, len(out), 1, 1, -1)
+    forward(matrix_plan(plan.problem, plan.dtype), image, dy, None, target)
+    if bias is not None:
+        result += bias[:, None, None, None]
+    if result is not out:
+        out[...] = result
 
 
 def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:

@@ -34,8 +34,10 @@ from .schedule import (
     forward_sweep,
     input_grad_sweep,
     outer,
+    outer_cells,
     panel_cells,
     panels,
+    stored_together,
     weight_grad_cells,
 )
 
@@ -234,7 +236,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
         machine = None
     itemsize = accumulator(dtype).itemsize
     weight_bytes = math.prod(problem.weight_shape) * itemsize
-    sweep = input_grad_sweep(problem) if direction == "input_grad" else forward_sweep(problem)
+    sweep = input_grad_sweep(problem, row.name == "outer") if direction == "input_grad" else forward_sweep(problem)
     if machine and row.name.startswith("depthwise"):
         phases = problem.stride[2] if direction == "input_grad" else 1
         grad = direction == "weight_grad"
@@ -243,7 +245,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
     elif row.name == "matrix":
         inner = matrix_plan(problem, dtype, machine)
         sweep, schedule, thread = inner.sweep, inner.schedule, inner.thread_bytes
-        shared = inner.shared_bytes + math.prod(problem.input_shape) * itemsize
+        shared = inner.shared_bytes
     elif direction == "weight_grad":
         if machine:
             sweep = folded(sweep, problem, row.limits, machine.vector // itemsize)
@@ -267,8 +269,15 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
         else:
             schedule = direct(sweep, itemsize, row.limits)
         border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0) if direction == "input_grad" else 0
-        shared = weight_bytes + problem.batch * problem.channels * border * itemsize
-        thread = direct_cells(sweep, schedule) * itemsize
+        shared = problem.batch * problem.channels * border * itemsize
+        if machine is None:
+            shared, thread = shared + weight_bytes, direct_cells(sweep, schedule) * itemsize
+        else:
+            if schedule.packed:
+                blocks = -(-sweep.filters // schedule.register)
+                shared += problem.groups * blocks * schedule.register * problem.taps * itemsize
+            phases = stored_together(problem, direction, problem.size[2])
+            thread = outer_cells(sweep, schedule, phases, schedule.in_place) * itemsize
     parallel = problem.flops >= row.limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
     return Plan(direction, problem, dtype, row.device, row.name, schedule, parallel, shared, thread, reason, sweep, machine)

@@ -26,15 +26,14 @@ from .schedule import (
     forward_phases,
     input_grad_phases,
     interior,
+    outer_cells,
     phased,
-    staged_cells,
-    sum_cells,
+    stored_together,
     triple,
 )
 from .schedule import outer as outer_schedule
 
 SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
-INTERLEAVED = 8  # phases of the last axis that are stored together at the most
 
 
 @functools.lru_cache(maxsize=512)
@@ -111,7 +110,7 @@ def _prepare(
         terms.append(_terms(phase, cells, weights[3:], [virtual[a][i] for a, i in enumerate(chosen)]))
         phases.append((count, math.prod(len(p.taps) for p in phase), *(p.start for p in phase)))
         count += len(terms[-1])
-    merged = len(axes[2]) if len(axes[2]) <= INTERLEAVED else 1
+    merged = stored_together(problem, plan.direction, out[4])
     base = triple(-(-size // step) for size, step in zip(out[2:], spacing, strict=True))
     d, h, w = axes_of(sweep, s, triple(x[2:]), offset, base)
     longest = ((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile
@@ -130,7 +129,7 @@ def _prepare(
     micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged))
     tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
     jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)
-    scratch = merged * sum_cells(sweep, s) + (0 if inside else staged_cells(sweep, s) + s.vectors * s.lanes)
+    scratch = outer_cells(sweep, s, merged, inside > 0)
     numbers = np.array([*d, *h, *w, *layout], np.intp)
     return _Run(np.concatenate(terms), np.array(phases, np.intp), np.array(micro, np.intp), numbers, jobs, scratch)
 

@@ -88,6 +88,8 @@ DOTS = Limits(sums=1024, staged=96 * 1024, filters=0, held=448 * 1024, jobs=4, p
 STAGING = 3
 # Filters that a staged tile must serve at the least, where filters are divided among jobs.
 LEAST = 56
+# Phases of the last axis that are stored together at the most.
+INTERLEAVED = 8
 # Outputs of a filter from which its weights are worth copying; below, a copy of 512 x 512 x 3 x 3 takes 10 % of the time.
 REUSED = 512
 # Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache.
@@ -142,8 +144,8 @@ def forward_sweep(problem: ConvProblem) -> Sweep:
     return Sweep(channels, filters, problem.out, problem.kernel, problem.stride, problem.dilation)
 
 
-def input_grad_sweep(problem: ConvProblem) -> Sweep:
-    """The largest of the stride-1 convolutions over dy that make up dI, one for each phase of the input grid.
+def input_grad_sweep(problem: ConvProblem, merged: bool) -> Sweep:
+    """dI as convolutions over dy with stride 1, one for each phase of the input grid: all in one sweep if `merged`, else the largest.
 
     Taps that meet on one phase lie stride / gcd(stride, dilation) apart, which is dilation / gcd(stride, dilation) outputs.
     """
@@ -152,7 +154,16 @@ def input_grad_sweep(problem: ConvProblem) -> Sweep:
     kernel = triple(-(-k // (s // g)) for k, s, g in zip(problem.kernel, problem.stride, common, strict=True))
     dilation = triple(d // g for d, g in zip(problem.dilation, common, strict=True))
     channels, filters = problem.channels // problem.groups, problem.filters // problem.groups
-    return Sweep(filters, channels, out, kernel, (1, 1, 1), dilation)
+    sweep = Sweep(filters, channels, out, kernel, (1, 1, 1), dilation)
+    if not merged:
+        return sweep
+    return phased(sweep, problem, [input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3)])[0]
+
+
+def stored_together(problem: ConvProblem, direction: str, size: int) -> int:
+    """Phases of the last axis, of `size` cells, that are interleaved as they are stored."""
+    phases = min(problem.stride[2], size) if direction == "input_grad" else 1
+    return phases if phases <= INTERLEAVED else 1
 
 
 def folded(sweep: Sweep, problem: ConvProblem, limits: Limits, lanes: int) -> Sweep:
@@ -300,7 +311,7 @@ def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int) -> Sch
 
 def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine) -> Schedule:
     """Micro-kernel of dW of one filter on one channel: as many rows of dy as the sums of all taps leave registers."""
-    rows = even(sweep.out[1], max(1, min(8, machine.registers - math.prod(sweep.kernel) - 3)))
+    rows = even(sweep.out[1], max(1, min(8, machine.registers - math.prod(sweep.kernel) - 6)))
     lanes = machine.vector // itemsize
     return Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes)
 
@@ -415,6 +426,12 @@ def sum_cells(sweep: Sweep, schedule: Schedule) -> int:
     t, e = schedule.tile, sweep.extents(schedule)
     longest = ((t[0] - 1) * e[1] + t[1] - 1) * e[2] + t[2]
     return schedule.filters * -(-longest // schedule.lanes) * schedule.lanes
+
+
+def outer_cells(sweep: Sweep, schedule: Schedule, phases: int, in_place: bool) -> int:
+    """Scratch of a micro-kernel: sums of the phases that are stored together, staged input, and what its last call may read beyond."""
+    staged = 0 if in_place else staged_cells(sweep, schedule) + schedule.vectors * schedule.lanes
+    return phases * sum_cells(sweep, schedule) + staged
 
 
 def direct_cells(sweep: Sweep, schedule: Schedule) -> int:

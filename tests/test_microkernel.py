@@ -1,5 +1,6 @@
 """The LLVM kernels: on every family of machines that this one can be, and the code that they become on all."""
 
+import ctypes
 import re
 
 import numpy as np
@@ -10,9 +11,10 @@ from llvmlite import ir
 from oracle import assert_sums, random
 
 import nbconv
-from nbconv import dispatch, engine
+from nbconv import depthwise, dispatch, engine, outer, weight_grad
 from nbconv.kernels.cpu import microkernel
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
+from nbconv.schedule import interior
 
 MACHINES = {"avx512": AVX512, "avx2": AVX2, "sse2": SSE2, "neon": NEON}
 HERE = [name for name in ("avx2", "sse2") if host().vector > MACHINES[name].vector]
@@ -43,20 +45,55 @@ def test_lesser_machines(case, name, dtype, monkeypatch):
         assert all(plan.machine == MACHINES[name] for plan in chosen)
 
 
-def shapes(name, itemsize):
-    """The kernels that schedules ask for on a machine, over numbers of filters and channels."""
+SHAPES = [
+    # input, weight, options
+    *[((2, 20, 20, 20), (filters, 20, 3, 3), {}) for filters in (*range(1, 30), 64, 96, 128)],
+    *[((2, 64, 20, 20), (64, channels, 3, 3), {"padding": 1, "groups": 64 // channels}) for channels in (8, 16, 32)],
+    ((4, 64, 7, 7), (64, 64, 3, 3), {"padding": 1}),
+    ((2, 64, 30, 30), (64, 64, 1, 1), {}),
+    ((2, 12, 31, 31), (40, 12, 5, 5), {"stride": 2}),
+    ((1, 8, 9, 9), (16, 8, 9, 9), {}),
+]
+PLANES = [
+    *[((2, 6, 14 * s, 20), (6, 1, k, k), {"padding": k // 2, "stride": s, "groups": 6}) for k in (3, 5, 7) for s in (1, 2)],
+    ((2, 6, 200), (6, 1, 9), {"groups": 6}),
+    ((2, 6, 9, 9, 20), (6, 1, 3, 3, 3), {"groups": 6}),
+]
+
+
+def kernels(name, itemsize, problems, monkeypatch):
+    """The kernels that a machine is asked for by the preparation of all three directions: (emitter, shape)."""
     found = set()
-    for filters in (*range(1, 30), 64, 96, 128):
-        for direction, emitter in (("forward", "outer"), ("weight_grad", "dots")):
-            problem = nbconv.ConvProblem.make((2, 8, 20, 20), (filters, 8, 3, 3))
-            schedule = dispatch.select(direction, problem, np.dtype(f"f{itemsize}"), MACHINES[name]).schedule
-            found.add((emitter, schedule.register, schedule.vectors))
-    return sorted(found)
+
+    def note(machine, size, emitter, *shape):
+        assert (machine, size) == (MACHINES[name], itemsize)
+        found.add((emitter, shape))
+        return 1
+
+    for module in (outer, depthwise, weight_grad):
+        monkeypatch.setattr(module, "kernel_address", note)
+    for x, w, options in problems:
+        p = nbconv.ConvProblem.make(x, w, **options)
+        sizes = {"x": (p.batch, p.channels, *p.size), "dy": (p.batch, p.filters, *p.out)}
+        for direction in dispatch.DIRECTIONS:
+            plan = dispatch.select(direction, p, np.dtype(f"f{itemsize}"), MACHINES[name])
+            if plan.kernel in ("depthwise", "depthwise_grad"):
+                depthwise._prepare.__wrapped__(plan)
+            elif plan.kernel in ("dots", "panels"):
+                weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], True, 0)
+            elif plan.kernel == "outer":
+                forward = direction == "forward"
+                source, target = (sizes["x"], sizes["dy"]) if forward else (sizes["dy"], sizes["x"])
+                taps = (0, 0, itemsize) if forward else (itemsize,) * 3
+                inside = 64 if plan.schedule.in_place else 0
+                slab = None if forward else interior(p)
+                outer._prepare.__wrapped__(plan, slab, source, target, True, False, inside, (64, 64, 4 * itemsize, 64, *taps))
+    return sorted(found, key=str)
 
 
 # On the machine's own names: a vector register and the stack in one instruction; a fused multiplication; a call.
-SPILL = {"avx512": r"zmm\d+.*\(%r[sb]p|\(%r[sb]p\).*zmm", "avx2": r"ymm\d+.*\(%r[sb]p|\(%r[sb]p\).*ymm"}
-SPILL |= {"sse2": r"mov[au]p[sd].*(xmm\d+.*\(%r[sb]p|\(%r[sb]p\).*xmm)", "neon": r"(str|ldr|stp|ldp)\s+q\d+.*\[sp"}
+SPILL = {"avx512": r"zmm\d+.*\(%rsp|\(%rsp\).*zmm", "avx2": r"ymm\d+.*\(%rsp|\(%rsp\).*ymm"}
+SPILL |= {"sse2": r"mov[au]p[sd].*(xmm\d+.*\(%rsp|\(%rsp\).*xmm)", "neon": r"(str|ldr|stp|ldp)\s+q\d+.*\[sp"}
 FUSED = {"avx512": r"vfmadd\d+p[sd].*zmm", "avx2": r"vfmadd\d+p[sd].*ymm", "sse2": r"mulp[sd]", "neon": r"fmla\s+v"}
 
 
@@ -66,29 +103,83 @@ def inner_loops(assembly):
     return [body for label, body in zip(parts[1::2], parts[2::2], strict=True) if re.search(re.escape(label) + r"\b", body)]
 
 
+def assembly_of(emitter, itemsize, machine, *shape):
+    module = ir.Module(emitter)
+    microkernel.EMITTERS[emitter](module, emitter, itemsize, machine.vector, *shape)
+    parsed, target = microkernel.emit(module, machine)
+    return target.emit_assembly(parsed)
+
+
+def fmas(emitter, shape):
+    """Multiplications of vectors in one pass of a kernel's inner loop."""
+    if emitter == "depthwise":
+        rows, vectors, _, taps, _, _, _, columns = shape
+        return rows * vectors * taps[0] * taps[1] * sum(map(len, columns))
+    if emitter == "depthwise_grad":
+        rows, taps, _, _, _, columns = shape
+        return rows * taps[0] * taps[1] * len(columns)
+    return shape[0] * shape[1]
+
+
 @pytest.mark.parametrize("itemsize", [4, 8])
 @pytest.mark.parametrize("name", MACHINES)
-def test_code_is_fused_and_does_not_spill(name, itemsize):
-    kernels = shapes(name, itemsize)
-    assert len(kernels) > 5
-    for emitter, *shape in kernels:
-        module = ir.Module(emitter)
-        microkernel.EMITTERS[emitter](module, emitter, itemsize, MACHINES[name].vector, *shape)
-        parsed, target = microkernel.emit(module, MACHINES[name])
-        assembly = target.emit_assembly(parsed)
-        loops = [loop for loop in inner_loops(assembly) if len(re.findall(FUSED[name], loop)) >= shape[0] * shape[1]]
+def test_code_is_fused_and_does_not_spill(name, itemsize, monkeypatch):
+    """Wherever sums stay in registers. Machines without masked loads take the kernels that need them apart, into many blocks."""
+    asked = kernels(name, itemsize, SHAPES, monkeypatch)
+    masks = name in ("avx512", "avx2")
+    hot = [(e, s) for e, s in asked if e in ("outer", "panel", "dots") and (masks or e == "panel" or (e == "outer" and not s[2]))]
+    assert {emitter for emitter, _ in asked} >= {"outer", "panel", "dots", "load", "store", "pack", "collapse"}
+    assert len(hot) > 10
+    for emitter, shape in hot:
+        assembly = assembly_of(emitter, itemsize, MACHINES[name], *shape)
+        loops = [loop for loop in inner_loops(assembly) if len(re.findall(FUSED[name], loop)) >= fmas(emitter, shape)]
         assert loops, (emitter, shape)
         assert not any(re.search(SPILL[name], loop) for loop in loops), (emitter, shape)
         assert not re.search(r"\bcallq?\b|\bbl\s", assembly), (emitter, shape)
 
 
+@pytest.mark.parametrize("itemsize", [4, 8])
+def test_depthwise_code_is_fused_and_keeps_its_sums(itemsize, monkeypatch):
+    """Every tap is one multiplication, and no sum is stored to the stack, where vectors are masked and registers are many."""
+    asked = kernels("avx512", itemsize, PLANES, monkeypatch)
+    assert {emitter for emitter, _ in asked} == {"depthwise", "depthwise_grad", "dots", "load", "collapse"}
+    for emitter, shape in asked:
+        if not emitter.startswith("depthwise") or (emitter == "depthwise_grad" and shape[4] > 1 and fmas(emitter, shape) > 16):
+            continue  # with a stride, what loads need leaves no room for the sums of 25 taps
+        loops = inner_loops(assembly_of(emitter, itemsize, AVX512, *shape))
+        full = [loop for loop in loops if len(re.findall(FUSED["avx512"], loop)) == fmas(emitter, shape)]
+        assert full or not fmas(emitter, shape), (emitter, shape)
+        stores = r"vmovup[sd]\s+%zmm\d+, -?\d*\(%rsp"
+        assert not any(re.search(stores, loop) for loop in full), (emitter, shape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("exact", [0, 1])
+def test_pack_writes_its_target_only(dtype, exact):
+    """Every number of rows and columns up to three squares, rows side by side or apart: nothing before or after is touched."""
+    size = np.dtype(dtype).itemsize
+    lanes = host().vector // size
+    pack = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(microkernel.kernel_address(host(), size, "pack", exact))
+    source = random((lanes, 3 * lanes), dtype, 0)
+    for rows in range(1, lanes + 1):
+        for count in range(3 * lanes + 1):
+            for pitch in (rows, rows + 3):
+                cells = max(0, (count - 1) * pitch + rows) if exact else count * pitch
+                memory = np.full(cells + 80, 7, dtype)
+                pack(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count)
+                assert (memory[:40] == 7).all()
+                assert (memory[40 + cells :] == 7).all()
+                for t in range(count):
+                    np.testing.assert_array_equal(memory[40 + t * pitch :][:rows], source[:rows, t])
+                    if exact and t + 1 < count:
+                        assert (memory[40 + t * pitch + rows : 40 + (t + 1) * pitch] == 7).all()
+
+
 def test_the_spill_check_sees_a_spill():
     """Sixteen filters by four vectors do not fit any machine's registers."""
     for name, machine in MACHINES.items():
-        module = ir.Module("outer")
-        microkernel.EMITTERS["outer"](module, "outer", 4, machine.vector, 16, 4)
-        parsed, target = microkernel.emit(module, machine)
-        assert any(re.search(SPILL[name], loop) for loop in inner_loops(target.emit_assembly(parsed))), name
+        assembly = assembly_of("outer", 4, machine, 16, 4, 0, 4, 0)
+        assert any(re.search(SPILL[name], loop) for loop in inner_loops(assembly)), name
 
 
 def test_cache_survives_damage(tmp_path, monkeypatch):

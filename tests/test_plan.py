@@ -27,11 +27,11 @@ CASES = {
 }
 PINNED = [
     # direction, case, dtype, machine -> kernel, tile, filters, channels, splits, register, vectors, parallel
-    ("forward", "tiny", "float32", "avx512", ("outer", (1, 6, 6), 1, 1, 1, 1, 8, False)),
+    ("forward", "tiny", "float32", "avx512", ("depthwise", (1, 6, 16), 1, 1, 1, 1, 1, False)),
     ("forward", "3x3", "float32", "avx512", ("outer", (1, 14, 56), 65, 22, 1, 13, 2, True)),
     ("forward", "small images", "float32", "avx512", ("outer", (4, 7, 7), 140, 37, 1, 14, 2, True)),
     ("forward", "first layer", "float32", "avx512", ("outer", (1, 9, 112), 65, 3, 1, 13, 2, True)),
-    ("forward", "depthwise", "float32", "avx512", ("outer", (1, 14, 56), 1, 1, 1, 1, 8, True)),
+    ("forward", "depthwise", "float32", "avx512", ("depthwise", (1, 8, 16), 1, 1, 1, 1, 1, True)),
     ("forward", "dilated 1-D", "float32", "avx512", ("outer", (1, 1, 992), 16, 16, 1, 8, 3, True)),
     ("forward", "one channel", "float32", "avx512", ("outer", (1, 1, 1024), 1, 1, 1, 1, 8, True)),
     ("forward", "3x3", "float64", "avx512", ("outer", (1, 14, 56), 65, 11, 1, 13, 2, True)),
@@ -41,11 +41,11 @@ PINNED = [
     ("input_grad", "3x3", "float32", "avx512", ("outer", (1, 14, 56), 65, 22, 1, 13, 2, True)),
     ("input_grad", "first layer", "float32", "avx512", ("outer", (1, 8, 112), 3, 32, 1, 3, 7, True)),
     ("input_grad", "small images", "float32", "avx512", ("outer", (4, 7, 7), 140, 37, 1, 14, 2, True)),
-    ("weight_grad", "3x3", "float32", "avx512", ("dots", (1, 14, 56), 66, 5, 1, 6, 4, True)),
-    ("weight_grad", "small images", "float32", "avx512", ("dots", (4, 7, 7), 132, 5, 1, 6, 4, True)),
-    ("weight_grad", "depthwise", "float32", "avx512", ("dots", (1, 14, 56), 1, 1, 1, 1, 9, True)),
+    ("weight_grad", "3x3", "float32", "avx512", ("panels", (1, 8, 56), 64, 65, 4, 13, 2, True)),
+    ("weight_grad", "small images", "float32", "avx512", ("panels", (4, 7, 7), 256, 56, 1, 14, 2, True)),
+    ("weight_grad", "depthwise", "float32", "avx512", ("depthwise_grad", (1, 8, 16), 1, 1, 1, 1, 1, True)),
     ("weight_grad", "one channel", "float32", "avx512", ("dots", (1, 1, 1024), 1, 1, 4, 1, 14, True)),
-    ("weight_grad", "3x3", "float64", "avx2", ("dots", (1, 14, 56), 66, 4, 1, 3, 3, True)),
+    ("weight_grad", "3x3", "float64", "avx2", ("panels", (1, 8, 56), 64, 36, 2, 6, 2, True)),
     ("weight_grad", "3x3", "uint8", "avx512", ("direct_weight_grad", (1, 28, 56), 16, 64, 8, 0, 1, True)),
 ]
 

@@ -60,6 +60,11 @@ class Function:
             return self.load(address, self.vector, number * self.lanes * self.itemsize)
         return self.masked_load(self.add(address, number * self.lanes * self.itemsize), mask)
 
+    def opaque(self, address: Any) -> Any:
+        """The same address, of which the compiler knows nothing: it keeps no loads from it for later, which would spill."""
+        asm = ir.InlineAsm(ir.FunctionType(WORD, [WORD]), "", "=r,0", True)
+        return self.builder.call(asm, [address])
+
     def prefetch(self, address: Any) -> None:
         """Fetch a line into first-level cache; any address will do."""
         kind = ir.FunctionType(ir.VoidType(), [POINTER, INDEX, INDEX, INDEX])

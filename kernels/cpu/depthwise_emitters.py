@@ -136,11 +136,12 @@ def depthwise(
             sums = {(i, p, v): ir.Constant(f.vector, None) for i in range(count) for p in range(phases) for v in range(vectors)}
             for r0 in range(depth):
                 for q, users in met:
+                    near = weights if held else f.opaque(weights)
                     for p, taps_of_phase in enumerate(columns):
                         for t, column in enumerate(taps_of_phase):
                             for i, r1 in users:
                                 index = (r0 * tall + r1) * across + starts[p] + t
-                                scale = held[index] if held else weight(weights, index)
+                                scale = held[index] if held else weight(near, index)
                                 for v in range(vectors):
                                     x = read.cells(addresses[r0][q], column, v)
                                     sums[i, p, v] = b.call(f.fma, [scale, x, sums[i, p, v]])

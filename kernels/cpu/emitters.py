@@ -377,8 +377,8 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
 
     C signature, all 64-bit: (source, row, rows, target, pitch, count): `target[t, p] = source[p, t]` for `count` values of t and
     `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`. If not
-    `exact`, each target row but the last ones of `count` is written as a whole vector: what lies behind it, which may be the
-    next row, is overwritten first.
+    `exact`, each target row but the last ones is written as a whole vector: what lies behind it, up to the last row, is
+    overwritten, so that rows which follow one another are written in order.
     """
     f = Function(module, name, itemsize, vector, "source row rows target pitch count")
     b, a = f.builder, f.arguments
@@ -399,13 +399,21 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
             place = b.add(place, a["pitch"])
         return [f.add(source, vector), place]
 
-    most = f.add(a["count"], 0 if exact else -1)
-    source, target = f.loop(b.sdiv(most, f.word(lanes)), [a["source"], a["target"]], square)
-    left = b.sub(a["count"], b.mul(b.sdiv(most, f.word(lanes)), f.word(lanes)))
-    columns = f.below(left)
-    values = [f.masked_load(b.add(source, row), columns) for row in rows]
-    for t, value in enumerate(transposed(f, values)):
-        exists = b.icmp_signed("<", f.word(t), left)
-        f.masked_store(value, target, b.select(exists, writes, nothing))
-        target = b.add(target, a["pitch"])
+    def part(values: list[Any]) -> list[Any]:
+        source, target, left = values
+        columns = f.below(left)
+        place = target
+        for t, value in enumerate(transposed(f, [f.masked_load(b.add(source, row), columns) for row in rows])):
+            exists = b.icmp_signed("<", f.word(t), left)
+            f.masked_store(value, place, b.select(exists, writes, nothing))
+            place = b.add(place, a["pitch"])
+        return [f.add(source, vector), place, f.add(left, -lanes)]
+
+    # whole vectors reach no further than the cells of the last rows
+    spilling = f.add(a["count"], 0 if exact else -lanes)
+    spilling = b.select(b.icmp_signed("<", spilling, f.word(0)), f.word(0), spilling)
+    whole = b.sdiv(spilling, f.word(lanes))
+    source, target = f.loop(whole, [a["source"], a["target"]], square)
+    left = b.sub(a["count"], b.mul(whole, f.word(lanes)))
+    f.loop(b.sdiv(f.add(left, lanes - 1), f.word(lanes)), [source, target, left], part)
     b.ret_void()
