@@ -118,7 +118,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 def prepare(dtype: str, threads: int, against: str | None) -> tuple[dict[str, Any], float, float]:
     """Set the threads of both libraries; print and return what to know about the machine, its peak and its bandwidth."""
-    threading_layers.load_tbb()
+    threading_layers.prepare()
     numba.set_num_threads(threads)
     if against == "torch":
         import torch

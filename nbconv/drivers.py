@@ -55,7 +55,7 @@ class Twin:
 
 
 class ScratchTwin:
-    """As `Twin`, where a thread needs scratch: `jobs(first, last, *arrays, scratch, *rest)`, and a row of scratch for each thread."""
+    """As `Twin`, where a thread needs scratch: `jobs(first, last, *arrays, scratch, *rest)`, and a row of it for each thread."""
 
     def __init__(self, family: Any, dtype: np.dtype[Any], arrays: tuple[Any, ...], rest: tuple[Any, ...]):
         self._family, self._dtype, self._arrays, self._rest = family, dtype, arrays, rest

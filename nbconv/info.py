@@ -15,7 +15,7 @@ FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bf16", "am
 def info() -> str:
     """Versions, CPU, threads, GPU and cache folder, a line each."""
     features = llvmlite.binding.get_host_cpu_features()
-    threads.load_tbb()
+    threads.prepare()
     count = numba.get_num_threads()
     rows = {
         "nbconv": __version__,

@@ -86,8 +86,8 @@ def _prepare(
 
     `slab` tells which padded cells dI is sought for, None for a forward run; `near`, whether the cells of a row of x are
     neighbours in memory; `spread`, whether those of out are not; `inside`, the bytes from channel to channel of an input that is
-    read in place, else 0; `weights`, bytes from group to group, block to block of filters, filter to filter, channel to channel and tap to tap on
-    each axis of the weights.
+    read in place, else 0; `weights`, bytes from group to group, block to block of filters, filter to filter, channel to channel
+    and tap to tap on each axis of the weights.
     """
     problem, s, machine = plan.problem, plan.schedule, plan.machine
     assert machine is not None

@@ -145,7 +145,7 @@ def forward_sweep(problem: ConvProblem) -> Sweep:
 
 
 def input_grad_sweep(problem: ConvProblem, merged: bool) -> Sweep:
-    """dI as convolutions over dy with stride 1, one for each phase of the input grid: all in one sweep if `merged`, else the largest.
+    """dI as convolutions over dy with stride 1, one for each phase of the input grid: all in one if `merged`, else the largest.
 
     Taps that meet on one phase lie stride / gcd(stride, dilation) apart, which is dilation / gcd(stride, dilation) outputs.
     """
@@ -180,8 +180,8 @@ def folded(sweep: Sweep, problem: ConvProblem, limits: Limits, lanes: int) -> Sw
 class Phase(NamedTuple):
     """Outputs of one axis that are reached by the same taps: every so many from `start` on.
 
-    Output j of a phase reads input cell  j * stride + offset  by its first tap, and further cells by the others, all at one distance.
-    `taps` are kernel cells in the order in which cells rise.
+    Output j of a phase reads input cell  j * stride + offset  by its first tap, and further cells by the others, all at one
+    distance. `taps` are kernel cells in the order in which cells rise.
     """
 
     start: int
@@ -198,8 +198,8 @@ def input_grad_phases(problem: ConvProblem, axis: int, low: int, size: int) -> l
     """The phases of `size` padded cells from `low` on, whose gradient is sought; the input is dy, stride 1.
 
     Padded cell p = low + start + j * stride is reached by tap r from output (p - r * dilation) / stride where that is whole: by the
-    taps r = first + t * step, which lie step * dilation / stride outputs apart. Of the cells of a copied border, taps that reach none
-    of them from an output that exists are left out.
+    taps r = first + t * step, which lie step * dilation / stride outputs apart. Of the cells of a copied border, taps that reach
+    none of them from an output that exists are left out.
     """
     stride, dilation, kernel = problem.stride[axis], problem.dilation[axis], problem.kernel[axis]
     step = stride // math.gcd(stride, dilation)
@@ -369,8 +369,8 @@ def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: 
 def panels(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
     """Micro-kernel of dW that broadcasts channels over vectors of filters.
 
-    dy of all filters of a block stays within `limits.held` bytes, the staged channels within `limits.staged`, and the sums of the block
-    within the two.
+    dy of all filters of a block stays within `limits.held` bytes, the staged channels within `limits.staged`, and the sums of the
+    block within the two.
     """
     lanes = machine.vector // itemsize
     vectors = min(2, -(-sweep.filters // lanes))
@@ -429,7 +429,7 @@ def sum_cells(sweep: Sweep, schedule: Schedule) -> int:
 
 
 def outer_cells(sweep: Sweep, schedule: Schedule, phases: int, in_place: bool) -> int:
-    """Scratch of a micro-kernel: sums of the phases that are stored together, staged input, and what its last call may read beyond."""
+    """Scratch of a micro-kernel: sums of the phases stored together, staged input, and what its last call may read beyond."""
     staged = 0 if in_place else staged_cells(sweep, schedule) + schedule.vectors * schedule.lanes
     return phases * sum_cells(sweep, schedule) + staged
 
@@ -440,7 +440,7 @@ def direct_cells(sweep: Sweep, schedule: Schedule) -> int:
 
 
 def phased(sweep: Sweep, problem: ConvProblem, phases: list[list[Phase]]) -> tuple[Sweep, Triple, list[list[list[int]]]]:
-    """One sweep that stages dy for all phases of dI: it, the position of its first cell, and the taps of it that each phase reads."""
+    """One sweep that stages dy for all phases of dI: it, its first cell, and the taps of it that each phase reads."""
     kernel, dilation, offset, virtual = [], [], [], []
     for a, axis in enumerate(phases):
         apart = problem.dilation[a] // math.gcd(problem.stride[a], problem.dilation[a])

@@ -1,13 +1,16 @@
 """When a launch of threads is safe, and how wide it is.
 
-Numba's three threading layers differ: TBB takes launches from several Python threads and survives a fork; GNU OpenMP kills a forked
-child that launches; workqueue aborts the process when two threads launch at once. TBB from PyPI lies in a folder of the environment
-that the dynamic loader does not search, so it is loaded by its path before numba looks for it.
+Numba's three threading layers differ. GNU OpenMP kills a forked child that launches; its threads wait awake for the next launch, and
+calls of 50 us gain from it. TBB survives a fork, but its threads arrive late: calls under 0.4 ms gain nothing, where OpenMP halves
+them (2 cores). Workqueue aborts the process when two threads launch at once. So the layer is numba's choice or the user's, which
+is OpenMP where TBB is not to be found. TBB from PyPI lies in a folder of the environment that the dynamic loader does not search:
+it is loaded by its path, before numba looks for it, where a layer is asked for that needs it, or where there is no OpenMP.
 """
 
 import contextlib
 import ctypes
 import functools
+import importlib.util
 import os
 import site
 import sys
@@ -17,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numba
+from numba.core import config
 
 _workqueue = threading.Lock()
 _omp_was_forked = False
@@ -34,10 +38,11 @@ if hasattr(os, "register_at_fork"):
 
 
 @functools.cache
-def load_tbb() -> None:
-    """Load PyPI's TBB, if this environment has it; numba then finds it."""
+def prepare() -> None:
+    """Load PyPI's TBB, if it is wanted and this environment has it; numba then finds it."""
     name = "libtbb.so.12"
-    if sys.platform != "linux":
+    wanted = config.THREADING_LAYER in ("tbb", "safe", "forksafe")
+    if sys.platform != "linux" or not (wanted or importlib.util.find_spec("numba.np.ufunc.omppool") is None):
         return
     for prefix in (sys.prefix, site.USER_BASE):
         path = Path(prefix or "", "lib", name)
@@ -59,7 +64,7 @@ def layer() -> str | None:
 def _warn_about_fork() -> None:
     warnings.warn(
         "nbconv runs on one thread in this process: it was forked after GNU OpenMP had started threads. "
-        "Install tbb, or start processes with 'spawn'.",
+        "Start processes with 'spawn', or install nbconv[tbb] and set NUMBA_THREADING_LAYER=tbb.",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -68,7 +73,7 @@ def _warn_about_fork() -> None:
 @contextlib.contextmanager
 def launch() -> Iterator[int]:
     """Hold the right to launch threads for the body, and give their number; 1 where a launch is not safe."""
-    load_tbb()
+    prepare()
     width = numba.get_num_threads()  # starts numba's threads, so after the load
     if width == 1:
         yield 1

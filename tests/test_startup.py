@@ -48,8 +48,10 @@ def convolve(_=None):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the TBB of PyPI is looked for on Linux")
-def test_tbb_of_the_environment_is_found():
-    assert lines(CONVOLVE + "print(convolve(), numba.threading_layer())") == ["True", "tbb"]
+@pytest.mark.parametrize(("wanted", "found"), [("default", "omp"), ("tbb", "tbb"), ("forksafe", "tbb"), ("omp", "omp")])
+def test_tbb_of_the_environment_is_found_where_it_is_wanted(wanted, found):
+    code = CONVOLVE + "print(convolve(), numba.threading_layer())"
+    assert lines(code, NUMBA_THREADING_LAYER=wanted) == ["True", found]
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -3,7 +3,7 @@
     out[n, c, o] = bias[c] + sum_t weight[c, t] * x[n, c, position of o and t]
     dw[c, t] = sum_n sum_o dy[n, c, o] * x[n, c, position of o and t]
 
-Everything is done by the micro-kernels `depthwise` and `depthwise_grad`; a job is a plane, or for dW a channel. Arrays are contiguous.
+The micro-kernels `depthwise` and `depthwise_grad` do it all; a job is a plane, or for dW a channel. Arrays are contiguous.
 """
 
 import numba
@@ -21,8 +21,8 @@ def jobs(first, last, x, weight, bias, out, runs, table, zeros, apply):
     """Compute planes `first` to `last` of all N * C.
 
     x (N, C, ...), weight (C, taps) in the order of the runs, bias (C,), out (N, C, ...). A row of `runs` is: address of the
-    micro-kernel, first place in `table`, bytes from slice to slice and tap to tap there, slices, rows, first cell in out, cells from slice
-    to slice and row to row there, first weight. `zeros` is a row of them.
+    micro-kernel, first place in `table`, bytes from slice to slice and tap to tap there, slices, rows, first cell in out, cells
+    from slice to slice and row to row there, first weight. `zeros` is a row of them.
     """
     size = x.itemsize
     channels = x.shape[1]
@@ -39,8 +39,8 @@ def jobs(first, last, x, weight, bias, out, runs, table, zeros, apply):
                 runs[i, 0], x.ctypes.data + plane * x_plane * size, x_plane * size,
                 out.ctypes.data + (plane * y_plane + runs[i, 6]) * size, y_plane * size, runs[i, 7] * size, runs[i, 8] * size,
                 weight.ctypes.data + (c * weight.shape[1] + runs[i, 9]) * size, weight.shape[1] * size, bias.ctypes.data + c * size,
-                planes, table.ctypes.data + runs[i, 1] * 8, runs[i, 2], runs[i, 3], runs[i, 4], runs[i, 5], x.shape[4], out.shape[4],
-                zeros.ctypes.data,
+                planes, table.ctypes.data + runs[i, 1] * 8, runs[i, 2], runs[i, 3], runs[i, 4], runs[i, 5],
+                x.shape[4], out.shape[4], zeros.ctypes.data,
             )  # fmt: skip
         run(apply, flat[plane * y_plane : (plane + planes) * y_plane])
         plane += planes
@@ -62,8 +62,8 @@ def grad_jobs(first, last, dy, x, dw, runs, table, zeros):
     call_kernel(
         runs[0, 0], x.ctypes.data + first * x_plane * size, x_plane * size, channels * x_plane * size,
         dy.ctypes.data + first * dy_plane * size, dy_plane * size, channels * dy_plane * size, runs[0, 7] * size, runs[0, 8] * size,
-        dw.ctypes.data + first * dw.shape[1] * size, last - first, x.shape[0], table.ctypes.data + runs[0, 1] * 8, runs[0, 2], runs[0, 3],
-        runs[0, 4], runs[0, 5], x.shape[4], dy.shape[4], zeros.ctypes.data,
+        dw.ctypes.data + first * dw.shape[1] * size, last - first, x.shape[0], table.ctypes.data + runs[0, 1] * 8,
+        runs[0, 2], runs[0, 3], runs[0, 4], runs[0, 5], x.shape[4], dy.shape[4], zeros.ctypes.data,
     )  # fmt: skip
 
 

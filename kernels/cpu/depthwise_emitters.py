@@ -1,11 +1,13 @@
 """Emitters of the micro-kernels for one filter on one channel, which read and write the caller's planes in place.
 
-    depthwise       y[i, s * j + b] = bias + sum_(r0, r1, t) w[r0, r1, b, t] * x[row(r0, i * step + r1 * apart), j * stride + columns[b][t]]
-    depthwise_grad  dw[r0, r1, t] = sum_n sum_(i, j) dy[n, i, j] * x[n, row(r0, i * step + r1 * apart), j * stride + columns[0][t]]
+    depthwise       y[i, s * j + b] = bias + sum_(r0, r1, t) w[r0, r1, b, t] * x[q, j * stride + columns[b][t]]
+    depthwise_grad  dw[r0, r1, t] = sum_n sum_(i, j) dy[n, i, j] * x[n, q, j * stride + columns[t]]
 
-A table of byte offsets tells where each padded row lies in a plane, so that borders of rows cost nothing; a row outside of the plane
-has a negative offset, and a row of zeros is read in its place. Cells of a row that lie outside of it are masked. With s lists of
-columns, s neighbouring outputs are computed at once, each by its own taps: the phases of a strided dI.
+where q is row(r0, i * step + r1 * apart).
+
+A table of byte offsets tells where each padded row lies in a plane, so that borders of rows cost nothing; a row outside of the
+plane has a negative offset, and a row of zeros is read in its place. Cells of a row that lie outside of it are masked. With s lists
+of columns, s neighbouring outputs are computed at once, each by its own taps: the phases of a strided dI.
 
 A block of rows shares its input: each vector of cells is loaded once for all rows and taps that it meets.
 """
@@ -107,10 +109,11 @@ def depthwise(
 ) -> None:
     """Emit `depthwise` for blocks of `rows` x `vectors`; `hoisted` keeps all weights of a plane in registers.
 
-    C signature, all 64-bit: (x, x_plane, y, y_plane, y_slice, y_row, weights, plane_weights, bias, planes, table, slice, span, slices,
-    rows, width, y_width, zeros). Addresses of x, y, the first plane's weights, its bias, the table of rows and a row of zeros; bytes
-    from plane to plane of x, y and the weights, from output slice to slice and row to row; of the table, bytes from slice to slice
-    and from tap to tap of the first axis; numbers of planes, slices, rows of a slice; cells of a row of x and of y.
+    C signature, all 64-bit: (x, x_plane, y, y_plane, y_slice, y_row, weights, plane_weights, bias, planes, table, slice, span,
+    slices, rows, width, y_width, zeros). Addresses of x, y, the first plane's weights, its bias, the table of rows and a row of
+    zeros; bytes from plane to plane of x, y and the weights, from output slice to slice and row to row; of the table, bytes from
+    slice to slice and from tap to tap of the first axis; numbers of planes, slices, rows of a slice; cells of a row of x and of
+    y.
     """
     names = "x x_plane y y_plane y_slice y_row weights plane_weights bias planes table slice span slices rows width y_width zeros"
     f = Function(module, name, itemsize, vector, names)

@@ -34,10 +34,12 @@ def outer(
 
     The weights of a term lie `row` bytes apart: a distance that is known only at run time takes a register for each filter, and
     vectors spill (half the speed). Cells `ahead` bytes further are fetched, if that is not 0: those of the next positions, where
-    channels are so far apart that no hardware foresees them. C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias).
-    Addresses of weights, cells, terms and sums; `count`, the number of terms, each a pair of the offsets in bytes of its cells
-    and of its weight; bytes from one filter's sums to the next; `first`, whether sums start at zero instead of what memory
-    holds; `edge`, lanes of the last vector; `bias`, the address of the filters' biases to add at the end, or 0.
+    channels are so far apart that no hardware foresees them.
+
+    C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias). Addresses of weights, cells, terms
+    and sums; `count`, the number of terms, each a pair of the offsets in bytes of its cells and of its weight; bytes from one
+    filter's sums to the next; `first`, whether sums start at zero instead of what memory holds; `edge`, lanes of the last vector;
+    `bias`, the address of the filters' biases to add at the end, or 0.
     """
     f = Function(module, name, itemsize, vector, "weights cells terms count sums sums_row first edge bias")
     b, a = f.builder, f.arguments
@@ -328,8 +330,8 @@ def panel(module: ir.Module, name: str, itemsize: int, vector: int, scalars: int
 def transposed(f: Function, values: list[Any]) -> list[Any]:
     """The columns of a square of `f.lanes` vectors.
 
-    First within 16 bytes of all vectors, by unpacking, then 16 bytes at a time: shuffles that need no table of indices. Interleaving
-    whole vectors instead takes as many shuffles, each with its table, and 440 cycles a square of 16 instead of 120.
+    First within 16 bytes of all vectors, by unpacking, then 16 bytes at a time: shuffles that need no table of indices.
+    Interleaving whole vectors instead takes as many shuffles, each with its table, and 440 cycles a square of 16 instead of 120.
     """
     b, lanes = f.builder, f.lanes
     block = 16 // f.itemsize

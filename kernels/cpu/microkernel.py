@@ -1,16 +1,18 @@
 """The inner loops that decide the speed of float32 and float64, written as LLVM IR and compiled by llvmlite alone.
 
     pack      target[t, p] = source[p, t]
-    outer     sums[p, i] += sum_t weights[t, p] * cells[offsets[t] + i]       p < P filters, i < V vectors of positions
+    outer     sums[p, i] += sum_t weights[w[t] + p] * cells[x[t] + i]         p < P filters, i < V vectors of positions
     load      cells[plane, row, j] = source[plane, row, j * stride] for low <= j < high, else 0
     store     target[row, j] = sums[row, j] + bias
     panel     sums[p, v] += sum_i cells[i, p] * dy[i, v]                      p < P scalars, v < V vectors of filters
     dots      sums[p, t, i mod lanes] += dy[p, i] * cells[offsets[t] + i]     p < P filters, t < V taps
     collapse  target[t] = sum_lane sums[t, lane]
 
+and, on whole planes of one channel, `depthwise` and `depthwise_grad`.
+
 `outer` broadcasts weights over vectors of neighbouring outputs: its sums are rows of the output, so nothing is transposed, and a
-tap is one offset into the staged input, whatever stride, dilation and number of axes. All sums of a call stay in registers. Terms
-are added in the order of t, each by one FMA, as the portable loop of `direct` does: the results are the same bits.
+term is a pair of offsets, of a weight and of a cell, whatever stride, dilation and number of axes. All sums of a call stay in
+registers. Terms are added in the order of t, each by one FMA, as the portable loop of `direct` does: the results are the same bits.
 
 A kernel is a C function that Numba's drivers call by address. It is compiled when a schedule first asks for it, in some
 milliseconds, and touches no lane of memory outside of what its arguments describe.

@@ -69,10 +69,10 @@ def unpack(numbers):
     d = Axis(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
     h = Axis(a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17])
     w = Axis(a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26])
-    l = Layout(
+    layout = Layout(
         a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37], a[38], a[39], a[40], a[41], a[42], a[43]
     )  # fmt: skip
-    return d, h, w, l
+    return d, h, w, layout
 
 
 @kernel
@@ -187,8 +187,8 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                     if not direct:
                         for i in range(k_count):
                             finish(
-                                target + i * pitch, region, k + i, n, o0, o1, o2, phases[phase, 2], phases[phase, 3], phases[phase, 4],
-                                bias, out, micro[STORE], apply, d, h, w, layout,
+                                target + i * pitch, region, k + i, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
+                                phases[phase, 4], bias, out, micro[STORE], apply, d, h, w, layout,
                             )  # fmt: skip
                     elif apply != 0:
                         for i in range(k_count):
@@ -199,10 +199,11 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
 def parallel(run_jobs, count, x, weights, bias, out, terms, phases, micro, scratch, apply, numbers):
     """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
 
-    x (N, C, ...); weights, their address, and what `Layout` says of them; bias (K,), contiguous; out (N, K, ...); terms, pairs of the
-    offsets in bytes of a term's cells and its weight, for the channels of a block, one phase after another; phases, rows of: first
-    term, taps, first output on each axis; micro, the micro-kernels' addresses; scratch (threads, cells): for each merged phase
-    `filters` rows of sums, each a whole number of vectors, then the staged channels of a block; numbers, the axes and the layout.
+    x (N, C, ...); weights, their address, and what `Layout` says of them; bias (K,), contiguous; out (N, K, ...); terms, pairs of
+    the offsets in bytes of a term's cells and its weight, for the channels of a block, one phase after another; phases, rows of:
+    first term, taps, first output on each axis; micro, the micro-kernels' addresses; scratch (threads, cells): for each merged
+    phase `filters` rows of sums, each a whole number of vectors, then the staged channels of a block; numbers, the axes and the
+    layout.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):

@@ -13,7 +13,7 @@ from .microkernel import call_kernel
 
 @kernel
 def jobs(first, last, weight, size, transpose, lanes, packed):
-    """Pack blocks `first` to `last`; weight (groups, filters, channels, ...), of any strides, packed (groups * blocks * channels * taps * size,).
+    """Pack blocks `first` to `last` of a weight (groups, filters, channels, ...) of any strides; `packed` is flat.
 
     `transpose` is the address of the micro-kernel for weights whose terms lie side by side in memory, else 0; it takes no more
     than `lanes` filters at once.

@@ -17,8 +17,8 @@ from ..jit import call, kernel
 from .microkernel import call_kernel
 from .tile import stage
 
-# Places in the array of micro-kernels: `panel` for a whole block of channels by a whole panel of filters, by the last panel; then the
-# same for the last block of channels.
+# Places in the array of micro-kernels: `panel` for a whole block of channels by a whole panel of filters, by the last panel; then
+# the same for the last block of channels.
 LOAD, PACK, STORE = 4, 5, 6
 
 
