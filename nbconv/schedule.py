@@ -269,7 +269,7 @@ def outer(
     """Micro-kernel: equal blocks of filters, and as many vectors as leave registers for a vector of input each and for one weight.
 
     An axis is staged densely where the cells wasted between its rows cost more than the copies. All filters share a staged
-    tile, as far as their sums fit and `limits.jobs` jobs remain; the sweep is done for each of `groups` groups of `batch`
+    tile, as far as their sums fit and a job remains for each thread; the sweep is done for each of `groups` groups of `batch`
     images.
     """
     lanes = machine.vector // itemsize
@@ -288,7 +288,7 @@ def outer(
     schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
-    parts = max(-(-sweep.filters // most), min(-(-limits.jobs // places), -(-sweep.filters // LEAST)))
+    parts = max(-(-sweep.filters // most), min(-(-machine.threads // places), -(-sweep.filters // LEAST)))
     block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
     schedule = dataclasses.replace(schedule, filters=block)
     if in_place:

@@ -4,7 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .builder import WORD, Function
+from .builder import INDEX, WORD, Function
 
 
 def starting_sums(f: Function, homes: list[Any], vectors: int, edge: Any = None) -> list[Any]:
@@ -97,33 +97,43 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) 
     tail = f.below(b.srem(a["extent"], f.word(f.lanes)))
     advance = b.mul(a["step"], f.word(f.lanes))
 
-    def cells(source: Any, low: Any, high: Any) -> Any:
+    kind = ir.VectorType(INDEX, f.lanes)
+    beyond = f.splat(b.trunc(b.sub(a["high"], a["low"]), INDEX), INDEX)
+    begin = f.splat(b.trunc(b.neg(a["low"]), INDEX), INDEX)
+
+    def inside(first: Any, numbers: list[int]) -> Any:
+        """Lanes whose cell, `numbers` after `first` and counted from `low`, is read."""
+        return b.icmp_unsigned("<", b.add(first, ir.Constant(kind, numbers)), beyond)
+
+    def cells(source: Any, first: Any) -> Any:
         if stride == 0:
-            return f.masked_gather(source, a["step"], b.and_(f.below(high), b.not_(f.below(low))))
-        if stride == 1:
-            return f.masked_load(source, b.and_(f.below(high), b.not_(f.below(low))))
+            return f.masked_gather(source, a["step"], inside(first, list(range(f.lanes))))
         merged = None
         for part in range(stride):
             # lanes of this part of the source that are wanted, and the cells that they become
             cell = [(part * f.lanes + lane) // stride for lane in range(f.lanes)]
             wanted = [(part * f.lanes + lane) % stride == 0 for lane in range(f.lanes)]
-            mask = b.and_(b.and_(f.below(high, cell), b.not_(f.below(low, cell))), ir.Constant(f.mask, wanted))
+            mask = inside(first, cell)
+            if stride > 1:
+                mask = b.and_(mask, ir.Constant(f.mask, wanted))
             value = f.masked_load(f.add(source, part * vector), mask)
             places = range(part * f.lanes, (part + 1) * f.lanes)
             picks = [f.lanes + j * stride % f.lanes if j * stride in places else j for j in range(f.lanes)]
-            merged = b.shuffle_vector(value if merged is None else merged, value, ir.Constant(f.picks, picks))
+            if stride > 1:
+                value = b.shuffle_vector(value if merged is None else merged, value, ir.Constant(f.picks, picks))
+            merged = value
         return merged
 
     def row(values: list[Any]) -> list[Any]:
         source, target = values
 
         def step(values: list[Any]) -> list[Any]:
-            source, target, low, high = values
-            f.store(cells(source, low, high), target)
-            return [b.add(source, advance), f.add(target, vector), f.add(low, -f.lanes), f.add(high, -f.lanes)]
+            source, target, first = values
+            f.store(cells(source, first), target)
+            return [b.add(source, advance), f.add(target, vector), b.add(first, ir.Constant(kind, [f.lanes] * f.lanes))]
 
-        last, end, low, high = f.loop(whole, [source, target, a["low"], a["high"]], step)
-        f.masked_store(cells(last, low, high), end, tail)
+        last, end, first = f.loop(whole, [source, target, begin], step)
+        f.masked_store(cells(last, first), end, tail)
         return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
 
     def plane(values: list[Any]) -> list[Any]:

@@ -13,6 +13,7 @@ class Machine(NamedTuple):
     vector : bytes of a vector register
     registers : number of vector registers that a kernel may fill
     triple : LLVM's name of the platform; empty for this process's
+    threads : that share the work at the most; code does not depend on it
     """
 
     cpu: str
@@ -20,6 +21,7 @@ class Machine(NamedTuple):
     vector: int
     registers: int
     triple: str = ""
+    threads: int = 4
 
 
 # One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time.
@@ -45,4 +47,4 @@ def host() -> Machine:
     else:
         family = SSE2
     wide = f"{features},{AVX512.features}".strip(",") if family is AVX512 else features
-    return family._replace(cpu=cpu, features=wide, triple="")
+    return family._replace(cpu=cpu, features=wide, triple="", threads=config.NUMBA_NUM_THREADS)
