@@ -94,6 +94,8 @@ INTERLEAVED = 8
 REUSED = 512
 # Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache.
 ALIASED = 4096
+# Outputs of a tile whose input is read once, in place.
+STREAMED = 16384
 # Part of an image that its last vector may lack before several images share a tile.
 EMPTY = 0.1
 # Multiplications of a block of depthwise rows: more take too long to compile.
@@ -281,10 +283,11 @@ def outer(
     high = wide and sweep.folded and sweep.shifts[1] / max(1, out[1]) > STAGING / (sweep.filters * k[0])
     dense = (False, high, wide)
     if in_place:
-        # filters pass over the tile one block after another, so all channels of it belong in second-level cache
+        # blocks of filters pass over the tile one after another, so all channels of it belong in second-level cache; but where there
+        # is one block, rows are read once, and long ones best
         block = vectors * lanes
         room = limits.staged // (sweep.channels * itemsize) // block * block
-        limits = limits._replace(sums=max(block, min(limits.sums, room)))
+        limits = limits._replace(sums=max(block, min(limits.sums, room)) if sweep.filters > register else STREAMED)
     schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
