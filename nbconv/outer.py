@@ -68,7 +68,7 @@ def _terms(phase: tuple[Phase, ...], cells: Array, weights: tuple[int, ...], vir
         np.arange(len(cells)) * weights[0],
         *(np.array(p.taps, np.intp) * step for p, step in zip(phase, weights[1:], strict=True)),
     )
-    return np.stack([places.reshape(-1), sum(np.ix_(*steps)).reshape(-1)], axis=1)
+    return np.stack([places.reshape(-1), functools.reduce(np.add, np.ix_(*steps)).reshape(-1)], axis=1)
 
 
 @functools.lru_cache(maxsize=2048)

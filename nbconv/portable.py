@@ -16,7 +16,7 @@ from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES, ZEROS
 from .packing import packed
 from .problem import Triple
-from .schedule import Slab, Sweep, axes_of, cell_offsets, direct_cells, input_grad_phases, triple
+from .schedule import Slab, Sweep, axes_of, cell_offsets, direct_cells, input_grad_phases, input_grad_sweep, triple
 from .weight_grad import AXIS, BLOCKS
 
 
@@ -66,10 +66,11 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab
         offset = triple(-side for side in problem.before)
         return _run(plan, plan.sweep, x, weight, bias, out, offset, MODES.index(problem.mode), apply)
     for phases in itertools.product(*(input_grad_phases(problem, a, slab.low[a], slab.shape[a]) for a in range(3))):
-        target = out[(..., *(slice(phase.start, None, step) for phase, step in zip(phases, problem.stride, strict=True)))]
+        d, h, w = (slice(phase.start, None, step) for phase, step in zip(phases, problem.stride, strict=True))
+        target = out[:, :, d, h, w]
         if not all(phase.taps for phase in phases):
             target[...] = bias[:, None, None, None]
             continue
-        falling = [slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in (phase.taps for phase in phases)]
-        sweep = plan.sweep._replace(kernel=triple(len(phase.taps) for phase in phases))
-        _run(plan, sweep, x, weight[(..., *falling)], bias, target, triple(phase.offset for phase in phases), ZEROS, 0)
+        d, h, w = (slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in (phase.taps for phase in phases))
+        sweep = input_grad_sweep(problem, False)._replace(kernel=triple(len(phase.taps) for phase in phases))
+        _run(plan, sweep, x, weight[:, :, :, d, h, w], bias, target, triple(phase.offset for phase in phases), ZEROS, 0)

@@ -283,8 +283,8 @@ def outer(
     high = wide and sweep.folded and sweep.shifts[1] / max(1, out[1]) > STAGING / (sweep.filters * k[0])
     dense = (False, high, wide)
     if in_place:
-        # blocks of filters pass over the tile one after another, so all channels of it belong in second-level cache; but where there
-        # is one block, rows are read once, and long ones best
+        # blocks of filters pass over the tile one after another, so all channels of it belong in second-level cache; but where
+        # there is one block, rows are read once, and long ones best
         block = vectors * lanes
         room = limits.staged // (sweep.channels * itemsize) // block * block
         limits = limits._replace(sums=max(block, min(limits.sums, room)) if sweep.filters > register else STREAMED)

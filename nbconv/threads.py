@@ -1,10 +1,10 @@
 """When a launch of threads is safe, and how wide it is.
 
-Numba's three threading layers differ. GNU OpenMP kills a forked child that launches; its threads wait awake for the next launch, and
-calls of 50 us gain from it. TBB survives a fork, but its threads arrive late: calls under 0.4 ms gain nothing, where OpenMP halves
-them (2 cores). Workqueue aborts the process when two threads launch at once. So the layer is numba's choice or the user's, which
-is OpenMP where TBB is not to be found. TBB from PyPI lies in a folder of the environment that the dynamic loader does not search:
-it is loaded by its path, before numba looks for it, where a layer is asked for that needs it, or where there is no OpenMP.
+Numba's three threading layers differ. GNU OpenMP kills a forked child that launches; its threads wait awake for the next launch,
+and calls of 50 us gain from it. TBB survives a fork, but its threads arrive late: calls under 0.4 ms gain nothing, where OpenMP
+halves them (2 cores). Workqueue aborts the process when two threads launch at once. So the layer is numba's choice or the user's,
+which is OpenMP where TBB is not to be found. TBB from PyPI lies in a folder of the environment that the dynamic loader does not
+search: it is loaded by its path, before numba looks for it, where a layer is asked for that needs it, or where there is no OpenMP.
 """
 
 import contextlib

@@ -67,7 +67,7 @@ def test_bench(tmp_path):
     assert [row["layer"] for row in content["rows"]] == [layer.name for layer in SUITES["1d"]]
     for row in content["rows"]:
         assert row["layer"] in result.stdout
-        assert 0 < row["share"] < 1.2
+        assert row["share"] > 0
         assert row["seconds"] > 0
     assert min(pyplot.imread(tmp_path / "cpu-float32-1.png").shape[:2]) >= 400
 

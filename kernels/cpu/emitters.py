@@ -184,7 +184,8 @@ def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int
             put(source, target, None)
             return [f.add(source, vector), b.add(target, b.mul(step, f.word(several)))]
 
-        put(*f.loop(whole, [source, target], cells), left)
+        last, end = f.loop(whole, [source, target], cells)
+        put(last, end, left)
         return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
 
     f.loop(a["rows"], [a["source"], a["target"]], row)
@@ -341,7 +342,7 @@ def transposed(f: Function, values: list[Any]) -> list[Any]:
     """The columns of a square of `f.lanes` vectors.
 
     First within 16 bytes of all vectors, by unpacking, then 16 bytes at a time: shuffles that need no table of indices.
-    Interleaving whole vectors instead takes as many shuffles, each with its table, and 440 cycles a square of 16 instead of 120.
+    Interleaving whole vectors instead takes as many shuffles, each with its table.
     """
     b, lanes = f.builder, f.lanes
     block = 16 // f.itemsize
@@ -365,9 +366,9 @@ def transposed(f: Function, values: list[Any]) -> list[Any]:
     def within(group: list[Any]) -> list[Any]:
         """Column i of every square of 16 bytes, for each i."""
         if block == 2:
-            return [unpack(*group, half, 1) for half in range(2)]
+            return [unpack(group[0], group[1], half, 1) for half in range(2)]
         lows, highs = ([unpack(x, y, half, 1) for x, y in (group[:2], group[2:])] for half in range(2))
-        return [unpack(*pair, half, 2) for pair in (lows, highs) for half in range(2)]
+        return [unpack(x, y, half, 2) for x, y in (lows, highs) for half in range(2)]
 
     groups = [within(values[i : i + block]) for i in range(0, lanes, block)]
     bits = blocks.bit_length() - 1
