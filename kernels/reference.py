@@ -9,8 +9,8 @@ Arrays have three spatial axes. `x` is (N, C, ...), `w` is (K, C / groups, ...),
     db[k]      = sum_n sum_o  dy[n,k,o]
 
 `dy` counts as zero outside its array, as `x` does under zero padding, and these zeros take part in the products: an infinite
-weight gives NaN there. Only where a border is copied from the input, whether the zeros beyond `dy` meet an infinite weight is left
-open. For complex arrays nothing is conjugated here: callers conjugate `w` or `xp`.
+weight gives NaN there. Whether the zeros beyond `dy` meet an infinite weight is left open where a border is copied from the
+input, and where there is one output. For complex arrays nothing is conjugated here: callers conjugate `w` or `xp`.
 """
 
 from .jit import kernel

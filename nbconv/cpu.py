@@ -47,6 +47,8 @@ def _by_group(problem: ConvProblem, weight: Array) -> Array:
 
 def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array, apply: Any = 0) -> None:
     """out = activation(bias + conv(x, weight)); `apply` is the address of the activation."""
+    if out.size == 0:
+        return
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
     if plan.kernel == "depthwise":
@@ -59,6 +61,8 @@ def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array,
 def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """out = bias + gradient of conv(x, weight) for x; a bias serves transposed convolutions, whose borders are zeros."""
     problem = plan.problem
+    if out.size == 0:
+        return
     if plan.kernel == "matrix":
         return _matrix(plan, grad_output, weight, bias, out)
     if bias is None:
@@ -86,7 +90,7 @@ def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, o
     result = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
     dy = grad_output.reshape(*grad_output.shape[:2], 1, 1, 1)
     image, target = weight.reshape(1, len(weight), 1, 1, -1), result.reshape(1, len(out), 1, 1, -1)
-    forward(matrix_plan(plan.problem, plan.dtype), image, dy, None, target)
+    forward(matrix_plan(plan.problem, plan.dtype, plan.machine), image, dy, None, target)
     if bias is not None:
         result += bias[:, None, None, None]
     if result is not out:

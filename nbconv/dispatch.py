@@ -66,7 +66,7 @@ class Plan:
     parallel : bool
         Whether threads are worth their launch.
     shared_bytes, thread_bytes : int
-        Workspace of the call and of each thread, besides the result.
+        Workspace of the call and of each thread for contiguous arrays, besides the result; others may be copied once.
     reason : str
         Why this kernel, and why this schedule.
     sweep : Sweep
@@ -146,7 +146,8 @@ def _one_to_one(direction: Direction, problem: ConvProblem, machine: Machine | N
         return False
     taps = math.prod(p.kernel)
     room = UNROLLED if direction != "weight_grad" or machine is None else machine.registers - 4
-    rows = max(p.size[0], p.out[0]) * p.kernel[0] * (max(p.size[1], p.out[1]) + p.dilation[1] * p.kernel[1])
+    padded = p.size[1] + p.before[1] + p.after[1] + p.dilation[1] * p.kernel[1]
+    rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded
     return taps <= room and p.stride[2] <= 4 and rows <= TABLED and max(p.size[2], p.out[2]) < 2**30
 
 
@@ -241,7 +242,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
         phases = problem.stride[2] if direction == "input_grad" else 1
         grad = direction == "weight_grad"
         schedule = depthwise_grad(sweep, itemsize, machine) if grad else depthwise(sweep, itemsize, machine, phases)
-        shared, thread = (0 if grad else weight_bytes) + problem.size[2] * itemsize, 0
+        shared, thread = (weight_bytes if direction == "input_grad" else 0) + problem.size[2] * itemsize, 0
     elif row.name == "matrix":
         inner = matrix_plan(problem, dtype, machine)
         sweep, schedule, thread = inner.sweep, inner.schedule, inner.thread_bytes
@@ -277,7 +278,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
                 blocks = -(-sweep.filters // schedule.register)
                 shared += problem.groups * blocks * schedule.register * problem.taps * itemsize
             phases = stored_together(problem, direction, problem.size[2])
-            thread = outer_cells(sweep, schedule, phases, schedule.in_place) * itemsize
+            thread = outer_cells(sweep, schedule, phases) * itemsize
     parallel = problem.flops >= row.limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
     return Plan(direction, problem, dtype, row.device, row.name, schedule, parallel, shared, thread, reason, sweep, machine)

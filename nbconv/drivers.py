@@ -10,11 +10,14 @@ import numpy as np
 from numba import types
 
 from .arrays import Array
+from .kernels.cpu.tile import Axis, Blocks
 from .kernels.jit import address, entry
 from .threads import launch
 
 LINE = 64  # bytes of a cache line
+SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
 INTEGER = np.dtype(np.intp)
+AXIS, BLOCKS = numba.typeof(Axis(*[0] * 9)), numba.typeof(Blocks(*[0] * 10))
 
 
 def any_array(dtype: np.dtype[Any], ndim: int, readonly: bool = False) -> types.Array:
@@ -91,6 +94,16 @@ def aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     memory = np.empty(count + LINE // dtype.itemsize, dtype)
     start = -memory.ctypes.data % LINE // dtype.itemsize
     return memory[start : start + count].reshape(cells)
+
+
+def is_run(x: Array) -> bool:
+    """Whether each channel of x, (N, C, ...), is one run of memory, and channels follow one another."""
+    step = x.itemsize
+    for axis in (4, 3, 2):
+        if x.shape[axis] > 1 and x.strides[axis] != step:
+            return False
+        step *= x.shape[axis]
+    return x.strides[1] > 0
 
 
 def last_block(count: int, size: int) -> int:

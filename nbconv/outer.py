@@ -11,7 +11,7 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, ScratchTwin, any_array, contiguous, dense_array, last_block
+from .drivers import INTEGER, SHUFFLED, ScratchTwin, any_array, contiguous, dense_array, is_run, last_block
 from .kernels.cpu import outer
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
@@ -33,8 +33,6 @@ from .schedule import (
 )
 from .schedule import outer as outer_schedule
 
-SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
-
 
 @functools.lru_cache(maxsize=512)
 def slab_plan(plan: Plan, slab: Slab) -> Plan:
@@ -48,6 +46,16 @@ def slab_plan(plan: Plan, slab: Slab) -> Plan:
     schedule = outer_schedule(sweep, machine.vector // plan.schedule.lanes, OUTER, machine, problem.groups, batch, False, False)
     flops = 2 * batch * problem.filters * problem.channels // problem.groups * math.prod(sweep.out) * math.prod(sweep.kernel)
     return dataclasses.replace(plan, sweep=sweep, schedule=schedule, parallel=flops >= OUTER.parallel)
+
+
+@functools.lru_cache(maxsize=512)
+def staged_plan(plan: Plan) -> Plan:
+    """The plan for an input that cannot be read in place."""
+    machine, sweep, problem = plan.machine, plan.sweep, plan.problem
+    assert machine is not None
+    itemsize = machine.vector // plan.schedule.lanes
+    schedule = outer_schedule(sweep, itemsize, OUTER, machine, problem.groups, problem.batch, plan.schedule.packed, False)
+    return dataclasses.replace(plan, schedule=schedule)
 
 
 class _Run(NamedTuple):
@@ -79,15 +87,15 @@ def _prepare(
     out: tuple[int, ...],
     near: bool,
     spread: bool,
-    inside: int,
+    plane: int,
     weights: tuple[int, ...],
 ) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
     `slab` tells which padded cells dI is sought for, None for a forward run; `near`, whether the cells of a row of x are
-    neighbours in memory; `spread`, whether those of out are not; `inside`, the bytes from channel to channel of an input that is
-    read in place, else 0; `weights`, bytes from group to group, block to block of filters, filter to filter, channel to channel
-    and tap to tap on each axis of the weights.
+    neighbours in memory; `spread`, whether those of out are not; `plane`, the bytes from channel to channel of x; `weights`,
+    bytes from group to group, block to block of filters, filter to filter, channel to channel and tap to tap on each axis of
+    the weights.
     """
     problem, s, machine = plan.problem, plan.schedule, plan.machine
     assert machine is not None
@@ -100,8 +108,8 @@ def _prepare(
         axes = [input_grad_phases(problem, a, slab.low[a], slab.shape[a]) for a in range(3)]
         sweep, offset, virtual = phased(plan.sweep, problem, axes)
         spacing = problem.stride
-    if inside:
-        cells = (np.arange(s.channels) * inside).reshape(-1, 1, 1, 1)
+    if s.in_place:
+        cells = (np.arange(s.channels) * plane).reshape(-1, 1, 1, 1)
     else:
         cells = cell_offsets(sweep, s).reshape(-1, *sweep.kernel) * itemsize
     terms, phases, count = [np.empty((0, 2), np.intp)], [], 0
@@ -114,22 +122,22 @@ def _prepare(
     base = triple(-(-size // step) for size, step in zip(out[2:], spacing, strict=True))
     d, h, w = axes_of(sweep, s, triple(x[2:]), offset, base)
     longest = ((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile
-    tail = -(-longest // s.lanes) % s.vectors or 1
+    tail = -(-longest // s.lanes) % s.vectors or s.vectors
     group, block, row, channel = weights[:4]
     mode = ZEROS if slab else MODES.index(problem.mode)
     layout = outer.Layout(
-        problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(inside > 0), merged,
+        problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(s.in_place), merged,
         *spacing, group, block, channel,
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
-    ahead = s.vectors * machine.vector if inside else 0
+    ahead = s.vectors * machine.vector if s.in_place else 0
     filters = s.register, last_block(sweep.filters, s.register)
     micro = [at("outer", p, v, edged, row, ahead) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
     micro.append(at("load", sweep.stride[2] if sweep.stride[2] <= SHUFFLED else 0) if near else 0)
     micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged))
     tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
     jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)
-    scratch = outer_cells(sweep, s, merged, inside > 0)
+    scratch = outer_cells(sweep, s, merged)
     numbers = np.array([*d, *h, *w, *layout], np.intp)
     return _Run(np.concatenate(terms), np.array(phases, np.intp), np.array(micro, np.intp), numbers, jobs, scratch)
 
@@ -144,32 +152,27 @@ def _driver(x: np.dtype[Any], out: np.dtype[Any]) -> ScratchTwin:
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab | None, apply: Any = 0) -> None:
     """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
-    s, size = plan.schedule, out.itemsize
+    size = out.itemsize
+    if apply and out.strides[-1] != size:  # the activation runs over neighbouring cells
+        result = np.empty(out.shape, out.dtype)
+        run(plan, x, weight, bias, result, slab, apply)
+        out[...] = result
+        return
+    if plan.schedule.in_place and not (x.dtype == out.dtype and is_run(x)):
+        plan = staged_plan(plan)
+    s = plan.schedule
     if s.packed or not (weight if slab is None else weight.swapaxes(1, 2)).flags.c_contiguous:
         weight = packed(weight, s.register, out.dtype, plan.parallel, plan.machine)
         group, block, channel, *taps, row = weight.strides
     else:
         weight = weight.astype(out.dtype, copy=False)
         group, row, channel, *taps = weight.strides
+        row = row if weight.shape[1] > 1 else size  # numpy leaves the stride of a single filter open
         block = s.register * row
-    if apply and out.strides[-1] != size:
-        result = np.empty(out.shape, out.dtype)
-        run(plan, x, weight, bias, result, slab, apply)
-        out[...] = result
-        return
     if plan.sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
     near = x.dtype == out.dtype and x.strides[-1] == size
-    place = s.in_place and near and x.strides[3] == x.shape[4] * size and x.strides[2] == x.shape[3] * x.strides[3]
-    prepared = _prepare(
-        plan,
-        slab,
-        x.shape,
-        out.shape,
-        near,
-        out.strides[-1] != size,
-        x.strides[1] if place else 0,
-        (group, block, row, channel, *taps),
-    )
+    steps = group, block, row, channel, *taps
+    prepared = _prepare(plan, slab, x.shape, out.shape, near, out.strides[-1] != size, x.strides[1] if s.in_place else 0, steps)
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:3]
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))

@@ -10,14 +10,13 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, ScratchTwin, any_array, dense_array
+from .drivers import AXIS, BLOCKS, INTEGER, ScratchTwin, any_array, dense_array
 from .kernels.cpu import direct
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES, ZEROS
 from .packing import packed
 from .problem import Triple
 from .schedule import Slab, Sweep, axes_of, cell_offsets, direct_cells, input_grad_phases, input_grad_sweep, triple
-from .weight_grad import AXIS, BLOCKS
 
 
 class _Run(NamedTuple):

@@ -94,6 +94,8 @@ INTERLEAVED = 8
 REUSED = 512
 # Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache.
 ALIASED = 4096
+# Terms of a call, of few taps and so many channels that a smaller tile is worth them.
+TERMS = 192
 # Outputs of a tile whose input is read once, in place.
 STREAMED = 16384
 # Part of an image that its last vector may lack before several images share a tile.
@@ -288,6 +290,12 @@ def outer(
         block = vectors * lanes
         room = limits.staged // (sweep.channels * itemsize) // block * block
         limits = limits._replace(sums=max(block, min(limits.sums, room)) if sweep.filters > register else STREAMED)
+    else:
+        # channels enough for a call to add many terms to the sums that it loads and stores
+        copies = math.prod(k[a] if dense[a] else 1 for a in range(3))
+        wanted = min(sweep.channels, -(-TERMS // math.prod(k)))
+        room = limits.staged // (wanted * copies * itemsize)
+        limits = limits._replace(sums=max(min(limits.sums, room), min(limits.sums, 4 * vectors * lanes)))
     schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
@@ -431,15 +439,14 @@ def sum_cells(sweep: Sweep, schedule: Schedule) -> int:
     return schedule.filters * -(-longest // schedule.lanes) * schedule.lanes
 
 
-def outer_cells(sweep: Sweep, schedule: Schedule, phases: int, in_place: bool) -> int:
-    """Scratch of a micro-kernel: sums of the phases stored together, staged input, and what its last call may read beyond."""
-    staged = 0 if in_place else staged_cells(sweep, schedule) + schedule.vectors * schedule.lanes
-    return phases * sum_cells(sweep, schedule) + staged
+def outer_cells(sweep: Sweep, schedule: Schedule, phases: int) -> int:
+    """Scratch of a micro-kernel: sums of the phases stored together, and staged input."""
+    return phases * sum_cells(sweep, schedule) + (0 if schedule.in_place else staged_cells(sweep, schedule))
 
 
 def direct_cells(sweep: Sweep, schedule: Schedule) -> int:
-    """Scratch of the direct kernel: sums, staged input, and the vectors that its last call may read beyond."""
-    return sum_cells(sweep, schedule) + staged_cells(sweep, schedule) + schedule.vectors * schedule.lanes
+    """Scratch of the portable kernel: sums and staged input."""
+    return sum_cells(sweep, schedule) + staged_cells(sweep, schedule)
 
 
 def phased(sweep: Sweep, problem: ConvProblem, phases: list[list[Phase]]) -> tuple[Sweep, Triple, list[list[list[int]]]]:

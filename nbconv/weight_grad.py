@@ -4,20 +4,16 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, ScratchTwin, any_array, dense_array, last_block
+from .drivers import AXIS, BLOCKS, INTEGER, SHUFFLED, ScratchTwin, any_array, dense_array, is_run, last_block
 from .kernels.cpu import panel_grad, weight_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES
-from .outer import SHUFFLED
 from .schedule import axes_of, cell_offsets, panel_cells, triple, weight_grad_cells
-
-AXIS, BLOCKS = numba.typeof(Axis(*[0] * 9)), numba.typeof(Blocks(*[0] * 10))
 
 
 class _Run(NamedTuple):
@@ -49,20 +45,20 @@ def _kernels(plan: Plan, load: int | None) -> list[int]:
 
 
 @functools.lru_cache(maxsize=2048)
-def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: bool, inside: int) -> _Run:
+def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: bool, inside: bool, plane: int) -> _Run:
     """Prepare a run over arrays of shapes `x` and `dy`.
 
-    `near` tells whether the cells of a row of x are neighbours in memory; `inside`, the bytes from channel to channel of an
-    input that is read in place, else 0.
+    `near` tells whether the cells of a row of x are neighbours in memory; `inside`, whether x is read in place; `plane`, its bytes
+    from channel to channel.
     """
     problem, s, sweep = plan.problem, plan.schedule, plan.sweep
     axes = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), triple(dy[2:]))
-    sizes = s.filters, s.channels, s.bundle, s.register, s.vectors, int(inside > 0), s.lanes
+    sizes = s.filters, s.channels, s.bundle, s.register, s.vectors, int(inside), s.lanes
     blocks = Blocks(problem.groups, MODES.index(problem.mode), *sizes, int(plan.dtype.kind == "c"))
     bundles = -(-problem.groups // s.bundle)
     jobs = s.splits * bundles * -(-sweep.channels // s.channels) * -(-sweep.filters // s.filters)
     cells = (panel_cells if plan.kernel == "panels" else weight_grad_cells)(sweep, s)
-    offsets = np.arange(s.channels) * inside if inside else cell_offsets(sweep, s)
+    offsets = np.arange(s.channels) * plane if inside else cell_offsets(sweep, s)
     if plan.kernel == "dots" and plan.machine is not None and not inside:
         offsets = offsets * (plan.machine.vector // s.lanes)
     micro = _kernels(plan, sweep.stride[2] if near else None)
@@ -78,14 +74,13 @@ def _driver(kernel: str, dtype: np.dtype[Any]) -> ScratchTwin:
 
 def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """out = gradient of conv(x, weight) for the weight; a complex x is conjugated."""
-    s, size = plan.schedule, out.itemsize
+    s = plan.schedule
     if s.register:
         dy = np.ascontiguousarray(dy)  # its layout would change the order of the sum
     if plan.sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
-    near = x.strides[-1] == x.itemsize
-    place = s.in_place and near and x.strides[3] == x.shape[4] * size and x.strides[2] == x.shape[3] * x.strides[3]
-    prepared = _prepare(plan, x.shape, dy.shape, near, x.strides[1] if place else 0)
+    inside = s.in_place and is_run(x)
+    prepared = _prepare(plan, x.shape, dy.shape, x.strides[-1] == x.itemsize, inside, x.strides[1])
     whole = s.splits == 1 and out.flags.c_contiguous
     sums = (out if whole else np.empty((s.splits, *out.shape), out.dtype)).reshape(s.splits, len(out), -1)
     arrays, rest = (dy, x, sums, prepared.offsets, prepared.micro), (*prepared.axes, prepared.blocks)

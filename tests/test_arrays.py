@@ -131,3 +131,74 @@ def test_denormals_are_kept(dtype):
     np.testing.assert_array_equal(nbconv.conv1d(x, w), np.full((1, 1, 38), 3 * tiny))
     np.testing.assert_array_equal(nbconv.conv1d_input_grad(np.full((1, 1, 38), tiny, dtype), w, x.shape)[0, 0, 5], 3 * tiny)
     np.testing.assert_array_equal(nbconv.conv1d_weight_grad(np.full((1, 1, 38), 1, dtype), x, w.shape), np.full(w.shape, 38 * tiny))
+
+
+GAPS = [
+    # input, weight, options: large enough to pack weights, one row, one row in three axes, 1x1, strided, depthwise, one output
+    ((1, 4, 32, 32), (40, 4, 3, 3), {}),
+    ((3, 4, 1, 9), (1, 4, 1, 1), {}),
+    ((1, 4, 8, 1, 16), (3, 4, 1, 1, 1), {}),
+    ((2, 9, 12, 17), (20, 9, 1, 1), {}),
+    ((2, 9, 12, 17), (20, 9, 3, 3), {"stride": 2, "padding": 1}),
+    ((2, 6, 9, 11), (6, 1, 3, 3), {"padding": 1, "groups": 6}),
+    ((2, 6, 3, 5), (8, 6, 3, 5), {}),
+]
+
+
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(("x", "w", "options"), GAPS)
+def test_results_with_gaps(x, w, options, activation):
+    """Into rows with gaps between them and between their cells: the same bits, and nothing in the gaps is written."""
+    x, w = random(x, "float32", 0), random(w, "float32", 1)
+    y = nbconv.conv(x, w, activation=activation, **options)
+    dy = random(y.shape, "float32", 2)
+    calls = [(y, lambda out: nbconv.conv(x, w, activation=activation, out=out, **options))]
+    if activation is None:
+        calls.append(
+            (
+                nbconv.conv_input_grad(dy, w, x.shape, **options),
+                lambda out: nbconv.conv_input_grad(dy, w, x.shape, out=out, **options),
+            )
+        )
+        calls.append(
+            (
+                nbconv.conv_weight_grad(dy, x, w.shape, **options),
+                lambda out: nbconv.conv_weight_grad(dy, x, w.shape, out=out, **options),
+            )
+        )
+    for want, call in calls:
+        for step in (1, 2):
+            memory = np.full([2 * size + 3 for size in want.shape], 7, np.float32)
+            place = (*(slice(1, 1 + size) for size in want.shape[:-1]), slice(1, 1 + step * want.shape[-1], step))
+            call(memory[place])
+            np.testing.assert_array_equal(memory[place], want)
+            memory[place] = 7
+            assert (memory == 7).all()
+
+
+@pytest.mark.parametrize(("x", "w", "options"), GAPS)
+def test_reversed_axes(x, w, options):
+    """Each axis read backwards on its own: the same bits as of a copy."""
+    p = nbconv.ConvProblem.make(x, w, **options)
+    for axis in range(len(x)):
+        back = tuple(slice(None, None, -1 if a == axis else 1) for a in range(len(x)))
+        a, b, c = (random(shape, "float32", i)[back] for i, shape in enumerate((p.input_shape, p.weight_shape, p.output_shape)))
+        d, e, f = (np.ascontiguousarray(array) for array in (a, b, c))
+        np.testing.assert_array_equal(nbconv.conv(a, b, **options), nbconv.conv(d, e, **options))
+        np.testing.assert_array_equal(
+            nbconv.conv_input_grad(c, b, p.input_shape, **options), nbconv.conv_input_grad(f, e, p.input_shape, **options)
+        )
+        np.testing.assert_array_equal(
+            nbconv.conv_weight_grad(c, a, p.weight_shape, **options), nbconv.conv_weight_grad(f, d, p.weight_shape, **options)
+        )
+
+
+def test_nothing_to_compute():
+    """Gradients of inputs that are empty on one axis, and convolutions that have no output."""
+    assert nbconv.conv_input_grad(np.ones((1, 2, 2), "f4"), np.ones((2, 1, 3), "f4"), (1, 2, 0), padding=2, groups=2).shape == (
+        1,
+        2,
+        0,
+    )
+    assert nbconv.conv2d(np.ones((0, 2, 4, 4), "f4"), np.ones((3, 2, 3, 3), "f4")).shape == (0, 3, 2, 2)
+    assert nbconv.conv2d(np.ones((1, 2, 4, 4), "f4"), np.ones((0, 2, 3, 3), "f4")).shape == (1, 0, 2, 2)

@@ -15,7 +15,7 @@ term is a pair of offsets, of a weight and of a cell, whatever stride, dilation 
 registers. Terms are added in the order of t, each by one FMA, as the portable loop of `direct` does: the results are the same bits.
 
 A kernel is a C function that Numba's drivers call by address. It is compiled when a schedule first asks for it, in some
-milliseconds, and touches no lane of memory outside of what its arguments describe.
+milliseconds, and touches no memory outside of what its arguments describe; docs/microkernels.md tells the exceptions.
 """
 
 import functools

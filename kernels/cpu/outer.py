@@ -100,10 +100,10 @@ def multiply(micro, weights, cells, terms, count, sums, pitch, filters, length, 
 
 
 @kernel
-def finish(sums, pitch, k, n, o0, o1, o2, start0, start1, start2, bias, out, store, apply, d, h, w, layout):
+def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, store, apply, d, h, w, layout):
     """Add the bias to one filter's tile of sums, store what belongs to an output, and run the activation over it.
 
-    `sums` is the filter's address in the first of `layout.merged` phases, which lie `pitch` bytes apart.
+    `sums` is the filter's address in the first of `layout.merged` phases, which lie `region` bytes apart.
     """
     size = out.itemsize
     if layout.merged > 1:
@@ -117,7 +117,7 @@ def finish(sums, pitch, k, n, o0, o1, o2, start0, start1, start2, bias, out, sto
     for j0 in range(min(d.tile, -(-(out.shape[2] - start0) // layout.step0) - o0)):
         target = corner + ((o0 + j0) * layout.step0 + start0) * out.strides[2]
         source = sums + j0 * h.extent * w.extent * size
-        call_kernel(store, source, w.extent * size, pitch, target, row, step, t1, t2, bias.ctypes.data + k * size)
+        call_kernel(store, source, w.extent * size, region, target, row, step, t1, t2, bias.ctypes.data + k * size)
         if apply != 0:
             for j1 in range(t1):
                 run_at(apply, target + j1 * row, t2)
@@ -154,9 +154,19 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
         length = ((t0 - 1) * h.extent + t1 - 1) * w.extent + t2
         # a tile whose sums lie in memory as its outputs do is summed where it belongs
         direct = whole and (t1 == 1 or (w.extent == t2 and out.strides[3] == t2 * size))
-        direct = direct and (t0 == 1 or (w.extent == t2 and h.extent == t1 and out.strides[2] == t1 * out.strides[3]))
+        direct = direct and (t0 == 1 or (w.extent == t2 and h.extent == t1 and out.strides[2] == t1 * t2 * size))
         inner = out.ctypes.data + n * out.strides[0] + o0 * out.strides[2] + o1 * out.strides[3] + o2 * size
         for phase in range(0, phases.shape[0], layout.merged):
+            if phases[phase : phase + layout.merged, 1].sum() == 0:
+                # outputs that no tap reaches: one row of zeros for each phase serves all filters
+                for m in range(layout.merged):
+                    scratch[m * region // size : (m * region + pitch) // size] = 0
+                for k in range(g_first * filters + k_first, (g_last - 1) * filters + k_first + k_count):
+                    finish(
+                        scratch.ctypes.data, region, k, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
+                        phases[phase, 4], bias, out, micro[STORE], apply, d, h, w, layout,
+                    )  # fmt: skip
+                continue
             for c_first in range(0, channels, layout.channels):
                 c_last = min(c_first + layout.channels, channels)
                 if layout.inside:
