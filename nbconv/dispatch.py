@@ -30,6 +30,7 @@ from .schedule import (
     direct_cells,
     direct_weight_grad,
     dots,
+    flat,
     folded,
     forward_sweep,
     input_grad_sweep,
@@ -266,6 +267,7 @@ def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], mac
             )
             batch = 1 if sweep.folded else problem.batch
             place = _pointwise(problem) and not sweep.folded
+            sweep = flat(sweep) if place else sweep
             schedule = outer(sweep, itemsize, row.limits, machine, problem.groups, batch, copied, place)
         else:
             schedule = direct(sweep, itemsize, row.limits)

@@ -24,7 +24,9 @@ from .schedule import (
     border_sweep,
     cell_offsets,
     forward_phases,
+    forward_sweep,
     input_grad_phases,
+    input_grad_sweep,
     interior,
     outer_cells,
     phased,
@@ -50,12 +52,13 @@ def slab_plan(plan: Plan, slab: Slab) -> Plan:
 
 @functools.lru_cache(maxsize=512)
 def staged_plan(plan: Plan) -> Plan:
-    """The plan for an input that cannot be read in place."""
-    machine, sweep, problem = plan.machine, plan.sweep, plan.problem
+    """The plan for arrays that a 1x1 convolution cannot take as runs of memory."""
+    machine, problem = plan.machine, plan.problem
     assert machine is not None
+    sweep = forward_sweep(problem) if plan.direction == "forward" else input_grad_sweep(problem, True)
     itemsize = machine.vector // plan.schedule.lanes
     schedule = outer_schedule(sweep, itemsize, OUTER, machine, problem.groups, problem.batch, plan.schedule.packed, False)
-    return dataclasses.replace(plan, schedule=schedule)
+    return dataclasses.replace(plan, sweep=sweep, schedule=schedule)
 
 
 class _Run(NamedTuple):
@@ -158,8 +161,11 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab
         run(plan, x, weight, bias, result, slab, apply)
         out[...] = result
         return
-    if plan.schedule.in_place and not (x.dtype == out.dtype and is_run(x)):
-        plan = staged_plan(plan)
+    if plan.schedule.in_place:
+        if x.dtype == out.dtype and is_run(x) and is_run(out):
+            x, out = (array.reshape(*array.shape[:2], 1, 1, -1) for array in (x, out))
+        else:
+            plan = staged_plan(plan)
     s = plan.schedule
     if s.packed or not (weight if slab is None else weight.swapaxes(1, 2)).flags.c_contiguous:
         weight = packed(weight, s.register, out.dtype, plan.parallel, plan.machine)

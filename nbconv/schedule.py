@@ -164,6 +164,11 @@ def input_grad_sweep(problem: ConvProblem, merged: bool) -> Sweep:
     return phased(sweep, problem, [input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3)])[0]
 
 
+def flat(sweep: Sweep) -> Sweep:
+    """The sweep of a 1x1 convolution over images that are one run of memory: a single axis."""
+    return sweep._replace(out=(1, 1, math.prod(sweep.out)))
+
+
 def stored_together(problem: ConvProblem, direction: str, size: int) -> int:
     """Phases of the last axis, of `size` cells, that are interleaved as they are stored."""
     phases = min(problem.stride[2], size) if direction == "input_grad" else 1
@@ -288,15 +293,16 @@ def outer(
         # blocks of filters pass over the tile one after another, so all channels of it belong in second-level cache; but where
         # there is one block, rows are read once, and long ones best
         block = vectors * lanes
-        room = limits.staged // (sweep.channels * itemsize) // block * block
-        limits = limits._replace(sums=max(block, min(limits.sums, room)) if sweep.filters > register else STREAMED)
+        room = max(block, min(limits.sums, limits.staged // (sweep.channels * itemsize)) // block * block)
+        tile = 1, 1, min(out[2], room if sweep.filters > register else STREAMED)
     else:
         # channels enough for a call to add many terms to the sums that it loads and stores
         copies = math.prod(k[a] if dense[a] else 1 for a in range(3))
         wanted = min(sweep.channels, -(-TERMS // math.prod(k)))
         room = limits.staged // (wanted * copies * itemsize)
         limits = limits._replace(sums=max(min(limits.sums, room), min(limits.sums, 4 * vectors * lanes)))
-    schedule = Schedule(_tile(sweep, limits, dense), register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place)
+        tile = _tile(sweep, limits, dense)
+    schedule = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
     parts = max(-(-sweep.filters // most), min(-(-machine.threads // places), -(-sweep.filters // LEAST)))
