@@ -293,8 +293,10 @@ def outer(
         # blocks of filters pass over the tile one after another, so all channels of it belong in second-level cache; but where
         # there is one block, rows are read once, and long ones best
         block = vectors * lanes
-        room = max(block, min(limits.sums, limits.staged // (sweep.channels * itemsize)) // block * block)
-        tile = 1, 1, min(out[2], room if sweep.filters > register else STREAMED)
+        room = min(limits.sums, limits.staged // (sweep.channels * itemsize)) // block * block
+        if sweep.filters <= register:
+            room = min(STREAMED, -(-out[2] * batch * groups // (machine.threads * block)) * block)
+        tile = 1, 1, min(out[2], max(block, room))
     else:
         # channels enough for a call to add many terms to the sums that it loads and stores
         copies = math.prod(k[a] if dense[a] else 1 for a in range(3))

@@ -80,14 +80,13 @@ def kernels(name, itemsize, problems, monkeypatch):
             if plan.kernel in ("depthwise", "depthwise_grad"):
                 depthwise._prepare.__wrapped__(plan)
             elif plan.kernel in ("dots", "panels"):
-                weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], True, 0)
+                weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], True, False, 0)
             elif plan.kernel == "outer":
                 forward = direction == "forward"
                 source, target = (sizes["x"], sizes["dy"]) if forward else (sizes["dy"], sizes["x"])
                 taps = (0, 0, itemsize) if forward else (itemsize,) * 3
-                inside = 64 if plan.schedule.in_place else 0
                 slab = None if forward else interior(p)
-                outer._prepare.__wrapped__(plan, slab, source, target, True, False, inside, (64, 64, 4 * itemsize, 64, *taps))
+                outer._prepare.__wrapped__(plan, slab, source, target, True, False, 64, (64, 64, 4 * itemsize, 64, *taps))
     return sorted(found, key=str)
 
 

@@ -23,6 +23,8 @@ CASES = {
     "first layer": ((1, 3, 224, 224), (64, 3, 7, 7), {"stride": 2, "padding": 3}),
     "depthwise": ((1, 96, 56, 56), (96, 1, 3, 3), {"padding": 1, "groups": 96}),
     "dilated 1-D": ((1, 16, 16000), (16, 16, 3), {"dilation": 64}),
+    "1x1": ((4, 256, 14, 14), (1024, 256, 1, 1), {}),
+    "one output": ((4, 256, 7, 7), (512, 256, 7, 7), {}),
     "one channel": ((1, 1, 1024, 1024), (1, 1, 11, 11), {"padding": 5}),
 }
 PINNED = [
@@ -34,10 +36,12 @@ PINNED = [
     ("forward", "depthwise", "float32", "avx512", ("depthwise", (1, 8, 16), 1, 1, 1, 1, 1, True)),
     ("forward", "dilated 1-D", "float32", "avx512", ("outer", (1, 1, 992), 16, 16, 1, 8, 3, True)),
     ("forward", "one channel", "float32", "avx512", ("outer", (1, 1, 1024), 1, 1, 1, 1, 8, True)),
-    ("forward", "3x3", "float64", "avx512", ("outer", (1, 14, 56), 65, 11, 1, 13, 2, True)),
+    ("forward", "3x3", "float64", "avx512", ("outer", (1, 8, 56), 65, 16, 1, 13, 2, True)),
     ("forward", "3x3", "float32", "avx2", ("outer", (1, 14, 56), 66, 22, 1, 6, 2, True)),
     ("forward", "3x3", "int32", "avx512", ("direct", (1, 28, 56), 16, 32, 1, 0, 1, True)),
     ("forward", "3x3", "complex64", "avx512", ("direct", (1, 28, 56), 16, 16, 1, 0, 1, True)),
+    ("forward", "1x1", "float32", "avx512", ("outer", (1, 1, 196), 518, 256, 1, 14, 2, True)),
+    ("input_grad", "one output", "float32", "avx512", ("matrix", (1, 1, 3168), 4, 512, 1, 4, 6, True)),
     ("input_grad", "3x3", "float32", "avx512", ("outer", (1, 14, 56), 65, 22, 1, 13, 2, True)),
     ("input_grad", "first layer", "float32", "avx512", ("outer", (1, 8, 112), 3, 32, 1, 3, 7, True)),
     ("input_grad", "small images", "float32", "avx512", ("outer", (4, 7, 7), 140, 37, 1, 14, 2, True)),
