@@ -283,7 +283,7 @@ def outer(
     """
     lanes = machine.vector // itemsize
     register = even(sweep.filters, (machine.registers - 3) // 2)
-    vectors = min(8, (machine.registers - 1) // (register + 1))
+    vectors = min(8, (machine.registers - 1 - machine.masks) // (register + 1))
     k, out = sweep.kernel, sweep.out
     wide = _copies_fit(sweep, itemsize, limits)
     wide = wide and sweep.shifts[2] / max(1, min(out[2], limits.sums)) > STAGING / (sweep.filters * k[0] * k[1])

@@ -13,6 +13,7 @@ class Machine(NamedTuple):
     vector : bytes of a vector register
     registers : number of vector registers that a kernel may fill
     triple : LLVM's name of the platform; empty for this process's
+    masks : registers that a mask of lanes takes of them
     threads : that share the work at the most; code does not depend on it
     """
 
@@ -21,12 +22,13 @@ class Machine(NamedTuple):
     vector: int
     registers: int
     triple: str = ""
+    masks: int = 0
     threads: int = 4
 
 
 # One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time.
 AVX512 = Machine("skylake-avx512", "-prefer-256-bit", 64, 32)
-AVX2 = Machine("haswell", "", 32, 16)
+AVX2 = Machine("haswell", "", 32, 16, masks=1)
 SSE2 = Machine("x86-64", "", 16, 15)
 NEON = Machine("neoverse-n1", "", 16, 28, "aarch64-unknown-linux-gnu")
 
