@@ -216,6 +216,9 @@ def _out_size(axis: int, size: int, border: int, span: int, stride: int, name: s
     return (padded - span - 1) // stride + 1
 
 
+_PLAIN = frozenset((int, str, type(None)))
+
+
 def _is_plain(value: Any) -> bool:
     """Whether equality with another plain value means that it is the same argument; 1.0 == True == 1 are not."""
     kind = type(value)
@@ -288,7 +291,7 @@ def problem_of(
 ) -> ConvProblem:
     """`ConvProblem.make` for the shapes of arrays, which are known to be tuples of ints."""
     options = stride, padding, dilation, groups, padding_mode, axes
-    make = _cached if all(map(_is_plain, options)) else _make
+    make = _cached if _PLAIN.issuperset(map(type, options)) or all(map(_is_plain, options)) else _make
     return make(input_shape, weight_shape, *options)
 
 
