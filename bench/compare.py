@@ -18,12 +18,12 @@ import numpy as np
 import nbconv
 from nbconv import threads as threading_layers
 from nbconv.arrays import Array
+from nbconv.dispatch import DIRECTIONS
 from nbconv.kernels.cpu.machine import host
 
 from . import machine
 from .shapes import SUITES, Layer
 
-DIRECTIONS = ("forward", "input_grad", "weight_grad")
 # GNU OpenMP's threads, which are PyTorch's, keep their cores busy for some milliseconds after a call, waiting for the next one:
 # a call of another library in that time took 10.5 ms instead of 5.7. So each library's turn begins with a pause in which the
 # other's threads go to sleep, and with a call that is not timed, which wakes its own.

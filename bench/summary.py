@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nbconv.bench.compare import DIRECTIONS, geometric_mean
+from nbconv.bench.compare import geometric_mean
+from nbconv.dispatch import DIRECTIONS
 
 
 def ratio(row: dict[str, Any], about: dict[str, Any]) -> float:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from nbconv.bench.compare import DIRECTIONS, calls
+from nbconv.bench.compare import calls
 from nbconv.bench.shapes import SUITES
+from nbconv.dispatch import DIRECTIONS
 
 LAYERS = [pytest.param(layer, id=f"{suite}-{layer.name}") for suite, layers in SUITES.items() for layer in layers]
 

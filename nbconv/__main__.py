@@ -49,12 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return run(chosen.output, chosen.epochs)
         if chosen.command == "profile":
-            from .bench import profile as profiling
+            from .bench import properties
 
-            unknown = set(chosen.section or ()) - set(profiling.SECTIONS)
+            unknown = set(chosen.section or ()) - set(properties.SECTIONS)
             if unknown:
-                profile.error(f"--section must be one of {', '.join(profiling.SECTIONS)}, got {', '.join(unknown)}")
-            profiling.run(chosen.section or list(profiling.SECTIONS), chosen.dtype, chosen.seconds, chosen.output)
+                profile.error(f"--section must be one of {', '.join(properties.SECTIONS)}, got {', '.join(unknown)}")
+            properties.run(chosen.section or list(properties.SECTIONS), chosen.dtype, chosen.seconds, chosen.output)
             return 0
         from .bench import compare
         from .bench.shapes import SUITES

@@ -22,8 +22,8 @@ from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
 from .kernels.cpu.fold import fold
 from .kernels.jit import entry
 from .kernels.padding import MODES
+from .phases import Slab, border_slabs, interior
 from .problem import ConvProblem
-from .schedule import Slab, border_slabs, interior
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000

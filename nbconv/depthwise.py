@@ -12,7 +12,7 @@ from .dispatch import Plan
 from .drivers import INTEGER, Twin, contiguous, dense_array
 from .kernels.cpu import depthwise
 from .kernels.cpu.microkernel import kernel_address
-from .schedule import Phase, forward_phases, input_grad_phases
+from .phases import Phase, forward_phases, input_grad_phases
 
 
 class _Runs(NamedTuple):

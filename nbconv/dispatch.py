@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .arrays import accumulator, check_dtype
 from .kernels.cpu.machine import Machine, host
 from .kernels.jit import DISABLED
+from .phases import border_slabs
 from .problem import ConvProblem
 from .schedule import (
     ALIASED,
@@ -23,7 +24,6 @@ from .schedule import (
     Limits,
     Schedule,
     Sweep,
-    border_slabs,
     depthwise,
     depthwise_grad,
     direct,

@@ -16,22 +16,17 @@ from .kernels.cpu import outer
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
 from .packing import packed
+from .phases import Phase, Slab, forward_phases, input_grad_phases, interior, triple
 from .schedule import (
     OUTER,
-    Phase,
-    Slab,
     axes_of,
     border_sweep,
     cell_offsets,
-    forward_phases,
     forward_sweep,
-    input_grad_phases,
     input_grad_sweep,
-    interior,
     outer_cells,
     phased,
     stored_together,
-    triple,
 )
 from .schedule import outer as outer_schedule
 

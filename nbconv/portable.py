@@ -15,8 +15,9 @@ from .kernels.cpu import direct
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES, ZEROS
 from .packing import packed
+from .phases import Slab, input_grad_phases, triple
 from .problem import Triple
-from .schedule import Slab, Sweep, axes_of, cell_offsets, direct_cells, input_grad_phases, input_grad_sweep, triple
+from .schedule import Sweep, axes_of, cell_offsets, direct_cells, input_grad_sweep
 
 
 class _Run(NamedTuple):

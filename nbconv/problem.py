@@ -279,18 +279,8 @@ def _make(
 _cached = functools.lru_cache(maxsize=4096)(_make)
 
 
-def problem_of(
-    input_shape: Sequence[int],
-    weight_shape: Sequence[int],
-    stride: Sizes,
-    padding: Padding,
-    dilation: Sizes,
-    groups: int,
-    padding_mode: str,
-    axes: int | None,
-) -> ConvProblem:
-    """`ConvProblem.make` for the shapes of arrays, which are known to be tuples of ints."""
-    options = stride, padding, dilation, groups, padding_mode, axes
+def problem_of(input_shape: Sequence[int], weight_shape: Sequence[int], *options: Any) -> ConvProblem:
+    """`ConvProblem.make` for the shapes of arrays, known to be tuples of ints; all of its options in its order, then the axes."""
     make = _cached if _PLAIN.issuperset(map(type, options)) or all(map(_is_plain, options)) else _make
     return make(input_shape, weight_shape, *options)
 

@@ -13,7 +13,8 @@ from .kernels.cpu import panel_grad, weight_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES
-from .schedule import axes_of, cell_offsets, panel_cells, triple, weight_grad_cells
+from .phases import triple
+from .schedule import axes_of, cell_offsets, panel_cells, weight_grad_cells
 
 
 class _Run(NamedTuple):
@@ -48,8 +49,8 @@ def _kernels(plan: Plan, load: int | None) -> list[int]:
 def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: bool, inside: bool, plane: int) -> _Run:
     """Prepare a run over arrays of shapes `x` and `dy`.
 
-    `near` tells whether the cells of a row of x are neighbours in memory; `inside`, whether x is read in place; `plane`, its bytes
-    from channel to channel.
+    `near` tells whether the cells of a row of x are neighbours in memory; `inside`, whether x is read in place; `plane`, if so,
+    its bytes from channel to channel.
     """
     problem, s, sweep = plan.problem, plan.schedule, plan.sweep
     axes = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), triple(dy[2:]))
@@ -80,7 +81,7 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     if plan.sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
     inside = s.in_place and is_run(x)
-    prepared = _prepare(plan, x.shape, dy.shape, x.strides[-1] == x.itemsize, inside, x.strides[1])
+    prepared = _prepare(plan, x.shape, dy.shape, x.strides[-1] == x.itemsize, inside, x.strides[1] if inside else 0)
     whole = s.splits == 1 and out.flags.c_contiguous
     sums = (out if whole else np.empty((s.splits, *out.shape), out.dtype)).reshape(s.splits, len(out), -1)
     arrays, rest = (dy, x, sums, prepared.offsets, prepared.micro), (*prepared.axes, prepared.blocks)

@@ -14,7 +14,7 @@ import nbconv
 from nbconv import depthwise, dispatch, engine, outer, weight_grad
 from nbconv.kernels.cpu import microkernel
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
-from nbconv.schedule import interior
+from nbconv.phases import interior
 
 MACHINES = {"avx512": AVX512, "avx2": AVX2, "sse2": SSE2, "neon": NEON}
 HERE = [name for name in ("avx2", "sse2") if host().vector > MACHINES[name].vector]

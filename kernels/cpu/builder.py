@@ -98,10 +98,9 @@ class Function:
         function = self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", kind)
         self.builder.call(function, [value, self.builder.inttoptr(address, POINTER), ir.Constant(INDEX, self.itemsize), mask])
 
-    def below(self, count: Any, places: Any = None) -> Any:
-        """Mask of the lanes whose place, by default their number, is below `count`, which may be negative."""
-        kind = ir.VectorType(WORD, self.lanes)
-        numbers = ir.Constant(kind, list(range(self.lanes) if places is None else places))
+    def below(self, count: Any) -> Any:
+        """Mask of the lanes whose number is below `count`, which may be negative."""
+        numbers = ir.Constant(ir.VectorType(WORD, self.lanes), list(range(self.lanes)))
         return self.builder.icmp_signed("<", numbers, self.splat(count, WORD))
 
     def store(self, value: Any, address: Any, offset: int = 0) -> None:

@@ -63,10 +63,9 @@ class _Rows:
             value = f.builder.shuffle_vector(value, parts[q], ir.Constant(f.picks, chosen))
         return value
 
-    def outputs(self, count: Any, v: int) -> Any:
-        """Lanes of vector v whose output is one of `count`."""
-        left = self.f.builder.sub(count, self.cell)
-        return self.f.below(self.f.add(left, -v * self.f.lanes))
+    def outputs(self, count: Any) -> Any:
+        """Lanes of the first vector whose output is one of `count`."""
+        return self.f.below(self.f.builder.sub(count, self.cell))
 
 
 def _row_addresses(f: Function, table: Any, span: Any, depth: int, count: int, plane: Any, zeros: Any) -> list[list[Any]]:
@@ -225,7 +224,7 @@ def depthwise_grad(
         def chunk(values: list[Any]) -> list[Any]:
             cell, place, *sums = values
             read = _Rows(f, cell, a["width"], stride, 1)
-            inside = read.outputs(a["dy_width"], 0)
+            inside = read.outputs(a["dy_width"])
             dys = [f.masked_load(b.add(place, b.mul(a["dy_row"], f.word(i))), inside) for i in range(size)]
             for r0 in range(depth):
                 for q, users in met:

@@ -29,18 +29,6 @@ if DISABLED:
 else:
 
     @intrinsic
-    def _call(typingctx, address, row):
-        def codegen(context, builder, signature, arguments):
-            array = context.make_array(signature.args[1])(context, builder, arguments[1])
-            pointer = ir.IntType(8).as_pointer()
-            word = ir.IntType(types.intp.bitwidth)
-            function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), [pointer, word]).as_pointer())
-            builder.call(function, [builder.bitcast(array.data, pointer), array.nitems])
-            return context.get_dummy_value()
-
-        return types.void(types.intp, row), codegen
-
-    @intrinsic
     def run_at(typingctx, address, place, length):
         """Run the compiled activation at `address` over `length` neighbouring cells from `place` on."""
 
@@ -57,7 +45,7 @@ else:
     def run(apply, row):
         """Run the compiled activation at address `apply` over the contiguous `row`; 0 stands for none."""
         if apply != 0:
-            _call(apply, row)
+            run_at(apply, row.ctypes.data, row.size)
 
 
 class Epilogue:

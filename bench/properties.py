@@ -17,10 +17,10 @@ import numpy as np
 
 import nbconv
 from nbconv.arrays import Array, check_array, common_dtype
-from nbconv.dispatch import select
+from nbconv.dispatch import DIRECTIONS, select
 from nbconv.kernels.padding import MODES
 
-from .compare import DIRECTIONS, Call, call, calls, medians, operands, prepare, save
+from .compare import Call, call, calls, medians, operands, prepare, save
 from .shapes import Layer, find
 
 REPEATS = 200  # calls between two looks at the clock, where a call takes microseconds
