@@ -87,8 +87,9 @@ PROFILE = """
 import sys
 from nbconv.__main__ import main
 from nbconv.bench import properties
-profile.COMPUTE_BOUND = profile.BORDERED = profile.EPILOGUE = profile.LAYOUTS = [("mobilenetv2", "depthwise 3x3/1 384 14")]
-profile.CHANNELS, profile.BATCHES, profile.SIZES = (8,), (1, 2), (14, 28, 56)
+chosen = [("mobilenetv2", "depthwise 3x3/1 384 14")]
+properties.COMPUTE_BOUND = properties.BORDERED = properties.EPILOGUE = properties.LAYOUTS = chosen
+properties.CHANNELS, properties.BATCHES, properties.SIZES = (8,), (1, 2), (14, 28, 56)
 sys.exit(main(sys.argv[1:]))
 """
 
