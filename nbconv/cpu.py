@@ -11,10 +11,10 @@ import numba
 import numpy as np
 from numba import types
 
-from . import depthwise, outer, portable
+from . import depthwise, outer, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
-from .dispatch import Plan, matrix_plan
+from .dispatch import Plan, Wish, matrix_plan, select
 from .drivers import Twin, any_array, dense_array
 from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu.epilogue import Epilogue
@@ -54,8 +54,12 @@ def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array,
     if plan.kernel == "depthwise":
         depthwise.run(plan, x, weight, bias, out, apply)
     else:
-        run = outer.run if plan.kernel == "outer" else portable.run
-        run(plan, x, _by_group(plan.problem, weight), bias, out, None, apply)
+        by_group = _by_group(plan.problem, weight)
+        if plan.kernel == "winograd":
+            winograd.run(plan, x, by_group, bias, out, apply)
+        else:
+            run = outer.run if plan.kernel == "outer" else portable.run
+            run(plan, x, by_group, bias, out, None, apply)
 
 
 def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
@@ -71,13 +75,21 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
         return depthwise.run(plan, grad_output, weight, bias, out, 0)
     rotated = _by_group(problem, weight).swapaxes(1, 2)
 
-    def run(slab: Slab, target: Array, bias: Array) -> None:
-        if plan.kernel == "outer":
-            outer.run(outer.slab_plan(plan, slab), grad_output, rotated, bias, target, slab)
-        else:
-            portable.run(plan, grad_output, rotated, bias, target, slab)
+    direct = plan
+    if plan.kernel == "winograd":
+        winograd.run(plan, grad_output, rotated, bias, out)
+        if problem.mode == "zeros":
+            return
+        direct = select("input_grad", problem, plan.dtype, plan.machine, Wish("direct"))
 
-    run(interior(problem), out, bias)
+    def run(slab: Slab, target: Array, bias: Array) -> None:
+        if direct.kernel == "outer":
+            outer.run(outer.slab_plan(direct, slab), grad_output, rotated, bias, target, slab)
+        else:
+            portable.run(direct, grad_output, rotated, bias, target, slab)
+
+    if plan is direct:
+        run(interior(problem), out, bias)
     for slab in border_slabs(problem):
         border = np.empty((*out.shape[:2], *slab.shape), out.dtype)
         run(slab, border, np.zeros_like(bias))
@@ -101,7 +113,8 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     """out = gradient of conv(x, weight) for the weight; a complex x is conjugated."""
     if out.size == 0:
         return
-    run = depthwise.weight_grad if plan.kernel == "depthwise_grad" else tiled_weight_grad.run
+    others = {"depthwise_grad": depthwise.weight_grad, "winograd_grad": winograd.weight_grad}
+    run = others.get(plan.kernel, tiled_weight_grad.run)
     run(plan, grad_output, x, out)
 
 

@@ -4,46 +4,35 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from . import families
 from .arrays import accumulator, check_dtype
+from .cost import direct_cost, winograd_cost
+from .families import ONES, Ask, Design, Direction
 from .kernels.cpu.machine import Machine, host
 from .kernels.jit import DISABLED
-from .phases import border_slabs
-from .problem import ConvProblem
-from .schedule import (
-    ALIASED,
-    DIRECT,
-    DOTS,
-    OUTER,
-    PANELS,
-    REUSED,
-    Limits,
-    Schedule,
-    Sweep,
-    depthwise,
-    depthwise_grad,
-    direct,
-    direct_cells,
-    direct_weight_grad,
-    dots,
-    flat,
-    folded,
-    forward_sweep,
-    input_grad_sweep,
-    outer,
-    outer_cells,
-    panel_cells,
-    panels,
-    stored_together,
-    weight_grad_cells,
-)
+from .problem import ConvProblem, Triple
+from .schedule import DIRECT, DOTS, OUTER, PANELS, Limits, Schedule, Sweep
+from .winograd_schedule import GRAD_TILES, TILES
 
-Direction = Literal["forward", "input_grad", "weight_grad"]
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
+ALGORITHMS = ("auto", "direct", "winograd")
+PRECISIONS = (None, "tf32", "highest")
+
+
+class Wish(NamedTuple):
+    """What a caller asks of a plan: an algorithm, a precision, and bytes that the workspace may take, if limited."""
+
+    algorithm: str = "auto"
+    precision: str | None = None
+    workspace_limit: int | None = None
+
+
+AUTO = Wish()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +49,8 @@ class Plan:
         Of the result.
     device : str
         "cpu".
+    algorithm : str
+        "direct" or "winograd".
     kernel : str
         Name of the row of the kernel table.
     schedule : Schedule
@@ -74,12 +65,15 @@ class Plan:
         The run over the problem, or the largest of several, that the schedule is for.
     machine : Machine or None
         What micro-kernels are compiled for, where they serve.
+    outputs : tuple of three ints
+        Outputs of a tile of Winograd's algorithm on each axis.
     """
 
     direction: Direction
     problem: ConvProblem
     dtype: np.dtype[Any]
     device: str
+    algorithm: str
     kernel: str
     schedule: Schedule
     parallel: bool
@@ -88,6 +82,7 @@ class Plan:
     reason: str
     sweep: Sweep
     machine: Machine | None
+    outputs: Triple
 
     def __str__(self) -> str:
         p, s = self.problem, self.schedule
@@ -95,7 +90,7 @@ class Plan:
         rows = {
             "plan": f"{self.direction} of {p.input_shape} * {p.weight_shape} -> {p.output_shape}, {self.dtype}",
             "device": f"{self.device}, {'all threads' if self.parallel else 'one thread'}",
-            "kernel": self.kernel,
+            "kernel": f"{self.kernel}, {self.algorithm}{_tile_name(p, self.outputs)}",
             "schedule": f"tile {s.tile[inner]}, {s.filters} filters x {s.channels} channels a block, {s.splits} splits, "
             f"{f'register block {s.register} x {s.vectors} vectors of {s.lanes}' if s.register else 'portable'}",
             "workspace": f"{self.shared_bytes:,} bytes, and {self.thread_bytes:,} a thread",
@@ -104,84 +99,60 @@ class Plan:
         return "\n".join(f"{name:<10}{value}" for name, value in rows.items())
 
 
+def _tile_name(problem: ConvProblem, outputs: Triple) -> str:
+    if outputs == ONES:
+        return ""
+    names = ("x".join(map(str, sizes[3 - problem.axes :])) for sizes in (outputs, problem.kernel))
+    return f" F({', '.join(names)})"
+
+
 class Row(NamedTuple):
-    """A kernel that the dispatcher can choose for what it `takes`."""
+    """A kernel that the dispatcher can choose for what it `takes`, and the designs that it can `make`."""
 
     name: str
     device: str
     directions: tuple[Direction, ...]
+    algorithm: str
     dtypes: str
     limits: Limits
-    takes: Callable[[Direction, ConvProblem, Machine | None], bool]
+    takes: Callable[[Ask], bool]
+    make: Callable[[Ask], list[Design]]
     why: str
 
 
-def _anything(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
-    return True
+def _matrix(ask: Ask) -> list[Design]:
+    inner = matrix_plan(ask.problem, np.dtype(f"f{ask.itemsize}"), ask.machine)
+    return [Design(inner.sweep, inner.schedule, inner.shared_bytes, inner.thread_bytes)]
 
-
-def _products(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
-    """A problem without products has nothing for a micro-kernel to do."""
-    return machine is not None and problem.flops > 0
-
-
-def _few_taps(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
-    return _products(direction, problem, machine) and math.prod(problem.kernel) <= DOTS.held // 64
-
-
-def _wide(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
-    """Channels and filters enough for a register tile of them."""
-    return _products(direction, problem, machine) and min(problem.channels, problem.filters) >= BROAD * problem.groups
-
-
-def _one_output(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
-    """Each input cell is reached by one tap, from the one output."""
-    whole = problem.groups == 1 and problem.size == problem.kernel and problem.out == (1, 1, 1) and problem.mode == "zeros"
-    return _products(direction, problem, machine) and whole and problem.before == problem.after == (0, 0, 0)
-
-
-def _one_to_one(direction: Direction, problem: ConvProblem, machine: Machine | None) -> bool:
-    """One filter on each channel, zero borders, taps that can be unrolled, and for dW their sums in registers."""
-    p = problem
-    if not _products(direction, p, machine) or p.mode != "zeros" or not p.channels == p.filters == p.groups:
-        return False
-    taps = math.prod(p.kernel)
-    room = UNROLLED if direction != "weight_grad" or machine is None else machine.registers - 4
-    padded = p.size[1] + p.before[1] + p.after[1] + p.dilation[1] * p.kernel[1]
-    rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded
-    return taps <= room and p.stride[2] <= 4 and rows <= TABLED and max(p.size[2], p.out[2]) < 2**30
-
-
-# Taps of a depthwise micro-kernel, which unrolls them; entries of its table of rows.
-UNROLLED = 49
-TABLED = 100_000
-# Channels and filters of a group from which a register tile is full enough.
-BROAD = 8
 
 _FORWARD: tuple[Direction, ...] = ("forward", "input_grad")
 _GRAD: tuple[Direction, ...] = ("weight_grad",)
 _MICRO = "a micro-kernel serves float32 and float64"
 _PLANES = "one filter on each channel is computed on whole planes in place"
 _ANY = "the portable loop serves every dtype"
+_FEWER = "short filters need fewer products"
 
-# The first row that takes a problem computes it.
+# The first row of an algorithm that takes a problem computes it.
 TABLE = (
-    Row("depthwise", "cpu", _FORWARD, "f", OUTER, _one_to_one, _PLANES),
-    Row("matrix", "cpu", ("input_grad",), "f", OUTER, _one_output, "the weights are an image that dy filters"),
-    Row("outer", "cpu", _FORWARD, "f", OUTER, _products, _MICRO),
-    Row("direct", "cpu", _FORWARD, "fciu", DIRECT, _anything, _ANY),
-    Row("depthwise_grad", "cpu", _GRAD, "f", DOTS, _one_to_one, _PLANES),
-    Row("panels", "cpu", _GRAD, "f", PANELS, _wide, "channels are broadcast over vectors of filters"),
-    Row("dots", "cpu", _GRAD, "f", DOTS, _few_taps, _MICRO),
-    Row("direct_weight_grad", "cpu", _GRAD, "fciu", DIRECT, _anything, _ANY),
+    Row("winograd", "cpu", _FORWARD, "winograd", "f", TILES, families.short_filters, families.winograd, _FEWER),
+    Row("winograd_grad", "cpu", _GRAD, "winograd", "f", GRAD_TILES, families.short_filters, families.winograd_grad, _FEWER),
+    Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_to_one, families.planes, _PLANES),
+    Row(
+        "matrix", "cpu", ("input_grad",), "direct", "f", OUTER, families.one_output, _matrix, "weights are an image, dy filters it"
+    ),
+    Row("outer", "cpu", _FORWARD, "direct", "f", OUTER, families.products, families.tiled, _MICRO),
+    Row("direct", "cpu", _FORWARD, "direct", "fciu", DIRECT, families.anything, families.portable, _ANY),
+    Row("depthwise_grad", "cpu", _GRAD, "direct", "f", DOTS, families.one_to_one, families.planes, _PLANES),
+    Row("panels", "cpu", _GRAD, "direct", "f", PANELS, families.wide, families.panelled, "channels are broadcast over filters"),
+    Row("dots", "cpu", _GRAD, "direct", "f", DOTS, families.few_taps, families.dotted, _MICRO),
+    Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, families.portable_grad, _ANY),
 )
 PORTABLE = ("direct", "direct_weight_grad")
-
-
-def _pointwise(problem: ConvProblem) -> bool:
-    """Whether each output is made of the one cell at its own position."""
-    ones = (1, 1, 1)
-    return problem.kernel == problem.stride == ones and problem.size == problem.out and problem.before == (0, 0, 0)
+# Kernels that micro-kernels of other families than products of many channels and filters serve better than Winograd's.
+SPECIAL = ("depthwise", "depthwise_grad", "matrix")
+# Workspace of Winograd's algorithm that is never exceeded: this many bytes a thread, or this many times those of the input.
+WORKSPACE = 4 << 20
+INPUTS = 2
 
 
 def plan(
@@ -190,6 +161,10 @@ def plan(
     weight_shape: tuple[int, ...],
     dtype: npt.DTypeLike = np.float32,
     device: str = "cpu",
+    *,
+    algorithm: str = "auto",
+    precision: str | None = None,
+    workspace_limit: int | None = None,
     **options: Any,
 ) -> Plan:
     """Tell how a convolution or one of its gradients would be computed, without computing it.
@@ -204,6 +179,8 @@ def plan(
         Of the result.
     device : {"cpu"}
         Where.
+    algorithm, precision, workspace_limit
+        As in `nbconv.conv`.
     **options
         stride, padding, dilation, groups, padding_mode as in `nbconv.conv`.
 
@@ -224,66 +201,77 @@ def plan(
         raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
     if device != "cpu":
         raise ValueError(f"device must be 'cpu', got {device!r}")
-    return select(direction, ConvProblem.make(input_shape, weight_shape, **options), check_dtype(dtype))
+    problem, result = ConvProblem.make(input_shape, weight_shape, **options), check_dtype(dtype)
+    return select(direction, problem, result, None, wish(algorithm, precision, workspace_limit))
+
+
+def wish(algorithm: str, precision: str | None, workspace_limit: int | None) -> Wish:
+    """A valid wish, or ValueError or TypeError."""
+    if algorithm == "auto" and precision is None and workspace_limit is None:
+        return AUTO
+    for value, choices, name in ((algorithm, ALGORITHMS, "algorithm"), (precision, PRECISIONS, "precision")):
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+    if precision == "highest" and algorithm not in ("auto", "direct"):
+        raise ValueError(f"precision 'highest' allows no algorithm but 'direct', got {algorithm!r}")
+    if workspace_limit is not None:
+        if not isinstance(workspace_limit, int | np.integer) or isinstance(workspace_limit, bool):
+            raise TypeError(f"workspace_limit must be an int or None, got {type(workspace_limit).__name__}")
+        if workspace_limit < 0:
+            raise ValueError(f"workspace_limit must not be negative, got {workspace_limit}")
+        workspace_limit = int(workspace_limit)
+    return Wish(algorithm, precision, workspace_limit)
 
 
 @functools.lru_cache(maxsize=4096)
-def select(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None) -> Plan:
+def select(
+    direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None, wish: Wish = AUTO
+) -> Plan:
     """The plan for a problem that is already valid, on this machine's CPU or on another."""
     machine = None if DISABLED else machine or host()
-    row = next(
-        row for row in TABLE if direction in row.directions and dtype.kind in row.dtypes and row.takes(direction, problem, machine)
-    )
-    if row.name in PORTABLE:
-        machine = None
     itemsize = accumulator(dtype).itemsize
-    weight_bytes = math.prod(problem.weight_shape) * itemsize
-    sweep = input_grad_sweep(problem, row.name == "outer") if direction == "input_grad" else forward_sweep(problem)
-    if machine and row.name.startswith("depthwise"):
-        phases = problem.stride[2] if direction == "input_grad" else 1
-        grad = direction == "weight_grad"
-        schedule = depthwise_grad(sweep, itemsize, machine) if grad else depthwise(sweep, itemsize, machine, phases)
-        shared, thread = (weight_bytes if direction == "input_grad" else 0) + problem.size[2] * itemsize, 0
-    elif row.name == "matrix":
-        inner = matrix_plan(problem, dtype, machine)
-        sweep, schedule, thread = inner.sweep, inner.schedule, inner.thread_bytes
-        shared = inner.shared_bytes
-    elif direction == "weight_grad":
-        if machine:
-            sweep = folded(sweep, problem, row.limits, machine.vector // itemsize)
-            build = panels if row.name == "panels" else dots
-            schedule = build(sweep, itemsize, row.limits, machine, problem.groups, problem.batch)
-            schedule = dataclasses.replace(schedule, in_place=row.name == "dots" and not sweep.folded and _pointwise(problem))
-        else:
-            schedule = direct_weight_grad(sweep, itemsize, row.limits, problem.groups, problem.batch)
-        shared = schedule.splits * weight_bytes if schedule.splits > 1 else 0
-        cells = panel_cells if row.name == "panels" else weight_grad_cells
-        thread = cells(sweep, schedule) * itemsize
-    else:
-        if machine:
-            sweep = folded(sweep, problem, row.limits, machine.vector // itemsize)
-            copied = direction == "forward" and (
-                problem.batch * math.prod(problem.out) >= REUSED or problem.taps * itemsize % ALIASED == 0
-            )
-            batch = 1 if sweep.folded else problem.batch
-            place = _pointwise(problem) and not sweep.folded
-            sweep = flat(sweep) if place else sweep
-            schedule = outer(sweep, itemsize, row.limits, machine, problem.groups, batch, copied, place)
-        else:
-            schedule = direct(sweep, itemsize, row.limits)
-        border = max((math.prod(slab.shape) for slab in border_slabs(problem)), default=0) if direction == "input_grad" else 0
-        shared = problem.batch * problem.channels * border * itemsize
-        if machine is None:
-            shared, thread = shared + weight_bytes, direct_cells(sweep, schedule) * itemsize
-        else:
-            if schedule.packed:
-                blocks = -(-sweep.filters // schedule.register)
-                shared += problem.groups * blocks * schedule.register * problem.taps * itemsize
-            phases = stored_together(problem, direction, problem.size[2])
-            thread = outer_cells(sweep, schedule, phases) * itemsize
+    threads = machine.threads if machine else host().threads
+
+    def find(algorithm: str) -> tuple[Row, Ask] | None:
+        for row in TABLE:
+            ask = Ask(direction, problem, itemsize, row.limits, machine)
+            if row.algorithm == algorithm and direction in row.directions and dtype.kind in row.dtypes and row.takes(ask):
+                return row, ask
+        return None
+
+    def fits(design: Design) -> bool:
+        total = design.shared + threads * design.thread
+        return wish.workspace_limit is None or total <= wish.workspace_limit
+
+    direct = find("direct")
+    assert direct is not None
+    row, ask = direct
+    (design,) = row.make(ask)
+    fast = find("winograd") if wish.algorithm != "direct" and wish.precision != "highest" else None
+    if fast:
+        most = max(WORKSPACE, INPUTS * problem.batch * problem.channels * math.prod(problem.size) * itemsize // threads)
+        designs = [found for found in fast[0].make(fast[1]) if found.thread <= most and fits(found)]
+        best = min(designs, key=functools.partial(winograd_cost, fast[1]), default=None)
+        wanted = wish.algorithm == "winograd"
+        if best and (wanted or (row.name not in SPECIAL and winograd_cost(fast[1], best) < direct_cost(ask))):
+            (row, ask), design = fast, best
+    if wish.algorithm == "winograd" and row.algorithm != "winograd":
+        raise ValueError(
+            f"algorithm 'winograd' needs floating point, stride 1, dilation 1, kernels of 1, 2, 3, 5 or 7, and its workspace; "
+            f"got {dtype}, stride {problem.stride[3 - problem.axes :]}, dilation {problem.dilation[3 - problem.axes :]}, "
+            f"kernel {problem.kernel[3 - problem.axes :]}, workspace_limit {wish.workspace_limit}"
+        )
+    if not fits(design):
+        raise ValueError(
+            f"workspace_limit must be at least {design.shared + threads * design.thread} bytes for this problem on {threads} "
+            f"threads, got {wish.workspace_limit}"
+        )
     parallel = problem.flops >= row.limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
-    return Plan(direction, problem, dtype, row.device, row.name, schedule, parallel, shared, thread, reason, sweep, machine)
+    return Plan(
+        direction, problem, dtype, row.device, row.algorithm, row.name, design.schedule, parallel, design.shared, design.thread,
+        reason, design.sweep, None if row.name in PORTABLE else machine, design.outputs,
+    )  # fmt: skip
 
 
 def matrix_plan(problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None) -> Plan:

@@ -12,7 +12,7 @@ from numba.core.errors import NumbaError
 
 from . import cpu
 from .arrays import Array, accumulator, can_write_directly, check_out, computable
-from .dispatch import select
+from .dispatch import AUTO, Wish, select
 from .problem import ConvProblem
 
 
@@ -24,9 +24,10 @@ def forward(
     bias: Array | None = None,
     activation: Callable[..., Any] | None = None,
     out: Array | None = None,
+    wish: Wish = AUTO,
 ) -> Array:
     """activation(bias + conv(input, weight)), summed and returned in `dtype`; arrays may have other dtypes of its kind."""
-    plan = select("forward", problem, dtype)
+    plan = select("forward", problem, dtype, None, wish)
     spatial = problem.axes, problem.batched
     acc = accumulator(dtype)
     epilogue = None if activation is None else _compiled(activation, acc)
@@ -46,9 +47,10 @@ def input_grad(
     weight: Array,
     bias: Array | None = None,
     out: Array | None = None,
+    wish: Wish = AUTO,
 ) -> Array:
     """bias + gradient for the input; `weight` comes conjugated where that is wanted."""
-    plan = select("input_grad", problem, dtype)
+    plan = select("input_grad", problem, dtype, None, wish)
     spatial = problem.axes, problem.batched
     dy, w, b = computable(grad_output), computable(weight), None if bias is None else computable(bias)
 
@@ -58,9 +60,11 @@ def input_grad(
     return _deliver(out, problem.input_shape, dtype, (grad_output, weight, bias), fill)
 
 
-def weight_grad(problem: ConvProblem, dtype: np.dtype[Any], grad_output: Array, input: Array, out: Array | None = None) -> Array:
+def weight_grad(
+    problem: ConvProblem, dtype: np.dtype[Any], grad_output: Array, input: Array, out: Array | None = None, wish: Wish = AUTO
+) -> Array:
     """Gradient for the weight; a complex input is conjugated."""
-    plan = select("weight_grad", problem, dtype)
+    plan = select("weight_grad", problem, dtype, None, wish)
     spatial = problem.axes, problem.batched
     dy, x = computable(grad_output), computable(input)
 

@@ -14,15 +14,13 @@ from numba.extending import is_jitted
 
 from . import engine
 from .arrays import Array, accumulator, check_array, check_dtype, common_dtype
+from .dispatch import wish
 from .kernels import activations, jit
 from .problem import ConvProblem, Padding, Sizes, problem_of, transposed_problem
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Activation = str | Callable[..., Any]
-
-ALGORITHMS = ("auto", "direct")
-PRECISIONS = (None, "tf32", "highest")
 
 
 def _conv(
@@ -40,6 +38,7 @@ def _conv(
     activation: Activation | None = None,
     algorithm: str = "auto",
     precision: str | None = None,
+    workspace_limit: int | None = None,
     out: Array | None = None,
 ) -> Array:
     """Convolution (cross-correlation) over {axes}.
@@ -70,10 +69,15 @@ def _conv(
     activation : str or scalar njit function, optional
         Applied to each output before it is stored: "relu", "relu6", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus",
         "tanh", or any function compiled by `numba.njit` that maps a scalar to a scalar. It must not raise.
-    algorithm : {{"auto", "direct"}}
-        How to compute.
+    algorithm : {{"auto", "direct", "winograd"}}
+        How to compute. "direct" is the sum above, in one fixed order; "winograd" needs fewer products for short filters without
+        strides, rounds in another order, and spreads an infinity or NaN over its tile; "auto" takes the one that should be faster.
     precision : {{None, "tf32", "highest"}}
-        "tf32" allows that format on GPUs, "highest" forbids every shortcut. On the CPU arithmetic is IEEE's in `dtype` always.
+        "tf32" allows that format on GPUs, "highest" forbids every shortcut: only "direct" is taken. On the CPU arithmetic is IEEE's
+        in `dtype` always.
+    workspace_limit : int, optional
+        Bytes that a call may allocate besides its result and copies of its arguments, on all threads; a faster algorithm that
+        needs more is not taken.
     out : ndarray, optional
         Where to write the result. It may overlap an input.
 
@@ -95,12 +99,11 @@ def _conv(
     if bias is not None:
         check_array(bias, "bias")
     result = _result_dtype(dtype, input=input, weight=weight, bias=bias)
-    _check_choice(algorithm, ALGORITHMS, "algorithm")
-    _check_choice(precision, PRECISIONS, "precision")
+    wanted = wish(algorithm, precision, workspace_limit)
     problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
     _check_bias(bias, problem.filters)
     function = _activation(activation, accumulator(result))
-    return engine.forward(problem, result, input, weight, bias, function, out)
+    return engine.forward(problem, result, input, weight, bias, function, out, wanted)
 
 
 def _conv_input_grad(
@@ -114,6 +117,9 @@ def _conv_input_grad(
     groups: int = 1,
     padding_mode: str = "zeros",
     *,
+    algorithm: str = "auto",
+    precision: str | None = None,
+    workspace_limit: int | None = None,
     out: Array | None = None,
 ) -> Array:
     """Gradient of a convolution over {axes} for its input (dI).
@@ -130,6 +136,8 @@ def _conv_input_grad(
     input_shape : tuple of ints
         (N, C, {letters}) or (C, {letters}).
     stride, padding, dilation, groups, padding_mode
+        As in the convolution.
+    algorithm, precision, workspace_limit
         As in the convolution.
     out : ndarray, optional
         Where to write the result. It may overlap an input.
@@ -152,7 +160,7 @@ def _conv_input_grad(
     problem = ConvProblem.make(input_shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes)
     _check_shape(grad_output, problem.output_shape, "grad_output")
     conjugated = np.conj(weight) if result.kind == "c" else weight
-    return engine.input_grad(problem, result, grad_output, conjugated, None, out)
+    return engine.input_grad(problem, result, grad_output, conjugated, None, out, wish(algorithm, precision, workspace_limit))
 
 
 def _conv_weight_grad(
@@ -166,6 +174,9 @@ def _conv_weight_grad(
     groups: int = 1,
     padding_mode: str = "zeros",
     *,
+    algorithm: str = "auto",
+    precision: str | None = None,
+    workspace_limit: int | None = None,
     out: Array | None = None,
 ) -> Array:
     """Gradient of a convolution over {axes} for its weight (dW).
@@ -182,6 +193,8 @@ def _conv_weight_grad(
     weight_shape : tuple of ints
         (K, C / groups, {kernel}).
     stride, padding, dilation, groups, padding_mode
+        As in the convolution.
+    algorithm, precision, workspace_limit
         As in the convolution.
     out : ndarray, optional
         Where to write the result. It may overlap an input.
@@ -203,7 +216,7 @@ def _conv_weight_grad(
     result = common_dtype(grad_output=grad_output, input=input)
     problem = ConvProblem.make(input.shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes=axes)
     _check_shape(grad_output, problem.output_shape, "grad_output")
-    return engine.weight_grad(problem, result, grad_output, input, out)
+    return engine.weight_grad(problem, result, grad_output, input, out, wish(algorithm, precision, workspace_limit))
 
 
 def _conv_bias_grad(axes: int | None, grad_output: Array, *, out: Array | None = None) -> Array:
@@ -250,6 +263,9 @@ def _conv_backward(
     padding_mode: str = "zeros",
     *,
     need: Sequence[bool] = (True, True, True),
+    algorithm: str = "auto",
+    precision: str | None = None,
+    workspace_limit: int | None = None,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """All gradients of a convolution over {axes}: (dI, dW, dB).
 
@@ -265,6 +281,8 @@ def _conv_backward(
         As in the convolution.
     need : three bools
         Which of dI, dW and dB to compute.
+    algorithm, precision, workspace_limit
+        As in the convolution.
 
     Returns
     -------
@@ -285,10 +303,11 @@ def _conv_backward(
     _check_shape(grad_output, problem.output_shape, "grad_output")
     if not isinstance(need, Sequence) or len(need) != 3:
         raise ValueError(f"need must be three bools, for dI, dW and dB, got {need!r}")
+    wanted = wish(algorithm, precision, workspace_limit)
     conjugated = np.conj(weight) if result.kind == "c" else weight
     return (
-        engine.input_grad(problem, result, grad_output, conjugated, None, None) if need[0] else None,
-        engine.weight_grad(problem, result, grad_output, input, None) if need[1] else None,
+        engine.input_grad(problem, result, grad_output, conjugated, None, None, wanted) if need[0] else None,
+        engine.weight_grad(problem, result, grad_output, input, None, wanted) if need[1] else None,
         _conv_bias_grad(problem.axes, grad_output) if need[2] else None,
     )
 
@@ -304,6 +323,9 @@ def _conv_transpose(
     groups: int = 1,
     dilation: Sizes = 1,
     *,
+    algorithm: str = "auto",
+    precision: str | None = None,
+    workspace_limit: int | None = None,
     out: Array | None = None,
 ) -> Array:
     """Transposed convolution over {axes}: the gradient of a convolution for its input, as a layer (no conjugation), plus a bias.
@@ -322,6 +344,8 @@ def _conv_transpose(
         Of the convolution whose transpose this is; `padding` takes ints or pairs, and shrinks the output.
     output_padding : int or one int for each axis
         Cells added behind each axis of the output; smaller than stride or dilation.
+    algorithm, precision, workspace_limit
+        As in the convolution.
     out : ndarray, optional
         Where to write the result. It may overlap an input.
 
@@ -345,7 +369,7 @@ def _conv_transpose(
     result = common_dtype(input=input, weight=weight, bias=bias)
     problem = transposed_problem(input.shape, weight.shape, stride, padding, output_padding, groups, dilation, axes)
     _check_bias(bias, problem.channels)
-    return engine.input_grad(problem, result, input, weight, bias, out)
+    return engine.input_grad(problem, result, input, weight, bias, out, wish(algorithm, precision, workspace_limit))
 
 
 def _result_dtype(dtype: npt.DTypeLike | None, **arrays: Array | None) -> np.dtype[Any]:
@@ -356,11 +380,6 @@ def _result_dtype(dtype: npt.DTypeLike | None, **arrays: Array | None) -> np.dty
         if array is not None and not np.can_cast(array.dtype, result, "same_kind"):
             raise TypeError(f"{name} of dtype {array.dtype} cannot be cast to dtype {result} within the same kind")
     return result
-
-
-def _check_choice(value: Any, choices: tuple[Any, ...], name: str) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def _check_shape(array: Array, shape: tuple[int, ...], name: str) -> None:

@@ -174,7 +174,14 @@ def folded(sweep: Sweep, problem: ConvProblem, limits: Limits, lanes: int) -> Sw
     Only where the last vector of an image would be empty enough: an image of its own is stored without a detour.
     """
     cells = math.prod(sweep.out)
-    if problem.axes == 3 or problem.batch < 2 or 2 * cells > limits.sums or -cells % lanes < EMPTY * cells:
+    if 2 * cells > limits.sums or -cells % lanes < EMPTY * cells:
+        return sweep
+    return together(sweep, problem)
+
+
+def together(sweep: Sweep, problem: ConvProblem) -> Sweep:
+    """The sweep with the batch in place of its first axis, where the problem leaves that free."""
+    if problem.axes == 3 or problem.batch < 2:
         return sweep
     return sweep._replace(out=(problem.batch, *sweep.out[1:]), folded=True)
 
@@ -194,7 +201,7 @@ def even(count: int, most: int) -> int:
 
 def direct(sweep: Sweep, itemsize: int, limits: Limits) -> Schedule:
     """Portable loop: tiles whose rows of sums stay within `limits.sums` cells, and the channels that `limits.staged` bytes hold."""
-    schedule = Schedule(_tile(sweep, limits, NOWHERE), max(1, min(sweep.filters, limits.filters)), 1)
+    schedule = Schedule(tile_within(sweep, limits, NOWHERE), max(1, min(sweep.filters, limits.filters)), 1)
     return _with_channels(sweep, schedule, itemsize, limits)
 
 
@@ -229,7 +236,7 @@ def outer(
         wanted = min(sweep.channels, -(-TERMS // math.prod(k)))
         room = limits.staged // (wanted * copies * itemsize)
         limits = limits._replace(sums=max(min(limits.sums, room), min(limits.sums, 4 * vectors * lanes)))
-        tile = _tile(sweep, limits, dense)
+        tile = tile_within(sweep, limits, dense)
     schedule = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
@@ -268,7 +275,7 @@ def _copies_fit(sweep: Sweep, itemsize: int, limits: Limits) -> bool:
     return cells * copies * itemsize <= limits.staged
 
 
-def _tile(sweep: Sweep, limits: Limits, dense: tuple[bool, bool, bool]) -> Triple:
+def tile_within(sweep: Sweep, limits: Limits, dense: tuple[bool, bool, bool]) -> Triple:
     sizes: list[int] = []
     room = limits.sums
     for out, extra, whole in zip(reversed(sweep.out), reversed(sweep.shifts), reversed(dense), strict=True):
@@ -284,7 +291,7 @@ def _with_channels(sweep: Sweep, schedule: Schedule, itemsize: int, limits: Limi
 
 def direct_weight_grad(sweep: Sweep, itemsize: int, limits: Limits, groups: int, batch: int) -> Schedule:
     """As `direct`, with the sum over images and tiles split until there are `limits.jobs` jobs."""
-    return _with_splits(sweep, direct(sweep, itemsize, limits), limits, groups, batch)
+    return with_splits(sweep, direct(sweep, itemsize, limits), limits, groups, batch)
 
 
 def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
@@ -299,7 +306,7 @@ def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: 
     most = max(1, (machine.registers - 2) // (register + 1))
     wide = _copies_fit(sweep, itemsize, limits)
     dense = (False, sweep.folded and wide, wide)
-    schedule = Schedule(_tile(sweep, limits, dense), 1, 1, 1, dense, 1, register, 1, lanes)
+    schedule = Schedule(tile_within(sweep, limits, dense), 1, 1, 1, dense, 1, register, 1, lanes)
     held = limits.staged // (staged_cells(sweep, schedule) * itemsize)
     channels = even(sweep.channels, max(1, min(held, TAPS // terms)))
     vectors = even(channels * terms, most)
@@ -307,7 +314,7 @@ def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: 
     filters = -(-even(sweep.filters, block) // register) * register
     schedule = dataclasses.replace(schedule, filters=filters, channels=channels, vectors=vectors)
     schedule = _bundled(sweep, schedule, itemsize, limits, groups, groups)
-    return _with_splits(sweep, schedule, limits, -(-groups // schedule.bundle), 1 if sweep.folded else batch)
+    return with_splits(sweep, schedule, limits, -(-groups // schedule.bundle), 1 if sweep.folded else batch)
 
 
 def panels(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
@@ -319,7 +326,7 @@ def panels(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups
     lanes = machine.vector // itemsize
     vectors = min(2, -(-sweep.filters // lanes))
     register = even(sweep.channels, min(14, (machine.registers - 1 - vectors) // vectors))
-    schedule = Schedule(_tile(sweep, limits, NOWHERE), 1, 1, 1, NOWHERE, 1, register, vectors, lanes)
+    schedule = Schedule(tile_within(sweep, limits, NOWHERE), 1, 1, 1, NOWHERE, 1, register, vectors, lanes)
     wide = vectors * lanes
     most = max(1, limits.held // (math.prod(schedule.tile) * itemsize * wide))
     filters = wide * even(-(-sweep.filters // wide), most)
@@ -329,7 +336,7 @@ def panels(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups
     )
     channels = register * even(-(-sweep.channels // register), max(1, held // register))
     schedule = dataclasses.replace(schedule, filters=filters, channels=channels)
-    return _with_splits(sweep, schedule, limits, groups, 1 if sweep.folded else batch)
+    return with_splits(sweep, schedule, limits, groups, 1 if sweep.folded else batch)
 
 
 def panel_cells(sweep: Sweep, schedule: Schedule) -> int:
@@ -348,7 +355,7 @@ def _bundled(sweep: Sweep, schedule: Schedule, itemsize: int, limits: Limits, gr
     return dataclasses.replace(schedule, bundle=even(groups, min(groups, max(1, most))))
 
 
-def _with_splits(sweep: Sweep, schedule: Schedule, limits: Limits, groups: int, batch: int) -> Schedule:
+def with_splits(sweep: Sweep, schedule: Schedule, limits: Limits, groups: int, batch: int) -> Schedule:
     blocks = groups * -(-max(sweep.channels, 1) // schedule.channels) * -(-max(sweep.filters, 1) // schedule.filters)
     places = batch * math.prod(-(-out // size) for out, size in zip(sweep.out, schedule.tile, strict=True))
     return dataclasses.replace(schedule, splits=max(1, min(places, -(-limits.jobs // blocks))))

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,10 +83,19 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
     inside = s.in_place and is_run(x)
     prepared = _prepare(plan, x.shape, dy.shape, x.strides[-1] == x.itemsize, inside, x.strides[1] if inside else 0)
-    whole = s.splits == 1 and out.flags.c_contiguous
-    sums = (out if whole else np.empty((s.splits, *out.shape), out.dtype)).reshape(s.splits, len(out), -1)
-    arrays, rest = (dy, x, sums, prepared.offsets, prepared.micro), (*prepared.axes, prepared.blocks)
-    _driver(plan.kernel, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, rest)
+
+    def fill(sums: Array) -> None:
+        arrays, rest = (dy, x, sums, prepared.offsets, prepared.micro), (*prepared.axes, prepared.blocks)
+        _driver(plan.kernel, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, rest)
+
+    add_splits(s.splits, fill, out)
+
+
+def add_splits(splits: int, fill: Callable[[Array], None], out: Array) -> None:
+    """Have `fill` write the sums of all splits, (splits, K, C / groups * taps), and add them in order to `out`."""
+    whole = splits == 1 and out.flags.c_contiguous
+    sums = (out if whole else np.empty((splits, *out.shape), out.dtype)).reshape(splits, len(out), -1)
+    fill(sums)
     if not whole:
         total = sums[0]
         for split in sums[1:]:

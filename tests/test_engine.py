@@ -110,8 +110,8 @@ def test_schedule_and_threads_do_not_change_results(case, schedule, parallel, dt
     x, w, dy = (random(shape, dtype, i) for i, shape in enumerate((p.input_shape, p.weight_shape, p.output_shape)))
     want = nbconv.conv(x, w, **case.options), *nbconv.conv_backward(dy, x, w, **case.options)
 
-    def forced(direction, problem, dtype):
-        plan = dispatch.select(direction, problem, dtype)
+    def forced(direction, problem, dtype, machine, wish):
+        plan = dispatch.select(direction, problem, dtype, machine, wish)
         if schedule is not None:
             portable = "direct_weight_grad" if direction == "weight_grad" else "direct"
             plan = dataclasses.replace(plan, kernel=portable, schedule=schedule, machine=None)

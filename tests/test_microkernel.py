@@ -1,6 +1,7 @@
 """The LLVM kernels: on every family of machines that this one can be, and the code that they become on all."""
 
 import ctypes
+import itertools
 import re
 
 import numpy as np
@@ -11,10 +12,11 @@ from llvmlite import ir
 from oracle import assert_sums, random
 
 import nbconv
-from nbconv import depthwise, dispatch, engine, outer, weight_grad
+from nbconv import depthwise, dispatch, engine, outer, weight_grad, winograd
 from nbconv.kernels.cpu import microkernel
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
 from nbconv.phases import interior
+from nbconv.winograd_schedule import choices
 
 MACHINES = {"avx512": AVX512, "avx2": AVX2, "sse2": SSE2, "neon": NEON}
 HERE = [name for name in ("avx2", "sse2") if host().vector > MACHINES[name].vector]
@@ -29,8 +31,8 @@ def test_lesser_machines(case, name, dtype, monkeypatch):
     x, w, dy = (random(shape, dtype, i) for i, shape in enumerate((p.input_shape, p.weight_shape, p.output_shape)))
     chosen = []
 
-    def select(direction, problem, dtype):
-        chosen.append(dispatch.select(direction, problem, dtype, MACHINES[name]))
+    def select(direction, problem, dtype, machine, wish):
+        chosen.append(dispatch.select(direction, problem, dtype, MACHINES[name], wish))
         return chosen[-1]
 
     monkeypatch.setattr(engine, "select", select)
@@ -70,14 +72,20 @@ def kernels(name, itemsize, problems, monkeypatch):
         found.add((emitter, shape))
         return 1
 
-    for module in (outer, depthwise, weight_grad):
+    for module in (outer, depthwise, weight_grad, winograd):
         monkeypatch.setattr(module, "kernel_address", note)
     for x, w, options in problems:
         p = nbconv.ConvProblem.make(x, w, **options)
         sizes = {"x": (p.batch, p.channels, *p.size), "dy": (p.batch, p.filters, *p.out)}
-        for direction in dispatch.DIRECTIONS:
-            plan = dispatch.select(direction, p, np.dtype(f"f{itemsize}"), MACHINES[name])
-            if plan.kernel in ("depthwise", "depthwise_grad"):
+        wishes = [dispatch.Wish("direct"), *([dispatch.Wish("winograd")] if any(True for _ in choices(p)) else [])]
+        for direction, wish in itertools.product(dispatch.DIRECTIONS, wishes):
+            plan = dispatch.select(direction, p, np.dtype(f"f{itemsize}"), MACHINES[name], wish)
+            if plan.kernel == "winograd":
+                source, target = (sizes["x"], sizes["dy"]) if direction == "forward" else (sizes["dy"], sizes["x"])
+                winograd._prepare.__wrapped__(plan, source, target, True, False, (64, 64, 64))
+            elif plan.kernel == "winograd_grad":
+                winograd._prepare_grad.__wrapped__(plan, sizes["x"], sizes["dy"], True)
+            elif plan.kernel in ("depthwise", "depthwise_grad"):
                 depthwise._prepare.__wrapped__(plan)
             elif plan.kernel in ("dots", "panels"):
                 weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], True, False, 0)
@@ -127,7 +135,7 @@ def test_code_is_fused_and_does_not_spill(name, itemsize, monkeypatch):
     asked = kernels(name, itemsize, SHAPES, monkeypatch)
     masks = name in ("avx512", "avx2")
     hot = [(e, s) for e, s in asked if e in ("outer", "panel", "dots") and (masks or e == "panel" or (e == "outer" and not s[2]))]
-    assert {emitter for emitter, _ in asked} >= {"outer", "panel", "dots", "load", "store", "pack", "collapse"}
+    assert {emitter for emitter, _ in asked} >= {"outer", "panel", "dots", "load", "store", "pack", "collapse", "transform"}
     assert len(hot) > 10
     for emitter, shape in hot:
         assembly = assembly_of(emitter, itemsize, MACHINES[name], *shape)
@@ -141,7 +149,7 @@ def test_code_is_fused_and_does_not_spill(name, itemsize, monkeypatch):
 def test_depthwise_code_is_fused_and_keeps_its_sums(itemsize, monkeypatch):
     """Every tap is one multiplication, and no sum is stored to the stack, where vectors are masked and registers are many."""
     asked = kernels("avx512", itemsize, PLANES, monkeypatch)
-    assert {emitter for emitter, _ in asked} == {"depthwise", "depthwise_grad", "dots", "load", "collapse"}
+    assert {emitter for emitter, _ in asked} >= {"depthwise", "depthwise_grad", "dots", "load", "collapse"}
     for emitter, shape in asked:
         if not emitter.startswith("depthwise") or (emitter == "depthwise_grad" and shape[4] > 1 and fmas(emitter, shape) > 16):
             continue  # with a stride, what loads need leaves no room for the sums of 25 taps

@@ -43,7 +43,7 @@ import sys, warnings, numba, numpy as np, nbconv
 x, w = np.ones((8, 16, 40, 40), np.float32), np.ones((16, 16, 3, 3), np.float32)
 want = np.full((8, 16, 38, 38), 144, np.float32)
 def convolve(_=None):
-    return np.array_equal(nbconv.conv2d(x, w), want)
+    return np.array_equal(nbconv.conv2d(x, w, algorithm="direct"), want)
 """
 
 

@@ -36,6 +36,10 @@ class Function:
     def word(self, value: int) -> ir.Constant:
         return ir.Constant(WORD, value)
 
+    def constant(self, value: float) -> ir.Constant:
+        """A vector whose lanes are all `value`."""
+        return ir.Constant(self.vector, [value] * self.lanes)
+
     def add(self, base: Any, offset: int) -> Any:
         return self.builder.add(base, self.word(offset)) if offset else base
 
@@ -44,7 +48,7 @@ class Function:
         pointer = self.builder.inttoptr(address, POINTER)
         pointer = self.builder.gep(pointer, [self.word(offset)])
         value = self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()))
-        value.align = 8 if kind == WORD else self.itemsize
+        value.align = 8 if kind == WORD else 4 if kind == self.picks else self.itemsize
         return value
 
     def masked_load(self, address: Any, mask: Any) -> Any:

@@ -32,6 +32,7 @@ from .builder import WORD
 from .depthwise_emitters import depthwise, depthwise_grad
 from .emitters import collapse, dots, load, outer, pack, panel, store
 from .machine import Machine
+from .transforms import transform
 
 EMITTERS: dict[str, Callable[..., None]] = {
     "pack": pack,
@@ -43,6 +44,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "collapse": collapse,
     "depthwise": depthwise,
     "depthwise_grad": depthwise_grad,
+    "transform": transform,
 }
 
 

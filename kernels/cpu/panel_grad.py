@@ -23,8 +23,9 @@ LOAD, PACK, STORE = 4, 5, 6
 
 
 @kernel
-def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, target, d, h, w, blocks):
-    """Stage input channels, in blocks of `blocks.register` that lie side by side for each cell.
+def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, target, d, h, w, blocks, wide):
+    """Stage input channels, in blocks of `blocks.register` that lie side by side for each cell; cells are `wide` channels apart,
+    or with 0 as many as a block has.
 
     Where the staged cells are the input's own, they are transposed in place.
     """
@@ -36,12 +37,13 @@ def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, targe
         rows = min(blocks.register, c_last - c)
         if not inside:
             stage(x, n, c, c + rows, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
+        pitch = (wide if wide != 0 else rows) * size
         block = target.ctypes.data + (c - c_first) * plane * size
         for r in range((rows - 1) // blocks.lanes * blocks.lanes, -1, -blocks.lanes):  # a piece may spill into the ones before it
             count = min(blocks.lanes, rows - r)
             if not inside:
                 source = cells.ctypes.data + r * plane * size
-                call_kernel(micro[PACK], source, plane * size, count, block + r * size, rows * size, plane)
+                call_kernel(micro[PACK], source, plane * size, count, block + r * size, pitch, plane)
                 continue
             corner = x.ctypes.data + n * x.strides[0] + (c + r) * x.strides[1] + (o2 + w.offset) * size
             whole = x.strides[3] == w.extent * size
@@ -50,8 +52,8 @@ def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, targe
                 for j1 in range(0, h.extent, h.extent if whole else 1):
                     source = corner + (o0 + d.offset + j0) * x.strides[2] + (o1 + h.offset + j1) * x.strides[3]
                     length = h.extent * w.extent if whole else w.extent
-                    call_kernel(micro[PACK], source, x.strides[1], count, place, rows * size, length)
-                    place += length * rows * size
+                    call_kernel(micro[PACK], source, x.strides[1], count, place, pitch, length)
+                    place += length * pitch
 
 
 @kernel
@@ -97,6 +99,22 @@ def multiply(micro, channels, filters, taps, t0, t1, t2, plane, cells, dys, offs
 
 
 @kernel
+def store_sums(micro, totals, filters, terms, target, blocks):
+    """Store sums, (panel, channel and tap, filter of the panel), as rows of filters."""
+    size = totals.itemsize
+    wide = blocks.vectors * blocks.lanes
+    for k in range(0, filters, wide):
+        across = min(wide, -(-(filters - k) // blocks.lanes) * blocks.lanes)
+        source = totals.ctypes.data + k * terms * size
+        for r in range(0, terms, blocks.lanes):
+            rows = min(blocks.lanes, terms - r)
+            place = target.ctypes.data + k * target.strides[0] + r * size
+            call_kernel(
+                micro[STORE], source + r * across * size, across * size, rows, place, target.strides[0], min(wide, filters - k)
+            )
+
+
+@kernel
 def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     """Run jobs `first` to `last`; shapes as in `parallel`, with one row of its scratch."""
     size = sums.itemsize
@@ -106,7 +124,6 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
     places = dy.shape[0] * tiles0 * tiles1 * tiles2
     plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
-    wide = blocks.vectors * blocks.lanes
     padded = -(-blocks.filters // blocks.lanes) * blocks.lanes
     totals = scratch[: padded * blocks.channels * taps]
     dys = scratch[totals.size : totals.size + padded * d.tile * h.tile * w.tile]
@@ -126,19 +143,10 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
             o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
             n = place // (tiles2 * tiles1 * tiles0)
             t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
-            stage_channels(x, n, c, c + c_count, o0, o1, o2, plane, micro, cells, staged, d, h, w, blocks)
+            stage_channels(x, n, c, c + c_count, o0, o1, o2, plane, micro, cells, staged, d, h, w, blocks, 0)
             stage_filters(dy, n, k, k + k_count, o0, o1, o2, t0, t1, t2, micro, dys, blocks)
             multiply(micro, c_count, k_count, taps, t0, t1, t2, plane, staged, dys, offsets, totals, place == begin, h, w, blocks)
-        target = sums[split, k:, c_first * taps :]
-        for p in range(0, k_count, wide):
-            across = min(wide, -(-(k_count - p) // blocks.lanes) * blocks.lanes)
-            source = totals.ctypes.data + p * c_count * taps * size
-            for r in range(0, c_count * taps, blocks.lanes):
-                rows = min(blocks.lanes, c_count * taps - r)
-                place = target.ctypes.data + p * target.strides[0] + r * size
-                call_kernel(
-                    micro[STORE], source + r * across * size, across * size, rows, place, target.strides[0], min(wide, k_count - p)
-                )
+        store_sums(micro, totals, k_count, c_count * taps, sums[split, k:, c_first * taps :], blocks)
 
 
 @kernel(parallel=True)

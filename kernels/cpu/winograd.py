@@ -1,0 +1,219 @@
+"""Winograd's convolution by micro-kernels: forward and dI of float32 and float64 with stride 1, any padding mode, any groups.
+
+    out = A^T [ sum_c (G w_c G^T) * (B^T x_c B) ] A          for each tile of outputs, on all axes; see `transforms`
+
+Stage: `tile.stage` with the tile for a stride: each cell of all tiles of outputs lies side by side, so that the vectors of a
+transform are neighbouring tiles. Rows of few tiles would leave such vectors empty: those are staged as they are, and gathered.
+Transform: cells of all channels, and weights of one register block at a time.
+Compute: for each of the products of a tile, `microkernel.outer` over channels: filters are broadcast over vectors of tiles.
+Store: the sums of one filter are transformed to outputs, and stored as the phases of a strided dI are.
+
+A job is one (image, group, block of tiles, block of filters); neighbours in job order share the transformed cells. Sums are added
+in the order of channels and a tile does not depend on its neighbours: results are the same bits for any schedule.
+"""
+
+from typing import NamedTuple
+
+import numba
+
+from ..jit import call, kernel
+from .microkernel import call_kernel
+from .outer import Layout, finish
+from .tile import Axis, stage
+
+# Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
+# the same for the last block; then transforms.
+LOAD, STORE, PACK, CELLS, WEIGHTS, OUTPUTS = range(4, 10)
+
+
+class Regions(NamedTuple):
+    """What Winograd's driver adds to axes and layout.
+
+    products : of a tile
+    taps : of a filter
+    together : channels that are staged at once
+    row : bytes from filter to filter of the weights
+    wide : cells of a row of transformed weights
+    pitch : cells of a row of tiles' vectors
+    cell_plane, weight_plane, sum_plane : cells from product to product of transformed cells, weights and of sums
+    weights, sums, outputs, staged : first cells of the parts of scratch; the first part holds the transformed cells
+    tap_table, plane_table, term_table, lane_table : first entries of the offsets for the transforms of weights and outputs, of the
+        terms, and of gathered tiles, 0 if they are not
+    """
+
+    products: int
+    taps: int
+    together: int
+    row: int
+    wide: int
+    pitch: int
+    cell_plane: int
+    weight_plane: int
+    sum_plane: int
+    weights: int
+    sums: int
+    outputs: int
+    staged: int
+    tap_table: int
+    plane_table: int
+    term_table: int
+    lane_table: int
+
+
+@kernel
+def unpack(numbers):
+    """Axes, layout and regions out of the array of all their numbers."""
+    a = numbers
+    d = Axis(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
+    h = Axis(a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17])
+    w = Axis(a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26])
+    layout = Layout(
+        a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37], a[38], a[39], a[40], a[41], a[42], a[43]
+    )  # fmt: skip
+    regions = Regions(
+        a[44], a[45], a[46], a[47], a[48], a[49], a[50], a[51], a[52], a[53], a[54], a[55], a[56], a[57], a[58], a[59], a[60]
+    )  # fmt: skip
+    return d, h, w, layout, regions
+
+
+@kernel
+def dense(axis):
+    """The axis as tiles lie after their transform, without cells between rows."""
+    return Axis(
+        axis.size, axis.stride, axis.dilation, axis.offset, axis.out, axis.tile, axis.slots, axis.tile, axis.period
+    )  # fmt: skip
+
+
+@kernel
+def apart(axis):
+    """The axis as cells are staged that will be gathered: without phases."""
+    return Axis(axis.size, 1, 1, axis.offset, axis.out, axis.tile, 1, axis.extent, 1)
+
+
+@kernel
+def transform_cells(micro, offsets, scratch, n, begin, end, o0, o1, o2, x, d, h, w, layout, r):
+    """Stage the channels `begin` to `end` of one block of tiles, some at a time, and transform them."""
+    size = scratch.itemsize
+    plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
+    t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
+    vector = layout.lanes * size
+    cells = scratch[r.staged :]
+    for first in range(begin, end, r.together):
+        last = min(first + r.together, end)
+        source, target = cells.ctypes.data, scratch.ctypes.data + (first - begin) * r.pitch * size
+        if r.lane_table != 0:
+            start0, start1, start2 = o0 * d.stride, o1 * h.stride, o2 * w.stride
+            stage(x, n, first, last, start0, start1, start2, apart(d), apart(h), apart(w), layout.mode, micro[LOAD], cells)
+            table, count = offsets.ctypes.data + r.lane_table * 8, ((t0 - 1) * h.tile + t1 - 1) * w.tile + t2
+            call_kernel(
+                micro[CELLS], source, offsets.ctypes.data, target, r.cell_plane * size, last - first, plane * size,
+                r.pitch * size, -(-count // layout.lanes), table, vector,
+            )  # fmt: skip
+            continue
+        stage(x, n, first, last, o0, o1, o2, d, h, w, layout.mode, micro[LOAD], cells)
+        for c in range(last - first):
+            for j0 in range(t0):
+                call_kernel(
+                    micro[CELLS], source + (c * plane + j0 * h.extent * w.extent) * size, offsets.ctypes.data,
+                    target + (c * r.pitch + j0 * h.tile * w.tile) * size, r.cell_plane * size, t1, w.extent * size, w.tile * size,
+                    -(-t2 // layout.lanes), vector, vector,
+                )  # fmt: skip
+
+
+@kernel
+def transform_weights(micro, offsets, weights, filters, channels, target, packed, layout, r, size):
+    """Transform the weights of `filters` filters and some channels; `weights`, `target` and `packed` are addresses."""
+    vector = layout.lanes * size
+    row = r.wide * size
+    whole = layout.channel == r.taps * size
+    for p in range(0, filters, layout.lanes):
+        source, place = weights + p * r.row, packed + p * size
+        rows = min(layout.lanes, filters - p)
+        if whole:
+            call_kernel(micro[PACK], source, r.row, rows, place, row, channels * r.taps)
+        else:
+            for c in range(channels):
+                call_kernel(micro[PACK], source + c * layout.channel, r.row, rows, place + c * r.taps * row, row, r.taps)
+        call_kernel(
+            micro[WEIGHTS], place, offsets.ctypes.data + r.tap_table * 8, target + p * size, r.weight_plane * size, 1, 0, 0,
+            channels, r.taps * row, row,
+        )  # fmt: skip
+
+
+@kernel
+def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, numbers):
+    """Run jobs `first` to `last`; arguments as in `parallel`, with one row of its scratch."""
+    d, h, w, layout, r = unpack(numbers)
+    size = out.itemsize
+    channels, filters = x.shape[1] // layout.groups, out.shape[1] // layout.groups
+    filter_blocks = -(-filters // layout.filters)
+    tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
+    base = scratch.ctypes.data
+    vector = layout.lanes * size
+    several = layout.vectors * layout.lanes
+    staged = -1
+    for job in range(first, last):
+        place = job // filter_blocks
+        k_first = job % filter_blocks * layout.filters
+        k_last = min(k_first + layout.filters, filters)
+        o2 = place % tiles2 * w.tile
+        o1 = place // tiles2 % tiles1 * h.tile
+        o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
+        image_group = place // (tiles2 * tiles1 * tiles0)
+        g = image_group % layout.groups
+        n = image_group // layout.groups
+        t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
+        length = ((t0 - 1) * h.tile + t1 - 1) * w.tile + t2
+        vectors = -(-length // layout.lanes)
+        if staged != place:
+            begin = g * channels
+            transform_cells(micro, offsets, scratch, n, begin, begin + channels, o0, o1, o2, x, d, h, w, layout, r)
+            staged = place
+        for k in range(k_first, k_last, layout.register):
+            count = min(layout.register, k_last - k)
+            which = 0 if count == layout.register else 2
+            for c in range(0, channels, layout.channels):
+                c_count = min(layout.channels, channels - c)
+                source = weights + g * layout.group + k * r.row + c * layout.channel
+                transform_weights(
+                    micro, offsets, source, count, c_count, base + r.weights * size, base + r.staged * size, layout, r, size
+                )  # fmt: skip
+                for xi in range(r.products):
+                    v = base + (xi * r.cell_plane + c * r.pitch) * size
+                    u = base + (r.weights + xi * r.weight_plane) * size
+                    m = base + (r.sums + xi * r.sum_plane) * size
+                    terms = offsets.ctypes.data + r.term_table * 8
+                    for i in range(0, vectors * layout.lanes, several):
+                        full = vectors * layout.lanes - i >= several
+                        call_kernel(
+                            micro[which + (0 if full else 1)], u, v + i * size, terms, c_count, m + i * size, r.pitch * size, c == 0,
+                            layout.lanes, 0,
+                        )  # fmt: skip
+            for p in range(count):
+                sums = base + (r.sums + p * r.pitch) * size
+                outputs = base + r.outputs * size
+                call_kernel(
+                    micro[OUTPUTS], sums, offsets.ctypes.data + r.plane_table * 8, outputs, r.pitch * size, 1, 0, 0,
+                    vectors, vector, vector,
+                )  # fmt: skip
+                for start0 in range(d.stride):
+                    for start1 in range(h.stride):
+                        finish(
+                            outputs, r.pitch * size, g * filters + k + p, n, o0, o1, o2, start0, start1, 0,
+                            bias, out, micro[STORE], apply, dense(d), dense(h), dense(w), layout,
+                        )  # fmt: skip
+                        outputs += w.stride * r.pitch * size
+
+
+@kernel(parallel=True)
+def parallel(run_jobs, count, x, weights, bias, out, offsets, micro, scratch, apply, numbers):
+    """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
+
+    x (N, C, ...); weights, their address, and what `Layout` and `Regions` say of them; bias (K,), contiguous; out (N, K, ...);
+    offsets in bytes, of the cells of a tile, then the tables that `Regions` names; micro, the micro-kernels' addresses; scratch
+    (threads, cells); numbers, the axes, in tiles, the layout and the regions.
+    """
+    threads = scratch.shape[0]
+    for thread in numba.prange(threads):
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        call(run_jobs, first, last, x, weights, bias, out, offsets, micro, scratch[thread], apply, numbers)

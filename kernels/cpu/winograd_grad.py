@@ -1,0 +1,170 @@
+"""dW by Winograd's algorithm: a convolution in which a tile of dy is the filter, stride 1.
+
+    dw[k, c] = A^T [ sum_n sum_tiles (G dy_k G^T) * (B^T x_c B) ] A          F(taps, m) on each axis, m outputs a tile
+
+Stage: the input of a block of tiles, and dy, transposed as for `panel_grad`: channels or filters lie side by side, so that the
+vectors of a transform are of neighbouring channels. dy is followed by zeros up to a whole tile.
+Compute: for each product of a tile, `microkernel.panel`, which broadcasts channels over vectors of filters, over tiles.
+Store: the sums of each split, transformed once, which the caller adds in order.
+
+A job is one (split, group, block of channels, block of filters), as in `panel_grad`.
+"""
+
+from typing import NamedTuple
+
+import numba
+
+from ..jit import call, kernel
+from ..padding import ZEROS
+from .microkernel import call_kernel
+from .panel_grad import stage_channels, store_sums
+from .tile import Axis, Blocks
+
+# Places in the array of micro-kernels, behind those of `panel_grad`.
+CELLS, DY, SUMS = 7, 8, 9
+
+
+class Regions(NamedTuple):
+    """What Winograd's driver adds to axes and blocks.
+
+    step0, step1, step2 : outputs of a tile on each axis
+    products : of a tile
+    row : cells of a row of transformed channels
+    cell_plane, dy_plane, sum_plane : cells from product to product of transformed cells, of dy and of sums
+    cells, dy, staged, spare : first cells of the parts of scratch; the first part holds the sums
+    dy_table, sum_table : first entries of the offsets for the transforms of dy and sums
+    """
+
+    step0: int
+    step1: int
+    step2: int
+    products: int
+    row: int
+    cell_plane: int
+    dy_plane: int
+    sum_plane: int
+    cells: int
+    dy: int
+    staged: int
+    spare: int
+    dy_table: int
+    sum_table: int
+
+
+@kernel
+def unpack(numbers):
+    """Axes, blocks and regions out of the array of all their numbers."""
+    a = numbers
+    d = Axis(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
+    h = Axis(a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17])
+    w = Axis(a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26])
+    blocks = Blocks(a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36])
+    regions = Regions(a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44], a[45], a[46], a[47], a[48], a[49], a[50])
+    return d, h, w, blocks, regions
+
+
+@kernel
+def outputs_of(axis):
+    """dy's own axis: its cells, and a tile of them without a border."""
+    return Axis(axis.out, 1, 1, 0, axis.out, axis.tile, 1, axis.tile, 1)
+
+
+@kernel
+def transform(address, offsets, source, target, plane, t0, t1, t2, d, h, w, lanes, row, r, size):
+    """Transform all tiles of a block, of `lanes` channels that lie side by side; rows of the target are `row` cells apart."""
+    for j0 in range(t0):
+        call_kernel(
+            address, source + j0 * r.step0 * h.extent * w.extent * lanes * size, offsets, target + j0 * t1 * t2 * row * size,
+            plane * size, t1, r.step1 * w.extent * lanes * size, t2 * row * size, t2, r.step2 * lanes * size, row * size,
+        )  # fmt: skip
+
+
+@kernel
+def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
+    """Run jobs `first` to `last`; shapes as in `parallel`, with one row of its scratch."""
+    d, h, w, blocks, r = unpack(numbers)
+    e, f, g = outputs_of(d), outputs_of(h), outputs_of(w)
+    size = sums.itemsize
+    lanes = blocks.lanes
+    base, table = scratch.ctypes.data, offsets.ctypes.data
+    channels, filters = x.shape[1] // blocks.groups, dy.shape[1] // blocks.groups
+    taps = sums.shape[2] // channels
+    wide = blocks.vectors * lanes
+    channel_blocks, filter_blocks = -(-channels // blocks.channels), -(-filters // blocks.filters)
+    tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
+    places = dy.shape[0] * tiles0 * tiles1 * tiles2
+    plane = d.extent * h.extent * w.extent
+    # channels and filters are staged by a vector of them at a time, and dy within zeros
+    of_x = Blocks(1, blocks.mode, 0, 0, 1, lanes, 1, 0, lanes, 0)
+    of_dy = Blocks(1, ZEROS, 0, 0, 1, lanes, 1, 0, lanes, 0)
+    staged, spare = scratch[r.staged :], scratch[r.spare :]
+    for job in range(first, last):
+        k_first = job % filter_blocks * blocks.filters
+        c_first = job // filter_blocks % channel_blocks * blocks.channels
+        group = job // (filter_blocks * channel_blocks) % blocks.groups
+        split = job // (filter_blocks * channel_blocks * blocks.groups)
+        k_count, c_count = min(blocks.filters, filters - k_first), min(blocks.channels, channels - c_first)
+        k_base, c_base = group * filters + k_first, group * channels + c_first
+        begin = split * places // sums.shape[0]
+        for place in range(begin, (split + 1) * places // sums.shape[0]):
+            o2 = place % tiles2 * w.tile
+            o1 = place // tiles2 % tiles1 * h.tile
+            o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
+            n = place // (tiles2 * tiles1 * tiles0)
+            t0 = -(-min(d.tile, d.out - o0) // r.step0)
+            t1 = -(-min(h.tile, h.out - o1) // r.step1)
+            t2 = -(-min(w.tile, w.out - o2) // r.step2)
+            count = t0 * t1 * t2
+            for c in range(0, c_count, lanes):
+                last_c = c_base + min(c + lanes, c_count)
+                stage_channels(x, n, c_base + c, last_c, o0, o1, o2, plane, micro, spare, staged, d, h, w, of_x, lanes)
+                target = base + (r.cells + c) * size
+                transform(
+                    micro[CELLS], table, staged.ctypes.data, target, r.cell_plane, t0, t1, t2, d, h, w, lanes, r.row, r, size
+                )  # fmt: skip
+            for k in range(0, k_count, lanes):
+                last_k = k_base + min(k + lanes, k_count)
+                plane_dy = d.tile * h.tile * w.tile
+                stage_channels(dy, n, k_base + k, last_k, o0, o1, o2, plane_dy, micro, spare, staged, e, f, g, of_dy, lanes)
+                panel = k // wide * wide
+                across = min(wide, -(-(k_count - panel) // lanes) * lanes)
+                target = base + (r.dy + panel * count + k - panel) * size
+                transform(
+                    micro[DY], table + r.dy_table * 8, staged.ctypes.data, target, r.dy_plane, t0, t1, t2, e, f, g, lanes, across,
+                    r, size,
+                )  # fmt: skip
+            for xi in range(r.products):
+                for k in range(0, k_count, wide):
+                    across = min(wide, -(-(k_count - k) // lanes) * lanes)
+                    panel = base + (r.dy + xi * r.dy_plane + k * count) * size
+                    target = base + (xi * r.sum_plane + k * c_count) * size
+                    for c in range(0, c_count, blocks.register):
+                        rows = min(blocks.register, c_count - c)
+                        which = micro[(0 if rows == blocks.register else 2) + (0 if across == wide else 1)]
+                        cells = base + (r.cells + xi * r.cell_plane + c) * size
+                        call_kernel(
+                            which, cells, r.row * size, 0, 0, panel, count, 1, 1, target + c * across * size, across * size,
+                            place == begin,
+                        )  # fmt: skip
+        for k in range(0, k_count, wide):
+            across = min(wide, -(-(k_count - k) // lanes) * lanes)
+            done = base + (r.cells + k * c_count * taps) * size
+            call_kernel(
+                micro[SUMS], base + k * c_count * size, table + r.sum_table * 8, done, across * size, c_count, across * size,
+                taps * across * size, across // lanes, lanes * size, lanes * size,
+            )  # fmt: skip
+        store_sums(micro, scratch[r.cells :], k_count, c_count * taps, sums[split, k_base:, c_first * taps :], blocks)
+
+
+@kernel(parallel=True)
+def parallel(run_jobs, count, dy, x, sums, offsets, micro, scratch, numbers):
+    """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
+
+    dy (N, K, ...), the last axis of which is contiguous; x (N, C, ...), sums (splits, K, C / groups * taps), offsets in bytes for
+    the transforms of cells, dy and sums; micro, the micro-kernels' addresses; scratch (threads, cells); numbers, the axes, the
+    blocks and the regions.
+    """
+    threads = scratch.shape[0]
+    for thread in numba.prange(threads):
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        call(run_jobs, first, last, dy, x, sums, offsets, micro, scratch[thread], numbers)

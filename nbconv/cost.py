@@ -1,0 +1,64 @@
+"""What a design costs, in vector operations of one thread: enough to choose between algorithms.
+
+The weights of the terms were fitted to the times of all suites of the benchmark and of a grid of small shapes
+(`python -m nbconv profile algorithms` measures what the choice loses).
+"""
+
+import math
+
+from .families import Ask, Design
+from .schedule import Sweep
+
+# For forward and dI, and for dW: cost of a vector of direct products, of channels at an output, of filters at an output.
+DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
+# The same of Winograd's products, of transformed cells, of transformed weights (dW: sums), of transformed sums (dW: dy).
+WINOGRAD = (1.08, 13.5, 14.0, 9.2), (1.15, 9.0, 13.0, 7.5)
+
+
+def _blocks(sweep: Sweep, design: Design, batch: int, steps: tuple[int, int, int]) -> tuple[int, int]:
+    """Blocks of tiles of one group, and cells of one."""
+    tile = [t // m for t, m in zip(design.schedule.tile, steps, strict=True)]
+    out = [-(-o // m) for o, m in zip(sweep.out, steps, strict=True)]
+    count = math.prod(-(-o // t) for o, t in zip(out, tile, strict=True)) * (1 if sweep.folded else batch)
+    return count, math.prod(tile)
+
+
+def _total(weights: tuple[tuple[float, ...], tuple[float, ...]], ask: Ask, terms: tuple[float, ...]) -> float:
+    return sum(weight * term for weight, term in zip(weights[ask.direction == "weight_grad"], terms, strict=True))
+
+
+def direct_cost(ask: Ask) -> float:
+    """Of the direct algorithm, by micro-kernels."""
+    p, lanes = ask.problem, ask.lanes
+    places = math.prod(p.out) * p.batch / lanes
+    taps = math.prod(p.kernel)
+    terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, places * p.filters
+    return _total(DIRECT, ask, terms)
+
+
+def winograd_cost(ask: Ask, design: Design) -> float:
+    """Of Winograd's algorithm by one of its tiles."""
+    p, s, sweep, lanes = ask.problem, design.schedule, design.sweep, ask.lanes
+    products = math.prod(k + m - 1 for k, m in zip(p.kernel, design.outputs, strict=True))
+    channels, filters = sweep.channels, sweep.filters
+    if ask.direction == "weight_grad":
+        blocks, tiles = _blocks(sweep, design, p.batch, design.outputs)
+        rows = -(-channels // s.register) * s.register
+        panels, columns = -(-filters // lanes), -(-channels // lanes)
+        terms = (
+            blocks * tiles * rows * panels,
+            blocks * tiles * columns * -(-filters // s.filters),
+            s.splits * channels * panels,
+            blocks * tiles * panels * -(-channels // s.channels),
+        )
+    else:
+        blocks, tiles = _blocks(sweep, design, p.batch, (1, 1, 1))
+        vectors = -(-tiles // lanes)
+        rows = -(-filters // s.register)
+        terms = (
+            blocks * vectors * channels * rows * s.register,
+            blocks * vectors * channels * -(-filters // s.filters),
+            blocks * channels * rows * -(-s.register // lanes),
+            blocks * vectors * filters,
+        )
+    return p.groups * products * _total(WINOGRAD, ask, terms)

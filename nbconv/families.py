@@ -1,0 +1,230 @@
+"""The kernel families: which problems each can compute, and how it would, with which workspace."""
+
+import dataclasses
+import math
+from typing import Literal, NamedTuple
+
+from . import winograd_schedule
+from .kernels.cpu.machine import Machine
+from .phases import border_slabs
+from .problem import ConvProblem, Triple
+from .schedule import (
+    ALIASED,
+    REUSED,
+    Limits,
+    Schedule,
+    Sweep,
+    depthwise,
+    depthwise_grad,
+    direct,
+    direct_cells,
+    direct_weight_grad,
+    dots,
+    flat,
+    folded,
+    forward_sweep,
+    input_grad_sweep,
+    outer,
+    outer_cells,
+    panel_cells,
+    panels,
+    stored_together,
+    together,
+    weight_grad_cells,
+)
+
+Direction = Literal["forward", "input_grad", "weight_grad"]
+ONES = (1, 1, 1)
+
+# Taps of a depthwise micro-kernel, which unrolls them; entries of its table of rows.
+UNROLLED = 49
+TABLED = 100_000
+# Channels and filters of a group from which a register tile is full enough.
+BROAD = 8
+# Bytes of a micro-kernel's sums in registers, in a weight gradient, for each of its taps.
+TAP = 64
+
+
+class Ask(NamedTuple):
+    """What a family is asked: to compute one direction of a problem with scalars of some bytes within limits on a machine."""
+
+    direction: Direction
+    problem: ConvProblem
+    itemsize: int
+    limits: Limits
+    machine: Machine | None
+
+    @property
+    def lanes(self) -> int:
+        return 1 if self.machine is None else self.machine.vector // self.itemsize
+
+    @property
+    def weight_bytes(self) -> int:
+        return math.prod(self.problem.weight_shape) * self.itemsize
+
+
+class Design(NamedTuple):
+    """What a family answers: sweep, schedule, bytes of workspace of the call and of each thread, outputs of a Winograd tile."""
+
+    sweep: Sweep
+    schedule: Schedule
+    shared: int
+    thread: int
+    outputs: Triple = ONES
+
+
+def anything(ask: Ask) -> bool:
+    return True
+
+
+def products(ask: Ask) -> bool:
+    """A problem without products has nothing for a micro-kernel to do."""
+    return ask.machine is not None and ask.problem.flops > 0
+
+
+def few_taps(ask: Ask) -> bool:
+    return products(ask) and math.prod(ask.problem.kernel) <= ask.limits.held // TAP
+
+
+def wide(ask: Ask) -> bool:
+    """Channels and filters enough for a register tile of them."""
+    return products(ask) and min(ask.problem.channels, ask.problem.filters) >= BROAD * ask.problem.groups
+
+
+def one_output(ask: Ask) -> bool:
+    """Each input cell is reached by one tap, from the one output."""
+    p = ask.problem
+    whole = p.groups == 1 and p.size == p.kernel and p.out == ONES and p.mode == "zeros"
+    return products(ask) and whole and p.before == p.after == (0, 0, 0)
+
+
+def one_to_one(ask: Ask) -> bool:
+    """One filter on each channel, zero borders, taps that can be unrolled, and for dW their sums in registers."""
+    p, machine = ask.problem, ask.machine
+    if not products(ask) or p.mode != "zeros" or not p.channels == p.filters == p.groups:
+        return False
+    room = UNROLLED if ask.direction != "weight_grad" or machine is None else machine.registers - 4
+    padded = p.size[1] + p.before[1] + p.after[1] + p.dilation[1] * p.kernel[1]
+    rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded
+    return math.prod(p.kernel) <= room and p.stride[2] <= 4 and rows <= TABLED and max(p.size[2], p.out[2]) < 2**30
+
+
+def short_filters(ask: Ask) -> bool:
+    """Winograd's algorithm has tiles for the taps, without strides."""
+    return products(ask) and any(True for _ in winograd_schedule.choices(ask.problem))
+
+
+def _pointwise(problem: ConvProblem) -> bool:
+    """Whether each output is made of the one cell at its own position."""
+    return problem.kernel == problem.stride == ONES and problem.size == problem.out and problem.before == (0, 0, 0)
+
+
+def _border_bytes(ask: Ask) -> int:
+    """The largest copied border whose gradient is added to the cells that it was copied from."""
+    if ask.direction != "input_grad":
+        return 0
+    cells = max((math.prod(slab.shape) for slab in border_slabs(ask.problem)), default=0)
+    return ask.problem.batch * ask.problem.channels * cells * ask.itemsize
+
+
+def planes(ask: Ask) -> list[Design]:
+    """Whole planes of one channel."""
+    p, size, machine = ask.problem, ask.itemsize, ask.machine
+    assert machine is not None
+    if ask.direction == "weight_grad":
+        sweep = forward_sweep(p)
+        return [Design(sweep, depthwise_grad(sweep, size, machine), p.size[2] * size, 0)]
+    if ask.direction == "input_grad":
+        sweep = input_grad_sweep(p, False)
+        return [Design(sweep, depthwise(sweep, size, machine, p.stride[2]), ask.weight_bytes + p.size[2] * size, 0)]
+    sweep = forward_sweep(p)
+    return [Design(sweep, depthwise(sweep, size, machine, 1), p.size[2] * size, 0)]
+
+
+def tiled(ask: Ask) -> list[Design]:
+    """Forward and dI: filters broadcast over vectors of outputs."""
+    p, size, machine = ask.problem, ask.itemsize, ask.machine
+    assert machine is not None
+    forward = ask.direction == "forward"
+    sweep = folded(forward_sweep(p) if forward else input_grad_sweep(p, True), p, ask.limits, ask.lanes)
+    copied = forward and (p.batch * math.prod(p.out) >= REUSED or p.taps * size % ALIASED == 0)
+    place = _pointwise(p) and not sweep.folded
+    batch = 1 if sweep.folded else p.batch
+    sweep = flat(sweep) if place else sweep
+    schedule = outer(sweep, size, ask.limits, machine, p.groups, batch, copied, place)
+    shared = _border_bytes(ask)
+    if schedule.packed:
+        shared += p.groups * -(-sweep.filters // schedule.register) * schedule.register * p.taps * size
+    return [Design(sweep, schedule, shared, outer_cells(sweep, schedule, stored_together(p, ask.direction, p.size[2])) * size)]
+
+
+def portable(ask: Ask) -> list[Design]:
+    """Forward and dI by plain loops."""
+    p = ask.problem
+    sweep = forward_sweep(p) if ask.direction == "forward" else input_grad_sweep(p, False)
+    schedule = direct(sweep, ask.itemsize, ask.limits)
+    return [Design(sweep, schedule, ask.weight_bytes + _border_bytes(ask), direct_cells(sweep, schedule) * ask.itemsize)]
+
+
+def _split_bytes(ask: Ask, schedule: Schedule) -> int:
+    return schedule.splits * ask.weight_bytes if schedule.splits > 1 else 0
+
+
+def panelled(ask: Ask) -> list[Design]:
+    """dW: channels broadcast over vectors of filters."""
+    p, machine = ask.problem, ask.machine
+    assert machine is not None
+    sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes)
+    schedule = panels(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch)
+    return [Design(sweep, schedule, _split_bytes(ask, schedule), panel_cells(sweep, schedule) * ask.itemsize)]
+
+
+def dotted(ask: Ask) -> list[Design]:
+    """dW: dot products of rows."""
+    p, machine = ask.problem, ask.machine
+    assert machine is not None
+    sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes)
+    schedule = dots(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch)
+    schedule = dataclasses.replace(schedule, in_place=not sweep.folded and _pointwise(p))
+    return [Design(sweep, schedule, _split_bytes(ask, schedule), weight_grad_cells(sweep, schedule) * ask.itemsize)]
+
+
+def portable_grad(ask: Ask) -> list[Design]:
+    """dW by plain loops."""
+    p = ask.problem
+    sweep = forward_sweep(p)
+    schedule = direct_weight_grad(sweep, ask.itemsize, ask.limits, p.groups, p.batch)
+    return [Design(sweep, schedule, _split_bytes(ask, schedule), weight_grad_cells(sweep, schedule) * ask.itemsize)]
+
+
+def winograd(ask: Ask) -> list[Design]:
+    """Forward and dI by Winograd's algorithm, for each choice of its tile."""
+    p, size, machine = ask.problem, ask.itemsize, ask.machine
+    assert machine is not None
+    designs = []
+    for outputs in winograd_schedule.choices(p):
+        sweep = forward_sweep(p) if ask.direction == "forward" else input_grad_sweep(p, False)
+        sweep = winograd_schedule.tile_sweep(sweep, outputs)
+        if 2 * math.prod(sweep.out) <= winograd_schedule.tile_limits(sweep, size, ask.limits, ask.lanes).sums:
+            sweep = together(sweep, p)
+        batch = 1 if sweep.folded else p.batch
+        schedule = winograd_schedule.tiles(sweep, size, ask.limits, machine, p.groups, batch)
+        thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
+        designs.append(Design(sweep, schedule, _border_bytes(ask), thread, outputs))
+    return designs
+
+
+def winograd_grad(ask: Ask) -> list[Design]:
+    """dW by Winograd's algorithm, for each choice of its tile."""
+    p, size, machine = ask.problem, ask.itemsize, ask.machine
+    assert machine is not None
+    designs = []
+    for outputs in winograd_schedule.choices(p):
+        sweep = forward_sweep(p)
+        if 2 * math.prod(winograd_schedule.tile_sweep(sweep, outputs).out) <= ask.limits.sums:
+            sweep = together(sweep, p)
+        batch = 1 if sweep.folded else p.batch
+        schedule = winograd_schedule.grad_tiles(sweep, outputs, size, ask.limits, machine, p.groups, batch)
+        thread = winograd_schedule.grad_regions(sweep, schedule, outputs, size)[1] * size
+        designs.append(Design(sweep, schedule, _split_bytes(ask, schedule), thread, outputs))
+    return designs

@@ -1,0 +1,187 @@
+"""Carries a plan of Winograd's algorithm out: forward, dI or dW, of stride 1."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import types
+
+from .arrays import Array
+from .dispatch import Plan
+from .drivers import INTEGER, SHUFFLED, ScratchTwin, any_array, contiguous, dense_array, last_block
+from .kernels.cpu import outer, winograd, winograd_grad
+from .kernels.cpu.microkernel import kernel_address
+from .kernels.cpu.tile import Blocks
+from .kernels.cpu.transforms import matrices
+from .kernels.padding import MODES, ZEROS
+from .phases import input_grad_phases, triple
+from .schedule import axes_of, cell_offsets
+from .weight_grad import add_splits
+from .winograd_schedule import gathered, grad_regions, tile_extents, tile_regions, tile_slots
+
+
+class _Run(NamedTuple):
+    """What the driver needs besides its arrays; see `kernels.cpu.winograd`."""
+
+    offsets: Array
+    micro: Array
+    numbers: Array
+    jobs: int
+    cells: int
+
+
+def _kernels(plan: Plan, near: bool, apart: bool) -> list[int]:
+    """Addresses of the micro-kernels in the order of the driver."""
+    machine, sweep, s = plan.machine, plan.sweep, plan.schedule
+    assert machine is not None
+    itemsize = machine.vector // s.lanes
+    at = functools.partial(kernel_address, machine, itemsize)
+    outputs, weights, cells = zip(*(matrices(m, k - m + 1) for k, m in zip(sweep.kernel, sweep.stride, strict=True)), strict=True)
+    filters = s.register, last_block(sweep.filters, s.register)
+    micro = [at("outer", p, v, 0, itemsize, 0) for p in filters for v in (s.vectors, 1)]
+    step = 1 if gathered(sweep, s) else sweep.stride[2]
+    micro.append(at("load", step if step <= SHUFFLED else 0) if near else 0)
+    micro.append(at("store", int(apart), sweep.stride[2]))
+    spread = int(gathered(sweep, s))
+    return [*micro, at("pack", 0), *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0)))]
+
+
+@functools.lru_cache(maxsize=2048)
+def _prepare(plan: Plan, x: tuple[int, ...], out: tuple[int, ...], near: bool, spread: bool, weights: tuple[int, ...]) -> _Run:
+    """Prepare a run over arrays of shapes `x` and `out`.
+
+    `near` tells whether the cells of a row of x are neighbours in memory; `spread`, whether those of out are not; `weights`, bytes
+    from group to group, filter to filter and channel to channel.
+    """
+    problem, s, sweep, machine = plan.problem, plan.schedule, plan.sweep, plan.machine
+    assert machine is not None
+    itemsize = machine.vector // s.lanes
+    turned = plan.direction == "input_grad"
+    offset = triple(-side for side in problem.before)
+    if turned:
+        offset = triple(input_grad_phases(problem, a, problem.before[a], problem.size[a])[0].offset for a in range(3))
+    tiles = triple(-(-size // m) for size, m in zip(out[2:], sweep.stride, strict=True))
+    together = gathered(sweep, s)
+    extents = tile_extents(sweep, s)
+    d, h, w = (
+        axis._replace(slots=slots, extent=extent)
+        for axis, slots, extent in zip(axes_of(sweep, s, triple(x[2:]), offset, tiles), tile_slots(sweep, s), extents, strict=True)
+    )
+    group, row, channel = weights
+    mode = ZEROS if turned else MODES.index(problem.mode)
+    layout = outer.Layout(
+        problem.groups, mode, s.filters, s.channels, 1, s.register, s.vectors, 1, s.lanes, 0, sweep.stride[2], *sweep.stride,
+        group, 0, channel,
+    )  # fmt: skip
+    sizes, cells = tile_regions(sweep, s, itemsize)
+    staged = _places(extents, sweep.kernel) if together else cell_offsets(sweep, dataclasses.replace(s, channels=1))
+    taps = np.arange(sizes["taps"])[:: -1 if turned else 1] * sizes["wide"]
+    planes = np.arange(sizes["products"]) * sizes["sum_plane"]
+    terms = np.arange(s.channels)[:, None] * (sizes["pitch"], sizes["wide"])
+    tables = staged, taps, planes, terms.reshape(-1)
+    starts = np.cumsum([len(table) for table in tables])
+    lane_table = starts[3] if together else 0
+    regions = winograd.Regions(
+        row=row, **sizes, tap_table=starts[0], plane_table=starts[1], term_table=starts[2], lane_table=lane_table
+    )
+    jobs = x[0] * problem.groups * -(-sweep.filters // s.filters) * math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
+    numbers = np.array([*d, *h, *w, *layout, *regions], np.intp)
+    offsets = (np.concatenate(tables) * itemsize).astype(np.intp)
+    if together:
+        steps = [np.arange(t) * m for t, m in zip(s.tile, sweep.stride, strict=True)]
+        corners = np.arange(math.prod(extents)).reshape(extents)[np.ix_(*steps)].reshape(-1)
+        lanes = np.zeros(-(-len(corners) // s.lanes) * s.lanes + s.lanes % 2, np.int32)
+        lanes[: len(corners)] = corners * itemsize
+        offsets = np.concatenate([offsets, lanes.view(np.intp)])
+    return _Run(offsets, np.array(_kernels(plan, near, spread), np.intp), numbers, jobs, cells)
+
+
+@functools.cache
+def _driver(x: np.dtype[Any], out: np.dtype[Any]) -> ScratchTwin:
+    """The kernel for input and output dtypes."""
+    vector = dense_array(INTEGER, 1)
+    arrays = any_array(x, 5, True), types.intp, dense_array(out, 1), any_array(out, 5), vector, vector
+    return ScratchTwin(winograd, out, arrays, (types.intp, vector))
+
+
+def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
+    """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
+    size = out.itemsize
+    if apply and out.strides[-1] != size:  # the activation runs over neighbouring cells
+        result = np.empty(out.shape, out.dtype)
+        run(plan, x, weight, bias, result, apply)
+        out[...] = result
+        return
+    weight = weight.astype(out.dtype, copy=False)
+    if not weight[0, 0, 0].flags.c_contiguous:
+        weight = np.ascontiguousarray(weight)
+    if plan.sweep.folded:
+        x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
+    near = x.dtype == out.dtype and x.strides[-1] == size
+    prepared = _prepare(plan, x.shape, out.shape, near, out.strides[-1] != size, weight.strides[:3])
+    arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:2]
+    _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))
+
+
+def _places(extents: tuple[int, ...], counts: tuple[int, ...]) -> Array:
+    """Positions of the cells of a box of `counts` cells within one of `extents`."""
+    return np.arange(math.prod(extents)).reshape(extents)[tuple(map(slice, counts))].reshape(-1)
+
+
+def _grad_kernels(plan: Plan, near: bool) -> list[int]:
+    """Addresses of the micro-kernels in the order of the driver of dW."""
+    machine, sweep, s = plan.machine, plan.sweep, plan.schedule
+    assert machine is not None
+    at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
+    last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
+    scalars = s.register, last_block(sweep.channels, s.register)
+    micro = [*(at("panel", p, v) for p in scalars for v in (s.vectors, last)), at("load", 1) if near else 0, at("pack", 0)]
+    sums, dy, cells = zip(*(matrices(k, m) for k, m in zip(sweep.kernel, plan.outputs, strict=True)), strict=True)
+    return [*micro, at("pack", 1), *(at("transform", axes, 0) for axes in (cells, dy, sums))]
+
+
+@functools.lru_cache(maxsize=2048)
+def _prepare_grad(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: bool) -> _Run:
+    """Prepare dW of arrays of shapes `x` and `dy`; `near` tells whether the cells of a row of x are neighbours in memory."""
+    problem, s, sweep, machine, steps = plan.problem, plan.schedule, plan.sweep, plan.machine, plan.outputs
+    assert machine is not None
+    itemsize = machine.vector // s.lanes
+    axes = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), triple(dy[2:]))
+    blocks = Blocks(
+        problem.groups, MODES.index(problem.mode), s.filters, s.channels, 1, s.register, s.vectors, 0, s.lanes, 0
+    )  # fmt: skip
+    sizes, cells = grad_regions(sweep, s, steps, itemsize)
+    products = triple(k + m - 1 for k, m in zip(sweep.kernel, steps, strict=True))
+    tables = (
+        _places(tuple(axis.extent for axis in axes), products) * s.lanes,
+        _places(s.tile, steps) * s.lanes,
+        np.arange(sizes["products"]) * sizes["sum_plane"],
+    )
+    starts = np.cumsum([len(table) for table in tables])
+    regions = winograd_grad.Regions(*steps, **sizes, dy_table=starts[0], sum_table=starts[1])
+    jobs = s.splits * problem.groups * -(-sweep.channels // s.channels) * -(-sweep.filters // s.filters)
+    numbers = np.array([value for part in (*axes, blocks, regions) for value in part], np.intp)
+    offsets = (np.concatenate(tables) * itemsize).astype(np.intp)
+    return _Run(offsets, np.array(_grad_kernels(plan, near), np.intp), numbers, jobs, cells)
+
+
+@functools.cache
+def _grad_driver(dtype: np.dtype[Any]) -> ScratchTwin:
+    vector, array = dense_array(INTEGER, 1), any_array(dtype, 5, True)
+    return ScratchTwin(winograd_grad, dtype, (array, array, dense_array(dtype, 3), vector, vector), (vector,))
+
+
+def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
+    """out = gradient of conv(x, weight) for the weight."""
+    dy = np.ascontiguousarray(dy)  # its layout would change the order of the sum
+    if plan.sweep.folded:
+        x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
+    prepared = _prepare_grad(plan, x.shape, dy.shape, x.strides[-1] == x.itemsize)
+
+    def fill(sums: Array) -> None:
+        arrays = dy, x, sums, prepared.offsets, prepared.micro
+        _grad_driver(out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (prepared.numbers,))
+
+    add_splits(plan.schedule.splits, fill, out)

@@ -1,0 +1,159 @@
+"""Schedules of Winograd's algorithm: which tiles of outputs, how many of them in a block, and what that costs."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator
+
+from .kernels.cpu.machine import Machine
+from .phases import triple
+from .problem import ConvProblem, Triple
+from .schedule import LEAST, NOWHERE, Limits, Schedule, Sweep, even, staged_cells, tile_within, with_splits
+
+TILES = Limits(sums=256, staged=3000 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
+GRAD_TILES = Limits(sums=256, staged=1536 * 1024, filters=0, held=2400 * 1024, jobs=4, parallel=1_000_000)
+
+# Outputs of a tile by the taps of an axis. More of them need fewer products and lose accuracy: F(6x6, 3x3) has 64 products for 36
+# outputs, where F(4x4, 3x3) has 36 for 16, and four times its error.
+OUTPUTS = {1: (1,), 2: (3, 5), 3: (2, 4), 5: (2, 4), 7: (2,)}
+# Products of a tile, whose transforms a micro-kernel unrolls.
+PRODUCTS = 144
+
+# Part of a vector that a row of tiles fills, below which tiles are gathered: gathering takes as long for a full one (25 cycles).
+NARROW = 0.6
+# Bytes of staged cells that are transformed at once.
+FIRST = 96 * 1024
+LINE = 64  # bytes of a cache line
+
+
+def choices(problem: ConvProblem) -> Iterator[Triple]:
+    """Outputs of a tile on each axis that could serve a problem; none where Winograd's algorithm cannot."""
+    ones = (1, 1, 1)
+    if problem.stride != ones or problem.dilation != ones:
+        return
+    for outputs in itertools.product(*(OUTPUTS.get(k, ()) for k in problem.kernel)):
+        products = math.prod(k + m - 1 for k, m in zip(problem.kernel, outputs, strict=True))
+        if outputs != ones and products <= PRODUCTS:
+            yield triple(outputs)
+
+
+def tile_sweep(sweep: Sweep, outputs: Triple) -> Sweep:
+    """A sweep of stride 1 in tiles of `outputs`: they are its outputs, and the cells that a tile reads are its taps."""
+    out = triple(-(-size // m) for size, m in zip(sweep.out, outputs, strict=True))
+    kernel = triple(k + m - 1 for k, m in zip(sweep.kernel, outputs, strict=True))
+    return sweep._replace(out=out, kernel=kernel, stride=outputs)
+
+
+def tile_limits(sweep: Sweep, itemsize: int, limits: Limits, lanes: int) -> Limits:
+    """The limits with as many tiles in a block as `limits.staged` bytes hold of their transformed cells."""
+    room = limits.staged // (math.prod(sweep.kernel) * sweep.channels * itemsize)
+    return limits._replace(sums=max(min(limits.sums, room), lanes))
+
+
+def tiles(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
+    """Winograd's convolution: blocks of many tiles, because the weights are transformed for each block."""
+    lanes = machine.vector // itemsize
+    register = even(sweep.filters, (machine.registers - 3) // 2)
+    tile = _block(sweep, tile_limits(sweep, itemsize, limits, lanes))
+    vectors = 2 if math.prod(tile) > lanes else 1
+    schedule = Schedule(tile, register, 1, 1, NOWHERE, 1, register, vectors, lanes, True)
+    places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(sweep.out, tile, strict=True)))
+    parts = min(-(-machine.threads // places), -(-sweep.filters // LEAST))
+    block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
+    wide = -(-register // lanes) * lanes
+    channels = even(sweep.channels, max(1, limits.held // (math.prod(sweep.kernel) * wide * itemsize)))
+    return dataclasses.replace(schedule, filters=block, channels=channels)
+
+
+def _block(sweep: Sweep, limits: Limits) -> Triple:
+    """Tiles of a block, `limits.sums` at the most; there is nothing between their rows once they are transformed."""
+    return tile_within(sweep._replace(kernel=sweep.stride), limits, NOWHERE)
+
+
+def gathered(sweep: Sweep, schedule: Schedule) -> bool:
+    """Whether rows of tiles are too short for vectors of neighbouring ones."""
+    return sweep.out[2] < NARROW * schedule.lanes
+
+
+def tile_slots(sweep: Sweep, schedule: Schedule) -> Triple:
+    """Staged rows of each axis: one for each cell of a tile but those that it shares with the next; all in one if gathered."""
+    return (1, 1, 1) if gathered(sweep, schedule) else sweep.slots(schedule)
+
+
+def tile_extents(sweep: Sweep, schedule: Schedule) -> Triple:
+    """Cells of a staged row on each axis."""
+    if not gathered(sweep, schedule):
+        return sweep.extents(schedule)
+    return triple((t - 1) * m + k for t, m, k in zip(schedule.tile, sweep.stride, sweep.kernel, strict=True))
+
+
+def tile_regions(sweep: Sweep, schedule: Schedule, itemsize: int) -> tuple[dict[str, int], int]:
+    """Parts of a thread's scratch, by the names of `kernels.cpu.winograd.Regions`, and their cells altogether."""
+    s, lanes = schedule, schedule.lanes
+    products, taps = math.prod(sweep.kernel), math.prod(k - m + 1 for k, m in zip(sweep.kernel, sweep.stride, strict=True))
+    wide = -(-s.register // lanes) * lanes
+    # rows that are not gathered are transformed in whole vectors, the last one too
+    longest = math.prod(s.tile) + (0 if gathered(sweep, s) else -s.tile[2] % lanes)
+    pitch = -(-longest // lanes) * lanes
+    planes = sweep.channels * pitch, s.channels * wide, s.register * pitch
+    cell_plane, weight_plane, sum_plane = (odd_lines(cells, itemsize) for cells in planes)
+    plane = math.prod(tile_extents(sweep, s)) * math.prod(tile_slots(sweep, s))
+    together = even(sweep.channels, max(1, FIRST // (plane * itemsize)))
+    weights = products * cell_plane
+    sums = weights + products * weight_plane
+    outputs = sums + products * sum_plane
+    staged = outputs + math.prod(sweep.stride) * pitch
+    total = staged + max(together * plane + lanes, s.channels * taps * wide)
+    sizes = {
+        "products": products, "taps": taps, "together": together, "wide": wide, "pitch": pitch, "cell_plane": cell_plane,
+        "weight_plane": weight_plane, "sum_plane": sum_plane, "weights": weights, "sums": sums, "outputs": outputs,
+        "staged": staged,
+    }  # fmt: skip
+    return sizes, total
+
+
+def grad_tiles(sweep: Sweep, outputs: Triple, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
+    """dW by Winograd's algorithm: blocks of channels and filters whose sums of all products stay within `limits.held` bytes.
+
+    The larger, the rarer cells and dy are transformed. A tile of whole tiles of `outputs` has as many as `limits.staged` bytes hold
+    of both, transformed.
+    """
+    lanes = machine.vector // itemsize
+    products = math.prod(k + m - 1 for k, m in zip(sweep.kernel, outputs, strict=True))
+    vectors = min(2, -(-sweep.filters // lanes))
+    register = even(sweep.channels, min(14, (machine.registers - 1 - vectors) // vectors))
+    most = max(1, math.isqrt(limits.held // (products * itemsize)))
+    filters = vectors * lanes * even(-(-sweep.filters // (vectors * lanes)), max(1, most // (vectors * lanes)))
+    channels = register * even(-(-sweep.channels // register), max(1, most // register))
+    room = max(1, limits.staged // (products * (filters + channels) * itemsize))
+    tile = _block(tile_sweep(sweep, outputs), limits._replace(sums=min(room, limits.sums)))
+    tile = triple(t * m for t, m in zip(tile, outputs, strict=True))
+    schedule = Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes)
+    return with_splits(sweep, schedule, limits, groups, batch)
+
+
+def grad_regions(sweep: Sweep, schedule: Schedule, outputs: Triple, itemsize: int) -> tuple[dict[str, int], int]:
+    """Parts of a thread's scratch, by the names of `kernels.cpu.winograd_grad.Regions`, and their cells altogether."""
+    s, lanes = schedule, schedule.lanes
+    products = math.prod(k + m - 1 for k, m in zip(sweep.kernel, outputs, strict=True))
+    tiles = math.prod(t // m for t, m in zip(s.tile, outputs, strict=True))
+    row = -(-s.channels // lanes) * lanes
+    padded = -(-s.filters // lanes) * lanes
+    plane = max(staged_cells(sweep, s) // s.channels, math.prod(s.tile))
+    cell_plane, dy_plane, sum_plane = (odd_lines(cells, itemsize) for cells in (tiles * row, tiles * padded, padded * s.channels))
+    cells = products * sum_plane
+    dy = cells + products * cell_plane
+    staged = max(dy + products * dy_plane, cells + padded * s.channels * math.prod(sweep.kernel))
+    spare = staged + plane * lanes + lanes
+    sizes = {
+        "products": products, "row": row, "cell_plane": cell_plane, "dy_plane": dy_plane, "sum_plane": sum_plane, "cells": cells,
+        "dy": dy, "staged": staged, "spare": spare,
+    }  # fmt: skip
+    return sizes, spare + plane * lanes + lanes
+
+
+def odd_lines(cells: int, itemsize: int) -> int:
+    """Cells rounded up to an odd number of cache lines: targets an even number apart would fall on few sets of a cache."""
+    line = LINE // itemsize
+    lines = -(-cells // line)
+    return (lines + 1 - lines % 2) * line

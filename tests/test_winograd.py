@@ -1,0 +1,224 @@
+"""Winograd's algorithm: every tile, direction, border and tail against the reference, and what it promises beside that."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import oracle
+import pytest
+from oracle import random
+
+import nbconv
+from nbconv import dispatch, engine, winograd_schedule
+from nbconv.dispatch import DIRECTIONS, Wish
+from nbconv.kernels.cpu.machine import AVX2, SSE2, host
+from nbconv.kernels.cpu.transforms import matrices
+
+TILES = [(m, r) for r, tiles in winograd_schedule.OUTPUTS.items() for m in tiles]
+
+
+@pytest.mark.parametrize(("outputs", "taps"), TILES)
+def test_matrices(outputs, taps):
+    """m outputs of r taps from m + r - 1 products."""
+    a, g, b = map(np.array, matrices(outputs, taps))
+    x, w = random((outputs + taps - 1,), "float64", 0), random((taps,), "float64", 1)
+    np.testing.assert_allclose(a @ ((g @ w) * (b @ x)), np.correlate(x, w), rtol=1e-13, atol=1e-13)
+
+
+# input, weight, options: rows of tiles below, of and above a vector; every tail of channels and filters; borders; batches folded
+PROBLEMS = [
+    ((2, 5, 9), (7, 5, 3), {}),
+    ((1, 16, 300), (17, 16, 3), {"padding": 1}),
+    ((3, 4, 40), (5, 4, 2), {"padding": (0, 1)}),
+    ((2, 3, 50), (4, 3, 5), {"padding": 2}),
+    ((1, 3, 50), (4, 3, 7), {"padding": 3}),
+    ((3, 14), (4, 3, 3), {}),
+    ((1, 1, 4, 4), (1, 1, 3, 3), {}),
+    ((2, 3, 8, 9), (4, 3, 3, 3), {"padding": 1}),
+    ((5, 13, 7, 7), (31, 13, 3, 3), {"padding": 1}),
+    ((2, 33, 14, 15), (15, 33, 3, 3), {"padding": 1}),
+    ((1, 17, 61, 70), (29, 17, 3, 3), {"padding": (0, 2, 1, 3)}),
+    ((1, 2, 90, 300), (3, 2, 3, 3), {"padding": 1}),
+    ((1, 6, 20, 21), (8, 3, 3, 3), {"groups": 2}),
+    ((2, 40, 10, 10), (40, 4, 3, 3), {"groups": 10, "padding": 1}),
+    ((1, 4, 12, 13), (6, 4, 5, 5), {"padding": 2}),
+    ((1, 4, 12, 20), (6, 4, 1, 7), {"padding": (0, 3)}),
+    ((2, 4, 12, 20), (6, 4, 3, 1), {}),
+    ((1, 4, 12, 20), (6, 4, 2, 3), {"padding": (0, 1, 1, 1)}),
+    ((2, 3, 5, 6, 7), (4, 3, 3, 3, 3), {"padding": 1}),
+    ((1, 3, 4, 9, 70), (4, 3, 1, 3, 3), {"padding": (0, 1, 1)}),
+    *[((2, 4, 9, 10), (5, 4, 3, 3), {"padding": (3, 2), "padding_mode": mode}) for mode in ("reflect", "replicate", "circular")],
+    ((2, 130, 9, 10), (140, 130, 3, 3), {"padding": 1}),
+]
+
+
+def operands(p, dtype):
+    return [random(shape, dtype, i) for i, shape in enumerate((p.input_shape, p.weight_shape, p.output_shape))]
+
+
+def results(p, options, x, w, dy, **wish):
+    """Forward, dI and dW."""
+    y = nbconv.conv(x, w, **options, **wish)
+    return y, *nbconv.conv_backward(dy, x, w, **options, **wish, need=(True, True, False))[:2]
+
+
+def references(p, x, w, dy):
+    return oracle.forward(p, x, w), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
+
+
+def rms(got, want):
+    return np.sqrt(np.mean((got - want) ** 2))
+
+
+def assert_close(got, want, dtype):
+    """To within some tens of roundings of the largest value: a tile's error does not know which of its outputs is small."""
+    assert got.shape == want.shape
+    assert got.dtype == dtype
+    assert np.abs(got - want).max() <= 100 * np.finfo(dtype).eps * np.abs(want).max() * max(1, want.size) ** 0.1
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """Has the engine use Winograd's algorithm with one choice of tiles, on one machine."""
+
+    def use(outputs, machine=None, change=lambda plan: plan):
+        monkeypatch.setattr(winograd_schedule, "choices", lambda problem: iter([outputs]))
+
+        def select(direction, problem, dtype, _machine, wish):
+            plan = dispatch.select.__wrapped__(direction, problem, dtype, machine, Wish("winograd"))
+            assert (plan.algorithm, plan.outputs) == ("winograd", outputs)
+            return change(plan)
+
+        monkeypatch.setattr(engine, "select", select)
+
+    return use
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_every_tile(problem, dtype, planned):
+    """All directions, with every choice of tiles."""
+    x_shape, w_shape, options = problem
+    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
+    x, w, dy = operands(p, dtype)
+    wanted = references(p, x, w, dy)
+    choices = list(winograd_schedule.choices(p))
+    assert choices
+    for outputs in choices:
+        planned(outputs)
+        for got, want in zip(results(p, options, x, w, dy), wanted, strict=True):
+            assert_close(got, want, dtype)
+
+
+@pytest.mark.parametrize("machine", [m for m in (AVX2, SSE2) if host().vector > m.vector], ids=lambda machine: machine.cpu)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", PROBLEMS[7:11] + PROBLEMS[18:19], ids=str)
+def test_lesser_machines(problem, dtype, machine, planned):
+    x_shape, w_shape, options = problem
+    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
+    x, w, dy = operands(p, dtype)
+    planned(next(winograd_schedule.choices(p)), machine)
+    for got, want in zip(results(p, options, x, w, dy), references(p, x, w, dy), strict=True):
+        assert_close(got, want, dtype)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "taps", "axes"),
+    [(m, r, n) for m, r in TILES if r > 1 for n in (1, 2, 3) if (m + r - 1) ** n <= winograd_schedule.PRODUCTS],
+)
+def test_error_stays_within_the_limit(outputs, taps, axes, planned):
+    """16 times the error of the direct algorithm, in forward, dI and dW: root mean square, normally distributed numbers."""
+    size = {1: 400, 2: 40, 3: 14}[axes]
+    p = nbconv.ConvProblem.make((2, 24, *(size,) * axes), (24, 24, *(taps,) * axes))
+    x, w, dy = operands(p, "float32")
+    direct = results(p, {}, x, w, dy, algorithm="direct")
+    wanted = references(p, x, w, dy)
+    planned((*(1,) * (3 - axes), *(outputs,) * axes))
+    for ours, plain, want in zip(results(p, {}, x, w, dy), direct, wanted, strict=True):
+        assert rms(ours, want) <= 16 * rms(plain, want)
+
+
+def test_results_do_not_depend_on_schedule_or_threads(planned):
+    """Forward and dI are the same bits for any tiling, dW for any number of threads, and all of them every time."""
+    p = nbconv.ConvProblem.make((3, 20, 33, 70), (30, 20, 3, 3), padding=1)
+    x, w, dy = operands(p, "float32")
+
+    def serial(plan):
+        return dataclasses.replace(plan, parallel=False)
+
+    def small(plan):
+        if plan.direction != "weight_grad":
+            schedule = dataclasses.replace(plan.schedule, tile=(1, 2, 5), filters=plan.schedule.register, channels=3)
+            plan = dataclasses.replace(plan, schedule=schedule)
+        return dataclasses.replace(plan, parallel=True)
+
+    planned((1, 4, 4))
+    want = results(p, {"padding": 1}, x, w, dy)
+    for change in (serial, small, small):
+        planned((1, 4, 4), change=change)
+        for got, first in zip(results(p, {"padding": 1}, x, w, dy), want, strict=True):
+            np.testing.assert_array_equal(got, first)
+
+
+def test_arrays_of_any_kind(planned):
+    """Strides, offsets, bias, activation, half precision, an output with gaps; nothing beside the output is written."""
+    planned((1, 4, 4))
+    rng = np.random.default_rng(0)
+    base, weights = rng.standard_normal((30, 40, 2, 20)), rng.standard_normal((3, 3, 12, 26))
+    for dtype in ("float32", "float64", "float16"):
+        x = base.astype(dtype).transpose(2, 3, 0, 1)[:, ::2]
+        w = weights.astype(dtype).transpose(3, 2, 0, 1)[::2, 1:11]
+        b = rng.standard_normal(13).astype(dtype)
+        p = nbconv.ConvProblem.make(x.shape, w.shape, padding=1)
+        want = np.maximum(oracle.forward(p, np.ascontiguousarray(x), np.ascontiguousarray(w), b), 0)
+        memory = np.full((2, 13, 32, 84), 7, dtype)
+        out = memory[:, :, 1:31, 2:82:2]
+        assert nbconv.conv(x, w, b, padding=1, activation="relu", out=out) is out
+        assert_close(out, want, dtype)
+        memory[:, :, 1:31, 2:82:2] = 7
+        assert (memory == 7).all()
+
+
+def test_transposed_convolution_adds_its_bias(planned):
+    p = nbconv.ConvProblem.make((2, 6, 20, 21), (9, 6, 3, 3), padding=1)
+    _, w, dy = operands(p, "float32")
+    bias = random((6,), "float32", 5)
+    planned((1, 4, 4))
+    got = nbconv.conv_transpose2d(dy, w, bias, padding=1)
+    assert_close(got, oracle.input_grad(p, dy, w) + bias[:, None, None], "float32")
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_wishes(direction):
+    """The caller decides over algorithm, precision and workspace."""
+    layer = (4, 64, 56, 56), (64, 64, 3, 3)
+    plans = {
+        name: nbconv.plan(direction, *layer, padding=1, **wish)
+        for name, wish in {
+            "auto": {}, "winograd": {"algorithm": "winograd"}, "direct": {"algorithm": "direct"},
+            "highest": {"precision": "highest"},
+        }.items()
+    }  # fmt: skip
+    algorithms = {name: plan.algorithm for name, plan in plans.items()}
+    assert algorithms == {"auto": "winograd", "winograd": "winograd", "direct": "direct", "highest": "direct"}
+    assert "F(4x4, 3x3)" in str(plans["auto"])
+    threads = host().threads
+    needed = plans["auto"].shared_bytes + threads * plans["auto"].thread_bytes
+    assert nbconv.plan(direction, *layer, padding=1, workspace_limit=needed).algorithm == "winograd"
+    least = plans["direct"].shared_bytes + threads * plans["direct"].thread_bytes
+    assert nbconv.plan(direction, *layer, padding=1, workspace_limit=least).algorithm == "direct"
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("options", [{"stride": 2}, {"dilation": 2}])
+def test_strides_and_dilation_are_direct(direction, options):
+    assert nbconv.plan(direction, (4, 64, 56, 56), (64, 64, 3, 3), **options).algorithm == "direct"
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_workspace_is_bounded(direction):
+    """4 MiB a thread, or twice the input, whatever the channels."""
+    for channels, filters, size, kernel in itertools.product((8, 512, 3000), (8, 2000), (7, 30), ((3, 3), (5, 5), (1, 7))):
+        plan = nbconv.plan(direction, (2, channels, size, size), (filters, channels, *kernel), padding="same")
+        bound = max(4 * 2**20, 2 * 4 * 2 * channels * size**2 // host().threads)
+        assert plan.algorithm == "direct" or plan.thread_bytes <= bound
