@@ -28,6 +28,7 @@ from .functional import (
     conv_transpose3d,
     conv_weight_grad,
 )
+from .prepared import PreparedWeight, prepare
 from .problem import ConvProblem
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ConvProblem",
     "Plan",
+    "PreparedWeight",
     "conv",
     "conv1d",
     "conv1d_backward",
@@ -61,4 +63,5 @@ __all__ = [
     "conv_weight_grad",
     "nn",
     "plan",
+    "prepare",
 ]

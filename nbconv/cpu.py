@@ -23,6 +23,7 @@ from .kernels.cpu.fold import fold
 from .kernels.jit import entry
 from .kernels.padding import MODES
 from .phases import Slab, border_slabs, interior
+from .prepared import Forms
 from .problem import ConvProblem
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
@@ -45,8 +46,10 @@ def _by_group(problem: ConvProblem, weight: Array) -> Array:
     return np.lib.stride_tricks.as_strided(weight, shape, steps, writeable=False)
 
 
-def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array, apply: Any = 0) -> None:
-    """out = activation(bias + conv(x, weight)); `apply` is the address of the activation."""
+def forward(
+    plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array, apply: Any = 0, forms: Forms | None = None
+) -> None:
+    """out = activation(bias + conv(x, weight)); `apply` is the address of the activation; `forms`, what is kept of the weight."""
     if out.size == 0:
         return
     if bias is None:
@@ -57,12 +60,13 @@ def forward(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array,
         by_group = _by_group(plan.problem, weight)
         if plan.kernel == "winograd":
             winograd.run(plan, x, by_group, bias, out, apply)
+        elif plan.kernel == "outer":
+            outer.run(plan, x, by_group, bias, out, None, apply, forms)
         else:
-            run = outer.run if plan.kernel == "outer" else portable.run
-            run(plan, x, by_group, bias, out, None, apply)
+            portable.run(plan, x, by_group, bias, out, None, apply)
 
 
-def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
+def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array, forms: Forms | None = None) -> None:
     """out = bias + gradient of conv(x, weight) for x; a bias serves transposed convolutions, whose borders are zeros."""
     problem = plan.problem
     if out.size == 0:
@@ -84,7 +88,7 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
 
     def run(slab: Slab, target: Array, bias: Array) -> None:
         if direct.kernel == "outer":
-            outer.run(outer.slab_plan(direct, slab), grad_output, rotated, bias, target, slab)
+            outer.run(outer.slab_plan(direct, slab), grad_output, rotated, bias, target, slab, 0, forms)
         else:
             portable.run(direct, grad_output, rotated, bias, target, slab)
 

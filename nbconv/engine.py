@@ -30,12 +30,13 @@ def forward(
     plan = select("forward", problem, dtype, None, wish)
     spatial = problem.axes, problem.batched
     acc = accumulator(dtype)
+    forms = getattr(weight, "forms", None)
     epilogue = None if activation is None else _compiled(activation, acc)
     x, w, b = computable(input), computable(weight, acc), None if bias is None else computable(bias, acc)
 
     def fill(y: Array) -> None:
         address = epilogue.address if epilogue else 0
-        cpu.forward(plan, _lift(x, *spatial), _lift(w, problem.axes), b, _lift(y, *spatial), address)
+        cpu.forward(plan, _lift(x, *spatial), _lift(w, problem.axes), b, _lift(y, *spatial), address, forms)
 
     return _deliver(out, problem.output_shape, dtype, (input, weight, bias), fill)
 
@@ -52,10 +53,11 @@ def input_grad(
     """bias + gradient for the input; `weight` comes conjugated where that is wanted."""
     plan = select("input_grad", problem, dtype, None, wish)
     spatial = problem.axes, problem.batched
+    forms = getattr(weight, "forms", None)
     dy, w, b = computable(grad_output), computable(weight), None if bias is None else computable(bias)
 
     def fill(dx: Array) -> None:
-        cpu.input_grad(plan, _lift(dy, *spatial), _lift(w, problem.axes), b, _lift(dx, *spatial))
+        cpu.input_grad(plan, _lift(dy, *spatial), _lift(w, problem.axes), b, _lift(dx, *spatial), forms)
 
     return _deliver(out, problem.input_shape, dtype, (grad_output, weight, bias), fill)
 

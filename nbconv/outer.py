@@ -15,8 +15,9 @@ from .drivers import INTEGER, SHUFFLED, ScratchTwin, any_array, contiguous, dens
 from .kernels.cpu import outer
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
-from .packing import packed
+from .packing import kept, packed
 from .phases import Phase, Slab, forward_phases, input_grad_phases, interior, triple
+from .prepared import Forms
 from .schedule import (
     OUTER,
     axes_of,
@@ -148,12 +149,17 @@ def _driver(x: np.dtype[Any], out: np.dtype[Any]) -> ScratchTwin:
     return ScratchTwin(outer, out, arrays, (types.intp, vector))
 
 
-def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab | None, apply: Any = 0) -> None:
-    """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
+def run(
+    plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab | None, apply: Any = 0, forms: Forms | None = None
+) -> None:
+    """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction.
+
+    `forms` keeps the packed weights of a caller who uses them again.
+    """
     size = out.itemsize
     if apply and out.strides[-1] != size:  # the activation runs over neighbouring cells
         result = np.empty(out.shape, out.dtype)
-        run(plan, x, weight, bias, result, slab, apply)
+        run(plan, x, weight, bias, result, slab, apply, forms)
         out[...] = result
         return
     if plan.schedule.in_place:
@@ -163,7 +169,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab
             plan = staged_plan(plan)
     s = plan.schedule
     if s.packed or not (weight if slab is None else weight.swapaxes(1, 2)).flags.c_contiguous:
-        weight = packed(weight, s.register, out.dtype, plan.parallel, plan.machine)
+        weight = packed(weight, s.register, out.dtype, plan.parallel, plan.machine) if forms is None else kept(forms, plan, weight)
         group, block, channel, *taps, row = weight.strides
     else:
         weight = weight.astype(out.dtype, copy=False)

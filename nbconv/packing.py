@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from .arrays import Array
+from .arrays import Array, accumulator
+from .dispatch import Plan
 from .drivers import Twin, aligned, any_array, dense_array
 from .kernels.cpu import pack
 from .kernels.cpu.machine import Machine
 from .kernels.cpu.microkernel import kernel_address
+from .prepared import Forms
 
 PARALLEL = 200_000  # weights from which several threads pay for their launch
 
@@ -33,3 +35,10 @@ def packed(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machi
     many = parallel and weight.size >= PARALLEL
     _driver(dtype).run(many, weight.shape[0] * blocks, weight, size, transpose, lanes, result.reshape(-1))
     return result
+
+
+def kept(forms: Forms, plan: Plan, weight: Array) -> Array:
+    """The packed weights of a plan's register blocks, packed if `forms` has them not yet."""
+    size, dtype = plan.schedule.register, accumulator(plan.dtype)
+    turned = plan.direction == "input_grad"
+    return forms.setdefault((turned, size, dtype), lambda: packed(weight, size, dtype, plan.parallel, plan.machine))

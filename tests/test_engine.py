@@ -1,6 +1,7 @@
 """Every operation, on every case and dtype, against the reference; the results' memory is poisoned beforehand."""
 
 import dataclasses
+import pickle
 
 import numpy as np
 import oracle
@@ -9,7 +10,7 @@ from cases import BORDERS, CASES, PLAIN
 from oracle import POISON, assert_sums, random
 
 import nbconv
-from nbconv import dispatch, engine
+from nbconv import dispatch, engine, packing
 from nbconv.arrays import accumulator
 from nbconv.schedule import Schedule
 
@@ -218,3 +219,38 @@ def test_public_functions_carry_their_own_names_and_signatures():
             assert not {"{axes}", "{letters}", "{kernel}", "{{"} & set(function.__doc__.split())
             assert "Raises" in function.__doc__
     assert list(inspect.signature(nbconv.conv2d).parameters)[:4] == ["input", "weight", "bias", "stride"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "complex64", "int32"])
+@pytest.mark.parametrize("options", [{}, {"stride": 2}, {"padding": 2, "padding_mode": "reflect"}, {"groups": 4}], ids=str)
+def test_prepared_weight(options, dtype):
+    """The same bits as with the array itself, now and when it is used again; packed once, in a copy that nobody can change."""
+    x, w = random((2, 16, 40, 40), dtype, 0), random((20, 16 // options.get("groups", 1), 3, 3), dtype, 1)
+    prepared = nbconv.prepare(w)
+    want = nbconv.conv2d(x, w, **options)
+    wished = {"algorithm": "direct"}
+    dx = nbconv.conv2d_input_grad(want, w, x.shape, **options, **wished)
+    for _ in range(2):
+        np.testing.assert_array_equal(nbconv.conv2d(x, prepared, **options), want)
+        np.testing.assert_array_equal(nbconv.conv2d_input_grad(want, prepared, x.shape, **options, **wished), dx)
+    some = slice(0, 20 // options.get("groups", 1))
+    ungrouped = {**options, "groups": 1}
+    parts = [nbconv.conv2d(x[:, : w.shape[1]], weight[some], **ungrouped) for weight in (prepared, w)]
+    np.testing.assert_array_equal(*parts)
+    assert type(nbconv.conv2d(x, prepared, **options)) is np.ndarray
+    w[...] = 0
+    np.testing.assert_array_equal(nbconv.conv2d(x, prepared, **options), want)
+    with pytest.raises(ValueError, match="read-only"):
+        prepared[0] = 0
+    again = pickle.loads(pickle.dumps(prepared))
+    assert isinstance(again, nbconv.PreparedWeight)
+    np.testing.assert_array_equal(nbconv.conv2d(x, again, **options), want)
+
+
+def test_prepared_weight_is_packed_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(packing, "packed", lambda *given, inner=packing.packed: (calls.append(1), inner(*given))[1])
+    x, w = random((2, 16, 40, 40), "float32", 0), nbconv.prepare(random((20, 16, 3, 3), "float32", 1))
+    for _ in range(3):
+        nbconv.conv2d(x, w, stride=2)
+    assert calls == [1]

@@ -117,7 +117,6 @@ def store_sums(micro, totals, filters, terms, target, blocks):
 @kernel
 def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     """Run jobs `first` to `last`; shapes as in `parallel`, with one row of its scratch."""
-    size = sums.itemsize
     channels, filters = x.shape[1] // blocks.groups, dy.shape[1] // blocks.groups
     taps = sums.shape[2] // channels
     channel_blocks, filter_blocks = -(-channels // blocks.channels), -(-filters // blocks.filters)
