@@ -15,6 +15,12 @@ DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
 WINOGRAD = (1.08, 13.5, 14.0, 9.2), (1.15, 9.0, 13.0, 7.5)
 
 
+# Cost of a floating-point operation of a transform, and of a product of complex numbers, by bytes of a real one; and of storing
+# the outputs of one filter of a tile, which Python does.
+FFT = {4: (0.55, 1.8), 8: (0.75, 3.6)}
+STORE = 12_000
+
+
 def _blocks(sweep: Sweep, design: Design, batch: int, steps: tuple[int, int, int]) -> tuple[int, int]:
     """Blocks of tiles of one group, and cells of one."""
     tile = [t // m for t, m in zip(design.schedule.tile, steps, strict=True)]
@@ -27,13 +33,25 @@ def _total(weights: tuple[tuple[float, ...], tuple[float, ...]], ask: Ask, terms
     return sum(weight * term for weight, term in zip(weights[ask.direction == "weight_grad"], terms, strict=True))
 
 
-def direct_cost(ask: Ask) -> float:
-    """Of the direct algorithm, by micro-kernels."""
+def direct_cost(ask: Ask, design: Design) -> float:
+    """Of the direct algorithm, by micro-kernels; a block of few filters loads as much as it multiplies."""
     p, lanes = ask.problem, ask.lanes
     places = math.prod(p.out) * p.batch / lanes
     taps = math.prod(p.kernel)
     terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, places * p.filters
-    return _total(DIRECT, ask, terms)
+    return _total(DIRECT, ask, terms) * (1 + 1.5 / max(1, design.schedule.register) ** 3)
+
+
+def fft_cost(ask: Ask, design: Design) -> float:
+    """Of the frequency domain by one size of tiles."""
+    assert design.spectra is not None
+    operation, product = FFT[ask.itemsize // (2 if ask.dtype.kind == "c" else 1)]
+    return operation * design.spectra.operations + product * design.spectra.products + STORE * design.spectra.stores
+
+
+def cost(algorithm: str, ask: Ask, design: Design) -> float:
+    """Of a design of an algorithm."""
+    return {"direct": direct_cost, "winograd": winograd_cost, "fft": fft_cost}[algorithm](ask, design)
 
 
 def winograd_cost(ask: Ask, design: Design) -> float:

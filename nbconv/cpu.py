@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numba import types
 
-from . import depthwise, outer, portable, winograd
+from . import depthwise, fft, outer, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
 from .dispatch import Plan, Wish, matrix_plan, select
@@ -60,6 +60,8 @@ def forward(
         by_group = _by_group(plan.problem, weight)
         if plan.kernel == "winograd":
             winograd.run(plan, x, by_group, bias, out, apply)
+        elif plan.kernel == "fft":
+            fft.run(plan, x, by_group, bias, out, apply)
         elif plan.kernel == "outer":
             outer.run(plan, x, by_group, bias, out, None, apply, forms)
         else:
@@ -80,8 +82,8 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
     rotated = _by_group(problem, weight).swapaxes(1, 2)
 
     direct = plan
-    if plan.kernel == "winograd":
-        winograd.run(plan, grad_output, rotated, bias, out)
+    if plan.kernel in ("winograd", "fft"):
+        (winograd.run if plan.kernel == "winograd" else fft.run)(plan, grad_output, rotated, bias, out)
         if problem.mode == "zeros":
             return
         direct = select("input_grad", problem, plan.dtype, plan.machine, Wish("direct"))
@@ -117,7 +119,7 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     """out = gradient of conv(x, weight) for the weight; a complex x is conjugated."""
     if out.size == 0:
         return
-    others = {"depthwise_grad": depthwise.weight_grad, "winograd_grad": winograd.weight_grad}
+    others = {"depthwise_grad": depthwise.weight_grad, "winograd_grad": winograd.weight_grad, "fft": fft.weight_grad}
     run = others.get(plan.kernel, tiled_weight_grad.run)
     run(plan, grad_output, x, out)
 

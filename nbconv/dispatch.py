@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ import numpy.typing as npt
 
 from . import families
 from .arrays import accumulator, check_dtype
-from .cost import direct_cost, winograd_cost
+from .cost import cost
 from .families import ONES, Ask, Design, Direction
+from .fft_schedule import SPECTRA, Spectra
 from .kernels.cpu.machine import Machine, host
 from .kernels.jit import DISABLED
 from .problem import ConvProblem, Triple
@@ -20,7 +22,7 @@ from .schedule import DIRECT, DOTS, OUTER, PANELS, Limits, Schedule, Sweep
 from .winograd_schedule import GRAD_TILES, TILES
 
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
-ALGORITHMS = ("auto", "direct", "winograd")
+ALGORITHMS = ("auto", "direct", "winograd", "fft")
 PRECISIONS = (None, "tf32", "highest")
 
 
@@ -50,7 +52,7 @@ class Plan:
     device : str
         "cpu".
     algorithm : str
-        "direct" or "winograd".
+        "direct", "winograd" or "fft".
     kernel : str
         Name of the row of the kernel table.
     schedule : Schedule
@@ -67,6 +69,8 @@ class Plan:
         What micro-kernels are compiled for, where they serve.
     outputs : tuple of three ints
         Outputs of a tile of Winograd's algorithm on each axis.
+    spectra : Spectra or None
+        Tiles of the frequency domain.
     """
 
     direction: Direction
@@ -83,6 +87,7 @@ class Plan:
     sweep: Sweep
     machine: Machine | None
     outputs: Triple
+    spectra: Spectra | None
 
     def __str__(self) -> str:
         p, s = self.problem, self.schedule
@@ -90,7 +95,7 @@ class Plan:
         rows = {
             "plan": f"{self.direction} of {p.input_shape} * {p.weight_shape} -> {p.output_shape}, {self.dtype}",
             "device": f"{self.device}, {'all threads' if self.parallel else 'one thread'}",
-            "kernel": f"{self.kernel}, {self.algorithm}{_tile_name(p, self.outputs)}",
+            "kernel": f"{self.kernel}, {self.algorithm}{_tile_name(self)}",
             "schedule": f"tile {s.tile[inner]}, {s.filters} filters x {s.channels} channels a block, {s.splits} splits, "
             f"{f'register block {s.register} x {s.vectors} vectors of {s.lanes}' if s.register else 'portable'}",
             "workspace": f"{self.shared_bytes:,} bytes, and {self.thread_bytes:,} a thread",
@@ -99,11 +104,15 @@ class Plan:
         return "\n".join(f"{name:<10}{value}" for name, value in rows.items())
 
 
-def _tile_name(problem: ConvProblem, outputs: Triple) -> str:
-    if outputs == ONES:
-        return ""
-    names = ("x".join(map(str, sizes[3 - problem.axes :])) for sizes in (outputs, problem.kernel))
-    return f" F({', '.join(names)})"
+def _tile_name(plan: Plan) -> str:
+    inner = slice(3 - plan.problem.axes, 3)
+
+    def times(sizes: Triple) -> str:
+        return "x".join(map(str, sizes[inner]))
+
+    if plan.spectra:
+        return f", tiles of {times(plan.spectra.size)} cells, {plan.spectra.tiles} at once"
+    return "" if plan.outputs == ONES else f" F({times(plan.outputs)}, {times(plan.problem.kernel)})"
 
 
 class Row(NamedTuple):
@@ -121,12 +130,13 @@ class Row(NamedTuple):
 
 
 def _matrix(ask: Ask) -> list[Design]:
-    inner = matrix_plan(ask.problem, np.dtype(f"f{ask.itemsize}"), ask.machine)
+    inner = matrix_plan(ask.problem, ask.dtype, ask.machine)
     return [Design(inner.sweep, inner.schedule, inner.shared_bytes, inner.thread_bytes)]
 
 
 _FORWARD: tuple[Direction, ...] = ("forward", "input_grad")
 _GRAD: tuple[Direction, ...] = ("weight_grad",)
+_ALL: tuple[Direction, ...] = (*_FORWARD, *_GRAD)
 _MICRO = "a micro-kernel serves float32 and float64"
 _PLANES = "one filter on each channel is computed on whole planes in place"
 _ANY = "the portable loop serves every dtype"
@@ -136,6 +146,7 @@ _FEWER = "short filters need fewer products"
 TABLE = (
     Row("winograd", "cpu", _FORWARD, "winograd", "f", TILES, families.short_filters, families.winograd, _FEWER),
     Row("winograd_grad", "cpu", _GRAD, "winograd", "f", GRAD_TILES, families.short_filters, families.winograd_grad, _FEWER),
+    Row("fft", "cpu", _ALL, "fft", "fc", SPECTRA, families.unstrided, families.fft, "many taps are cheaper as frequencies"),
     Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_to_one, families.planes, _PLANES),
     Row(
         "matrix", "cpu", ("input_grad",), "direct", "f", OUTER, families.one_output, _matrix, "weights are an image, dy filters it"
@@ -147,10 +158,10 @@ TABLE = (
     Row("dots", "cpu", _GRAD, "direct", "f", DOTS, families.few_taps, families.dotted, _MICRO),
     Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, families.portable_grad, _ANY),
 )
-PORTABLE = ("direct", "direct_weight_grad")
-# Kernels that micro-kernels of other families than products of many channels and filters serve better than Winograd's.
+PORTABLE = ("direct", "direct_weight_grad", "fft")
+# Kernels that compute what they take faster than any other algorithm.
 SPECIAL = ("depthwise", "depthwise_grad", "matrix")
-# Workspace of Winograd's algorithm that is never exceeded: this many bytes a thread, or this many times those of the input.
+# Workspace of algorithms other than "direct" that is never exceeded: this many bytes a thread, or this many times the input's.
 WORKSPACE = 4 << 20
 INPUTS = 2
 
@@ -229,48 +240,49 @@ def select(
 ) -> Plan:
     """The plan for a problem that is already valid, on this machine's CPU or on another."""
     machine = None if DISABLED else machine or host()
-    itemsize = accumulator(dtype).itemsize
+    acc = accumulator(dtype)
     threads = machine.threads if machine else host().threads
+    room = max(WORKSPACE * threads, INPUTS * problem.batch * problem.channels * math.prod(problem.size) * acc.itemsize)
+    if wish.workspace_limit is not None:
+        room = min(room, wish.workspace_limit)
 
-    def find(algorithm: str) -> tuple[Row, Ask] | None:
+    def designs(algorithm: str) -> list[tuple[float, Row, Design]]:
         for row in TABLE:
-            ask = Ask(direction, problem, itemsize, row.limits, machine)
+            ask = Ask(direction, problem, acc, row.limits, machine, room)
             if row.algorithm == algorithm and direction in row.directions and dtype.kind in row.dtypes and row.takes(ask):
-                return row, ask
-        return None
+                return [(cost(algorithm, ask, design), row, design) for design in row.make(ask)]
+        return []
 
-    def fits(design: Design) -> bool:
-        total = design.shared + threads * design.thread
-        return wish.workspace_limit is None or total <= wish.workspace_limit
+    def bytes_of(design: Design) -> int:
+        return design.shared + threads * design.thread
 
-    direct = find("direct")
-    assert direct is not None
-    row, ask = direct
-    (design,) = row.make(ask)
-    fast = find("winograd") if wish.algorithm != "direct" and wish.precision != "highest" else None
-    if fast:
-        most = max(WORKSPACE, INPUTS * problem.batch * problem.channels * math.prod(problem.size) * itemsize // threads)
-        designs = [found for found in fast[0].make(fast[1]) if found.thread <= most and fits(found)]
-        best = min(designs, key=functools.partial(winograd_cost, fast[1]), default=None)
-        wanted = wish.algorithm == "winograd"
-        if best and (wanted or (row.name not in SPECIAL and winograd_cost(fast[1], best) < direct_cost(ask))):
-            (row, ask), design = fast, best
-    if wish.algorithm == "winograd" and row.algorithm != "winograd":
+    ((least, row, design),) = designs("direct")
+    others = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
+    if wish.algorithm in others:
+        others, least = (wish.algorithm,), math.inf
+    elif row.name in SPECIAL:
+        others = ()
+    for price, other, found in itertools.chain(*map(designs, others)):
+        if price < least and bytes_of(found) <= room:
+            least, row, design = price, other, found
+    if wish.algorithm in others and row.algorithm != wish.algorithm:
+        inner = slice(3 - problem.axes, 3)
         raise ValueError(
-            f"algorithm 'winograd' needs floating point, stride 1, dilation 1, kernels of 1, 2, 3, 5 or 7, and its workspace; "
-            f"got {dtype}, stride {problem.stride[3 - problem.axes :]}, dilation {problem.dilation[3 - problem.axes :]}, "
-            f"kernel {problem.kernel[3 - problem.axes :]}, workspace_limit {wish.workspace_limit}"
+            f"algorithm {wish.algorithm!r} needs floating point, stride 1, "
+            f"{'dilation 1, kernels of 1, 2, 3, 5 or 7, ' if wish.algorithm == 'winograd' else ''}and room for its workspace; got "
+            f"{dtype}, stride {problem.stride[inner]}, dilation {problem.dilation[inner]}, kernel {problem.kernel[inner]}, "
+            f"workspace_limit {wish.workspace_limit}"
         )
-    if not fits(design):
+    if wish.workspace_limit is not None and bytes_of(design) > wish.workspace_limit:
         raise ValueError(
-            f"workspace_limit must be at least {design.shared + threads * design.thread} bytes for this problem on {threads} "
+            f"workspace_limit must be at least {bytes_of(design)} bytes for this problem on {threads} "
             f"threads, got {wish.workspace_limit}"
         )
     parallel = problem.flops >= row.limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
     return Plan(
         direction, problem, dtype, row.device, row.algorithm, row.name, design.schedule, parallel, design.shared, design.thread,
-        reason, design.sweep, None if row.name in PORTABLE else machine, design.outputs,
+        reason, design.sweep, None if row.name in PORTABLE else machine, design.outputs, design.spectra,
     )  # fmt: skip
 
 

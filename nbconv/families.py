@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from . import winograd_schedule
-from .kernels.cpu.machine import Machine
+import numpy as np
+
+from . import fft_schedule, winograd_schedule
+from .fft_schedule import Spectra
+from .kernels.cpu.machine import Machine, host
 from .phases import border_slabs
 from .problem import ConvProblem, Triple
 from .schedule import (
@@ -46,13 +49,22 @@ TAP = 64
 
 
 class Ask(NamedTuple):
-    """What a family is asked: to compute one direction of a problem with scalars of some bytes within limits on a machine."""
+    """What a family is asked: one direction of a problem, in a dtype, within limits and bytes of workspace, on a machine."""
 
     direction: Direction
     problem: ConvProblem
-    itemsize: int
+    dtype: np.dtype[Any]
     limits: Limits
     machine: Machine | None
+    room: int
+
+    @property
+    def itemsize(self) -> int:
+        return self.dtype.itemsize
+
+    @property
+    def threads(self) -> int:
+        return (self.machine or host()).threads
 
     @property
     def lanes(self) -> int:
@@ -64,13 +76,14 @@ class Ask(NamedTuple):
 
 
 class Design(NamedTuple):
-    """What a family answers: sweep, schedule, bytes of workspace of the call and of each thread, outputs of a Winograd tile."""
+    """What a family answers: sweep, schedule, bytes of workspace of the call and of each thread, and what algorithms add."""
 
     sweep: Sweep
     schedule: Schedule
     shared: int
     thread: int
     outputs: Triple = ONES
+    spectra: Spectra | None = None
 
 
 def anything(ask: Ask) -> bool:
@@ -227,4 +240,19 @@ def winograd_grad(ask: Ask) -> list[Design]:
         schedule = winograd_schedule.grad_tiles(sweep, outputs, size, ask.limits, machine, p.groups, batch)
         thread = winograd_schedule.grad_regions(sweep, schedule, outputs, size)[1] * size
         designs.append(Design(sweep, schedule, _split_bytes(ask, schedule), thread, outputs))
+    return designs
+
+
+def unstrided(ask: Ask) -> bool:
+    """Something to transform, in tiles that lie side by side."""
+    return ask.problem.flops > 0 and ask.problem.stride == ONES
+
+
+def fft(ask: Ask) -> list[Design]:
+    """Any direction in the frequency domain, for each size of tiles."""
+    p = ask.problem
+    designs = []
+    for found in fft_schedule.spectra(ask.direction, p, ask.itemsize, ask.dtype.kind == "c", ask.room, ask.threads):
+        schedule = Schedule(found.valid, found.filters, p.channels // p.groups)
+        designs.append(Design(forward_sweep(p), schedule, found.bytes + _border_bytes(ask), 0, ONES, found))
     return designs

@@ -69,9 +69,10 @@ def _conv(
     activation : str or scalar njit function, optional
         Applied to each output before it is stored: "relu", "relu6", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus",
         "tanh", or any function compiled by `numba.njit` that maps a scalar to a scalar. It must not raise.
-    algorithm : {{"auto", "direct", "winograd"}}
-        How to compute. "direct" is the sum above, in one fixed order; "winograd" needs fewer products for short filters without
-        strides, rounds in another order, and spreads an infinity or NaN over its tile; "auto" takes the one that should be faster.
+    algorithm : {{"auto", "direct", "winograd", "fft"}}
+        How to compute. "direct" is the sum above, in one fixed order. "winograd" needs fewer products for short filters, "fft" for
+        long ones, both without strides; they round in another order, and spread an infinity or NaN over a tile. "auto" takes what
+        should be fastest.
     precision : {{None, "tf32", "highest"}}
         "tf32" allows that format on GPUs, "highest" forbids every shortcut: only "direct" is taken. On the CPU arithmetic is IEEE's
         in `dtype` always.

@@ -11,7 +11,7 @@ from .problem import ConvProblem, Triple
 from .schedule import LEAST, NOWHERE, Limits, Schedule, Sweep, even, staged_cells, tile_within, with_splits
 
 TILES = Limits(sums=256, staged=3000 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
-GRAD_TILES = Limits(sums=256, staged=1536 * 1024, filters=0, held=2400 * 1024, jobs=4, parallel=1_000_000)
+GRAD_TILES = Limits(sums=256, staged=1536 * 1024, filters=0, held=1700 * 1024, jobs=4, parallel=1_000_000)
 
 # Outputs of a tile by the taps of an axis. More of them need fewer products and lose accuracy: F(6x6, 3x3) has 64 products for 36
 # outputs, where F(4x4, 3x3) has 36 for 16, and four times its error.

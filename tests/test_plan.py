@@ -46,7 +46,7 @@ PINNED = [
     ("input_grad", "first layer", "float32", "avx512", ("outer", (1, 8, 112), 3, 32, 1, 3, 7, True)),
     ("input_grad", "small images", "float32", "avx512", ("winograd", (4, 2, 2), 140, 103, 1, 14, 1, True)),
     ("weight_grad", "3x3", "float32", "avx512", ("winograd_grad", (1, 20, 56), 64, 65, 4, 13, 2, True)),
-    ("weight_grad", "small images", "float32", "avx512", ("winograd_grad", (4, 8, 8), 128, 112, 1, 14, 2, True)),
+    ("weight_grad", "small images", "float32", "avx512", ("winograd_grad", (4, 8, 8), 96, 98, 1, 14, 2, True)),
     ("weight_grad", "depthwise", "float32", "avx512", ("depthwise_grad", (1, 8, 16), 1, 1, 1, 1, 1, True)),
     ("weight_grad", "one channel", "float32", "avx512", ("dots", (1, 1, 1024), 1, 1, 4, 1, 14, True)),
     ("weight_grad", "3x3", "float64", "avx2", ("winograd_grad", (1, 12, 56), 64, 66, 4, 6, 2, True)),

@@ -1,0 +1,147 @@
+"""The frequency domain: every direction, border, group and dtype against the reference, in one chunk and in many."""
+
+import dataclasses
+import tracemalloc
+
+import numpy as np
+import oracle
+import pytest
+from oracle import random
+
+import nbconv
+from nbconv import dispatch, engine, fft_schedule
+from nbconv.dispatch import DIRECTIONS, Wish
+from nbconv.kernels.cpu.machine import host
+
+PROBLEMS = [
+    ((2, 3, 40), (4, 3, 9), {"padding": 4}),
+    ((1, 1, 3000), (2, 1, 401), {"padding": (400, 3)}),
+    ((3, 30), (2, 3, 7), {"dilation": 3}),
+    ((2, 4, 30, 31), (6, 2, 15, 15), {"padding": 7, "groups": 2}),
+    ((1, 5, 20, 21), (5, 1, 11, 9), {"padding": (5, 4), "groups": 5}),
+    ((1, 2, 30, 31), (3, 2, 5, 4), {"padding": (3, 2), "dilation": (2, 3)}),
+    ((1, 2, 30, 1), (3, 2, 9, 1), {}),
+    ((1, 2, 3, 3), (3, 2, 7, 7), {"padding": 4}),
+    ((1, 2, 9, 10, 11), (3, 2, 4, 3, 5), {"padding": (1, 0, 2)}),
+    *[((2, 3, 30, 20), (4, 3, 9, 9), {"padding": 6, "padding_mode": mode}) for mode in ("reflect", "replicate", "circular")],
+]
+DTYPES = ("float16", "float32", "float64", "complex64", "complex128")
+
+
+def operands(p, dtype):
+    return [random(shape, dtype, i) for i, shape in enumerate((p.input_shape, p.weight_shape, p.output_shape))]
+
+
+def results(options, x, w, dy, **wish):
+    """Forward, dI and dW."""
+    return nbconv.conv(x, w, **options, **wish), *nbconv.conv_backward(dy, x, w, **options, **wish, need=(True, True, False))[:2]
+
+
+def assert_close(got, want, dtype):
+    """To within some roundings of the root mean square: a transform spreads its errors evenly."""
+    assert got.shape == want.shape
+    assert got.dtype == dtype
+    size = np.sqrt(np.mean(np.abs(want) ** 2))
+    assert np.abs(got - want).max() <= 100 * np.finfo(dtype).eps * size
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_all_directions(problem, dtype):
+    x_shape, w_shape, options = problem
+    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
+    x, w, dy = operands(p, dtype)
+    wanted = oracle.forward(p, x, w), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
+    for got, want in zip(results(options, x, w, dy, algorithm="fft"), wanted, strict=True):
+        assert_close(got, want, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_tiles_filters_and_threads_in_chunks(dtype, monkeypatch):
+    """One tile and one filter at a time, on one thread and on all, for each size of tiles; chunks of filters change no bit."""
+    options = {"padding": 3, "groups": 2}
+    p = nbconv.ConvProblem.make((2, 4, 40, 41), (6, 2, 7, 7), **options)
+    x, w, dy = operands(p, dtype)
+    wanted = oracle.forward(p, x, w), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
+    chosen = {}
+
+    def select(direction, problem, dtype, machine, wish):
+        plan = dispatch.select(direction, problem, dtype, machine, Wish("fft"))
+        return dataclasses.replace(plan, **chosen["change"](plan, direction))
+
+    monkeypatch.setattr(engine, "select", select)
+    item = np.dtype(dtype).itemsize
+    for number in range(len(fft_schedule.spectra("forward", p, item, dtype[0] == "c", 1 << 30, 2))):
+        seen = []
+        for tiles, filters, parallel in ((1, 1, False), (1, 2, True), (1, 1, True), (100, 3, True)):
+
+            def change(plan, direction, number=number, tiles=tiles, filters=filters, parallel=parallel):
+                found = fft_schedule.spectra(direction, p, item, dtype[0] == "c", 1 << 30, 2)[number]
+                return {"parallel": parallel, "spectra": found._replace(tiles=tiles, filters=filters)}
+
+            chosen["change"] = change
+            seen.append(results(options, x, w, dy))
+            for got, want in zip(seen[-1], wanted, strict=True):
+                assert_close(got, want, dtype)
+        for first, *others in zip(*seen[:3], strict=True):
+            for other in others:
+                np.testing.assert_array_equal(other, first)
+
+
+def test_bias_activation_and_output(monkeypatch):
+    x, w, b = random((2, 3, 50, 60), "float32", 0), random((5, 3, 9, 9), "float32", 1), random((5,), "float32", 2)
+    p = nbconv.ConvProblem.make(x.shape, w.shape, padding=4)
+    want = np.maximum(oracle.forward(p, x, w, b), 0)
+    memory = np.full((2, 5, 52, 124), 7, np.float32)
+    out = memory[:, :, 1:51, 2:122:2]
+    assert nbconv.conv2d(x, w, b, padding=4, activation="relu", algorithm="fft", out=out) is out
+    assert_close(out, want, "float32")
+    memory[:, :, 1:51, 2:122:2] = 7
+    assert (memory == 7).all()
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_many_taps_choose_it(direction):
+    shapes = (1, 1, 512, 512), (1, 1, 63, 63)
+    assert nbconv.plan(direction, *shapes, padding=31).algorithm == "fft"
+    assert nbconv.plan(direction, *shapes, padding=31, precision="highest").algorithm == "direct"
+    assert nbconv.plan(direction, *shapes, stride=2).algorithm == "direct"
+    assert nbconv.plan(direction, *shapes, np.complex64, padding=31).algorithm == "fft"
+    assert nbconv.plan(direction, *shapes, np.int32, padding=31).algorithm == "direct"
+    assert "tiles of" in str(nbconv.plan(direction, *shapes, padding=31))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("shapes", [((1, 1, 700, 700), (1, 1, 41, 41)), ((1, 8, 200, 200), (8, 8, 21, 21))], ids=str)
+@pytest.mark.parametrize("limit", [None, 6 << 20])
+def test_workspace_is_what_the_plan_says(direction, shapes, limit):
+    """Every allocation of a call besides its result is within the plan's bytes, and those within the limit."""
+    plan = nbconv.plan(direction, *shapes, algorithm="fft", workspace_limit=limit, padding=10)
+    p = plan.problem
+    x, w, dy = operands(p, "float32")
+    rest = {"padding": 10, "algorithm": "fft", "workspace_limit": limit}
+    call, shape = {
+        "forward": (lambda **kw: nbconv.conv2d(x, w, **rest, **kw), dy.shape),
+        "input_grad": (lambda **kw: nbconv.conv2d_input_grad(dy, w, x.shape, **rest, **kw), x.shape),
+        "weight_grad": (lambda **kw: nbconv.conv2d_weight_grad(dy, x, w.shape, **rest, **kw), w.shape),
+    }[direction]
+    out = np.empty(shape, np.float32)
+    call(out=out)
+    tracemalloc.start()
+    call(out=out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak <= plan.shared_bytes + 50_000
+    bound = max(dispatch.WORKSPACE * host().threads, 2 * x.nbytes)
+    assert plan.shared_bytes <= (bound if limit is None else limit)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 11, 13, 31, 97, 127, 1000, 1025, 8191, 100_001])
+def test_fast_length(count):
+    found = fft_schedule.fast_length(count)
+    rest = found
+    for prime in (2, 3, 5):
+        while rest % prime == 0:
+            rest //= prime
+    assert rest == 1
+    assert count <= found <= 1.2 * count + 1
