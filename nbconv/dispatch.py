@@ -108,7 +108,7 @@ def _tile_name(plan: Plan) -> str:
     inner = slice(3 - plan.problem.axes, 3)
 
     def times(sizes: Triple) -> str:
-        return "x".join(map(str, sizes[inner]))
+        return "x".join(str(size) for size in sizes[inner])
 
     if plan.spectra:
         return f", tiles of {times(plan.spectra.size)} cells, {plan.spectra.tiles} at once"
@@ -257,7 +257,7 @@ def select(
         return design.shared + threads * design.thread
 
     ((least, row, design),) = designs("direct")
-    others = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
+    others: tuple[str, ...] = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
     if wish.algorithm in others:
         others, least = (wish.algorithm,), math.inf
     elif row.name in SPECIAL:

@@ -21,20 +21,14 @@ from .dispatch import Plan
 from .drivers import AXIS, Twin, any_array, dense_array
 from .fft_schedule import CHUNK, frequencies, reach
 from .kernels.cpu import spectral
-from .kernels.cpu.epilogue import run as run_epilogue
 from .kernels.cpu.tile import Axis
-from .kernels.jit import entry, kernel
+from .kernels.jit import entry
 from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
 from .problem import Triple
 
 
-@kernel
-def activate(apply, values):
-    """Run a compiled activation over contiguous values."""
-    run_epilogue(apply, values)
-
-
+@functools.cache
 def _cutter(x: np.dtype[Any], result: np.dtype[Any]) -> Callable[..., None]:
     arrays = any_array(x, 5, True), dense_array(result, 3)
     return entry(spectral.cut, types.intp, types.intp, *arrays, types.intp, AXIS, AXIS, AXIS, types.intp, types.intp)
@@ -157,8 +151,8 @@ def _store(plan: Plan, sums: Array, axes: list[Axis], begin: int, k: int, bias: 
             channel = row // some * filters + k + row % some
             y = _back(rows[row], size, target.dtype)
             for tile, n, outputs in places:
-                inner = tuple(slice(0, place.stop - place.start) for place in outputs)
-                target[(n, channel, *outputs)] = y[(tile, *inner)] + bias[channel]
+                d, h, w = (slice(0, place.stop - place.start) for place in outputs)
+                target[n, channel, *outputs] = y[tile, d, h, w] + bias[channel]
 
     _in_chunks(plan, len(rows), tiles * math.prod(size), work)
 
@@ -197,7 +191,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
             _store(plan, sums, axes, begin, k, bias, target)
             del cells, sums  # before the next ones are made
     if apply:
-        entry(activate, types.intp, dense_array(out.dtype, 1))(apply, target.reshape(-1))
+        entry(spectral.activate, types.intp, dense_array(out.dtype, 1))(apply, target.reshape(-1))
         if target is not out:
             out[...] = target
 
@@ -206,13 +200,13 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """dW; a complex x is conjugated."""
     problem, s = plan.problem, plan.spectra
     assert s is not None
-    groups, dilation = problem.groups, problem.dilation
+    groups = problem.groups
     filters, channels = problem.filters // groups, problem.channels // groups
     size: Triple = triple(dy.shape[2:])
     of_x = _axes(x, triple(-side for side in problem.before), size, s.valid, s.size)
     of_dy = _axes(dy, (0, 0, 0), size, s.valid, s.valid)
     count = x.shape[0] * math.prod([-(-axis.out // axis.tile) for axis in of_x])
-    taps = tuple(slice(0, span, step) for span, step in zip(reach(problem), dilation, strict=True))
+    taps = [slice(0, span, step) for span, step in zip(reach(problem), problem.dilation, strict=True)]
     for k in range(0, filters, s.filters):
         some = min(s.filters, filters - k)
         chosen = dy.reshape(dy.shape[0], groups, filters, *size)[:, :, k : k + some].reshape(dy.shape[0], groups * some, *size)
@@ -227,5 +221,5 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
             del cells, w
         for g in range(groups):
             for j in range(some):
-                part = _back(sums[g, j], s.size, out.dtype)[(..., *taps)]
+                part = _back(sums[g, j], s.size, out.dtype)[:, *taps]
                 out[g * filters + k + j] = np.conj(part) if out.dtype.kind == "c" else part

@@ -12,6 +12,7 @@ the order of m.
 import numba
 
 from ..jit import call, kernel
+from .epilogue import run
 from .tile import stage
 
 # Frequencies whose sums stay in first-level cache while terms are added to them.
@@ -71,3 +72,9 @@ def parallel_multiply(run_jobs, threads, count, p, q, sums, shape, steps, fresh)
     for thread in numba.prange(threads):
         first, last = thread * count // threads, (thread + 1) * count // threads
         call(run_jobs, first, last, p, q, sums, shape, steps, fresh)
+
+
+@kernel
+def activate(apply, values):
+    """Run a compiled activation over contiguous values."""
+    run(apply, values)
