@@ -15,10 +15,10 @@ DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
 WINOGRAD = (1.08, 13.5, 14.0, 9.2), (1.15, 9.0, 13.0, 7.5)
 
 
-# Cost of a floating-point operation of a transform, and of a product of complex numbers, by bytes of a real one; and of storing
-# the outputs of one filter of a tile, which Python does.
+# Cost of a floating-point operation of a transform, and of a product of complex numbers, by bytes of a real one; then of what Python
+# does: a call, and storing the outputs of one filter of a tile.
 FFT = {4: (0.55, 1.8), 8: (0.75, 3.6)}
-STORE = 12_000
+CALL, STORE = 1_000_000, 12_000
 
 
 def _blocks(sweep: Sweep, design: Design, batch: int, steps: tuple[int, int, int]) -> tuple[int, int]:
@@ -46,7 +46,8 @@ def fft_cost(ask: Ask, design: Design) -> float:
     """Of the frequency domain by one size of tiles."""
     assert design.spectra is not None
     operation, product = FFT[ask.itemsize // (2 if ask.dtype.kind == "c" else 1)]
-    return operation * design.spectra.operations + product * design.spectra.products + STORE * design.spectra.stores
+    s = design.spectra
+    return operation * s.operations + product * s.products + CALL + STORE * s.stores
 
 
 def cost(algorithm: str, ask: Ask, design: Design) -> float:

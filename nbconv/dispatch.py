@@ -108,7 +108,7 @@ def _tile_name(plan: Plan) -> str:
     inner = slice(3 - plan.problem.axes, 3)
 
     def times(sizes: Triple) -> str:
-        return "x".join(str(size) for size in sizes[inner])
+        return "x".join(map(str, list(sizes)[inner]))
 
     if plan.spectra:
         return f", tiles of {times(plan.spectra.size)} cells, {plan.spectra.tiles} at once"

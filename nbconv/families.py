@@ -245,7 +245,7 @@ def winograd_grad(ask: Ask) -> list[Design]:
 
 def unstrided(ask: Ask) -> bool:
     """Something to transform, in tiles that lie side by side."""
-    return ask.problem.flops > 0 and ask.problem.stride == ONES
+    return ask.problem.flops > 0 and 0 not in ask.problem.input_shape and ask.problem.stride == ONES
 
 
 def fft(ask: Ask) -> list[Design]:

@@ -144,7 +144,7 @@ BAD = [
     (conv(activation=unknown_attribute), TypeError, r"activation .*unknown_attribute.* cannot be compiled"),
     (conv(X.astype(int), W.astype(int), activation="gelu"), TypeError, r"activation 'gelu' is not defined for dtype int64"),
     (conv(X.astype("c8"), W.astype("c8"), activation="relu"), TypeError, r"activation 'relu' is not defined for dtype complex64"),
-    (conv(algorithm="fastest"), ValueError, r"algorithm must be one of 'auto', 'direct', 'winograd', got 'fastest'"),
+    (conv(algorithm="fastest"), ValueError, r"algorithm must be one of 'auto', 'direct', 'winograd', 'fft', got 'fastest'"),
     (conv(algorithm="winograd", stride=2), ValueError, r"algorithm 'winograd' needs .* got \w+, stride \(2, 2\)"),
     (conv(algorithm="winograd", precision="highest"), ValueError, r"precision 'highest' allows no algorithm but 'direct'"),
     (conv(workspace_limit=-1), ValueError, r"workspace_limit must not be negative, got -1"),
