@@ -18,7 +18,7 @@ import numpy as np
 import nbconv
 from nbconv import threads as threading_layers
 from nbconv.arrays import Array
-from nbconv.dispatch import DIRECTIONS
+from nbconv.dispatch import DIRECTIONS, select
 from nbconv.kernels.cpu.machine import host
 
 from . import machine
@@ -46,6 +46,7 @@ class Row:
     seconds: float
     peer_seconds: float | None
     share: float
+    algorithm: str
 
     @property
     def gflops(self) -> float:
@@ -149,7 +150,7 @@ def run(
     for suite in suites:
         for direction in directions:
             print(f"\n{suite}, {direction}")
-            print(f"{'layer':34}{'nbconv':>11}{against or '':>11}{'GFLOP/s':>9}{'of peak':>9}{'ratio':>7}")
+            print(f"{'layer':34}{'nbconv':>11}{against or '':>11}{'GFLOP/s':>9}{'of peak':>9}{'ratio':>7} algorithm")
             for layer in SUITES[suite]:
                 problem, *functions = calls(layer, direction, dtype, against)
                 ours, *peer = medians([f for f in functions if f is not None], seconds)
@@ -157,17 +158,23 @@ def run(
                 row = Row(
                     suite, layer.name, direction, dtype, threads, problem.flops, moved * np.dtype(dtype).itemsize,
                     ours, peer[0] if peer else None, problem.flops / ours / peak,
+                    select(direction, problem, np.dtype(dtype)).algorithm,
                 )  # fmt: skip
                 rows.append(row)
                 times = "".join(f"{value * 1e3:8.2f} ms" for value in (ours, *peer))
                 ratio = f"{row.ratio:7.2f}" if row.ratio else ""
-                print(f"{layer.name:34}{times}{'' if peer else ' ' * 11}{row.gflops:9.1f}{row.share:9.0%}{ratio}", flush=True)
+                speed = f"{row.gflops:9.1f}{row.share:9.0%}{ratio or ' ' * 7} {row.algorithm}"
+                print(f"{layer.name:34}{times}{'' if peer else ' ' * 11}{speed}", flush=True)
             ratios = [row.ratio for row in rows if (row.suite, row.direction) == (suite, direction) and row.ratio]
             if ratios:
                 print(f"{'':34}geometric mean {geometric_mean(ratios):.2f}, worst {min(ratios):.2f}")
     name = f"cpu-{dtype}-{threads}"
     save(output / f"{name}.json", about, rows)
     roofline(rows, peak, bandwidth, output / f"{name}.png")
+    if any(row.algorithm != "direct" for row in rows):
+        print(
+            "\nGFLOP/s and share of peak of 'winograd' and 'fft' are effective: they count the operations of the direct algorithm."
+        )
     print(f"\nSaved {output / name}.json and .png")
     return rows
 
@@ -191,12 +198,14 @@ def roofline(rows: list[Row], peak: float, bandwidth: float, path: Path) -> None
     axes.loglog(intensity, np.minimum(peak, bandwidth * intensity) / 1e9, color="black", label="measured roof")
     for colour, direction in zip(("tab:blue", "tab:orange", "tab:green"), DIRECTIONS, strict=True):
         points = [row for row in rows if row.direction == direction]
-        where = [row.flops / row.bytes for row in points]
-        axes.scatter(where, [row.gflops for row in points], s=18, color=colour, label=f"nbconv, {direction}")
+        for direct, face, name in ((True, colour, direction), (False, "none", f"{direction}, effective")):
+            chosen = [row for row in points if (row.algorithm == "direct") == direct]
+            where, heights = [row.flops / row.bytes for row in chosen], [row.gflops for row in chosen]
+            axes.scatter(where, heights, s=18, facecolors=face, edgecolors=colour, label=f"nbconv, {name}")
         theirs = [row for row in points if row.peer_seconds]
         heights = [row.flops / (row.peer_seconds or 1) / 1e9 for row in theirs]
         axes.scatter([row.flops / row.bytes for row in theirs], heights, s=18, marker="x", color=colour, alpha=0.5, label="peer")
-    axes.set(xlabel="operations a byte of input, weight and output", ylabel="GFLOP/s", title="Direct convolution")
+    axes.set(xlabel="operations a byte of input, weight and output", ylabel="GFLOP/s", title="Convolution")
     axes.legend()
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -4,7 +4,9 @@ A section yields lines of a table. The first figures of a line are times, and th
 """
 
 import importlib.util
+import itertools
 import statistics
+import time
 import timeit
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,11 +19,11 @@ import numpy as np
 
 import nbconv
 from nbconv.arrays import Array, check_array, common_dtype
-from nbconv.dispatch import DIRECTIONS, select
+from nbconv.dispatch import ALGORITHMS, DIRECTIONS, plan, select
 from nbconv.kernels.padding import MODES
 
-from .compare import Call, call, calls, medians, operands, prepare, save
-from .shapes import Layer, find
+from .compare import Call, call, calls, geometric_mean, medians, operands, prepare, save
+from .shapes import SUITES, Layer, find
 
 REPEATS = 200  # calls between two looks at the clock, where a call takes microseconds
 COMPUTE_BOUND = (
@@ -38,6 +40,7 @@ EPILOGUE = (
     ("resnet50", "conv2 1x1 64-256"), ("unet", "3x3 1-64 256"), ("mobilenetv2", "depthwise 3x3/1 144 56"),
 )  # fmt: skip
 LAYOUTS = (("resnet50", "conv2 3x3/1 64"), ("resnet50", "conv2 1x1 64-256"), ("mobilenetv2", "depthwise 3x3/1 144 56"))
+ACCURACY = (((2, 64, 300), (3,)), ((2, 64, 40, 40), (3, 3)), ((2, 32, 14, 14, 14), (3, 3, 3)), ((2, 32, 40, 40), (5, 5)))
 CHANNELS = (64, 128)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 SIZES = (14, 28, 56, 112, 224)
@@ -177,8 +180,60 @@ def arrays(dtype: str, seconds: float) -> Iterator[Line]:
             yield _line("arrays", layer.name, f"{direction}, copy", {name: times[f"copy {name}"] for name in chosen}, {})
 
 
+def algorithms(dtype: str, seconds: float) -> Iterator[Line]:
+    """Time of each algorithm, and of the one that is chosen by itself over the best; the goal is a mean of at most 1.05."""
+    for layer in itertools.chain(*SUITES.values()):
+        for direction in DIRECTIONS:
+            chosen = select(direction, layer.problem, np.dtype(dtype)).algorithm
+            arrays, functions = operands(layer.problem, dtype), dict[str, Call]()
+            for algorithm in ALGORITHMS[1:]:
+                try:
+                    plan(direction, layer.input_shape, layer.weight_shape, dtype, algorithm=algorithm, **layer.options)
+                except ValueError:
+                    continue
+                functions[algorithm] = call(direction, *arrays, layer.options | {"algorithm": algorithm})
+            if len(functions) > 1:
+                times = _measured(functions, seconds)
+                yield _line("algorithms", layer.name, direction, times, {chosen: times[chosen] / min(times.values())})
+
+
+def accuracy(dtype: str, seconds: float) -> Iterator[Line]:
+    """Root mean square error of each algorithm over that of the direct one, on normally distributed numbers; the limit is 16."""
+    for shape, kernel in ACCURACY:
+        problem = nbconv.ConvProblem.make(shape, (shape[1], shape[1], *kernel))
+        exact = operands(problem, "float64")
+        arrays = [array.astype(dtype) for array in exact]
+        wide = [array.astype(np.longdouble if dtype == "float64" else np.float64) for array in arrays]
+        for direction in DIRECTIONS:
+            want = _summed(direction, problem, *wide)
+            times, errors = dict[str, float](), dict[str, float]()
+            for algorithm in ALGORITHMS[1:]:
+                begin = time.perf_counter()
+                got = call(direction, *arrays, {"algorithm": algorithm})()
+                times[algorithm] = time.perf_counter() - begin
+                errors[algorithm] = float(np.sqrt(np.mean((got - want) ** 2)))
+            values = {algorithm: error / errors["direct"] for algorithm, error in errors.items() if algorithm != "direct"}
+            yield _line("accuracy", "x".join(map(str, kernel)) + f" {shape[1]} channels", direction, times, values)
+
+
+def _summed(direction: str, problem: nbconv.ConvProblem, x: Array, w: Array, dy: Array) -> Array:
+    """The result in a wider format, tap by tap, of a problem without padding, strides or groups."""
+    result = np.zeros({"forward": dy, "input_grad": x, "weight_grad": w}[direction].shape, x.dtype)
+    for tap in np.ndindex(*w.shape[2:]):
+        window = (..., *(slice(t, t + size) for t, size in zip(tap, dy.shape[2:], strict=True)))
+        at = (slice(None), slice(None), *tap)
+        if direction == "forward":
+            result += np.moveaxis(np.tensordot(w[at], x[window], (1, 1)), 0, 1)
+        elif direction == "input_grad":
+            result[window] += np.moveaxis(np.tensordot(w[at], dy, (0, 1)), 0, 1)
+        else:
+            others = [0, *range(2, x.ndim)]
+            result[at] = np.tensordot(dy, x[window], (others, others))
+    return result
+
+
 SECTIONS: dict[str, Callable[[str, float], Iterator[Line]]] = {
-    section.__name__: section for section in (overhead, threads, borders, epilogue, flatness, arrays)
+    section.__name__: section for section in (overhead, threads, borders, epilogue, flatness, arrays, algorithms, accuracy)
 }
 
 
@@ -217,7 +272,8 @@ def _section(name: str, dtype: str, seconds: float) -> list[Row]:
         rows += line
     values = [row.value for row in rows if row.value is not None]
     if values:
-        print(f"median {statistics.median(values):.2f}, from {min(values):.2f} to {max(values):.2f}")
+        mean = f", geometric mean {geometric_mean(values):.3f}" if min(values) > 0 else ""
+        print(f"median {statistics.median(values):.2f}{mean}, from {min(values):.2f} to {max(values):.2f}")
     elif not rows:
         print("Numba has one thread only.")
     return rows

@@ -2,7 +2,7 @@
 
 ResNet-50 (He et al. 2016), VGG-16 (Simonyan & Zisserman 2015), MobileNetV2 (Sandler et al. 2018; every depthwise layer),
 U-Net (Ronneberger et al. 2015, padded), WaveNet-like and wav2vec-like 1-D stacks, C3D (Tran et al. 2015), 3-D U-Net
-(Çiçek et al. 2016), I3D (Carreira & Zisserman 2017), and shapes that libraries tend to be slow on.
+(Çiçek et al. 2016), I3D (Carreira & Zisserman 2017), shapes that libraries tend to be slow on, and large kernels.
 """
 
 from typing import Any, NamedTuple
@@ -102,6 +102,15 @@ def _awkward() -> list[Layer]:
     ]
 
 
+def _large() -> list[Layer]:
+    layers = [_layer(f"1 channel {k}x{k} 512", (512, 512), 1, 1, k, batch=1, padding=k // 2) for k in (15, 31, 63)]
+    layers += [_layer("3-8 channels 21x21 256", (256, 256), 3, 8, 21, batch=1, padding=10)]
+    layers += [_layer("16 channels 15x15 128", (128, 128), 16, 16, 15, batch=1, padding=7)]
+    layers += [_layer("16 channels 21x21 256", (256, 256), 16, 16, 21, batch=1, padding=10)]
+    layers += [_layer("depthwise 31x31 64 56", (56, 56), 64, 64, 31, batch=1, padding=15, groups=64)]
+    return [*layers, _layer("1-D 1025 taps 16 channels", (20000,), 16, 16, 1025, batch=1)]
+
+
 SUITES = {
     "resnet50": _resnet50(),
     "vgg16": _vgg16(),
@@ -110,6 +119,7 @@ SUITES = {
     "1d": _one_axis(),
     "3d": _three_axes(),
     "awkward": _awkward(),
+    "large": _large(),
 }
 
 

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--output", type=Path, default=Path("nbconv-demo"), help="folder for the pictures (%(default)s)")
     demo.add_argument("--epochs", type=int, default=20, help="passes over the digits (%(default)s)")
     bench = commands.add_parser("bench", help="measure speed, alternating with a peer; needs nbconv[bench]")
-    bench.add_argument("--suite", action="append", help="resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward (all)")
+    bench.add_argument("--suite", action="append", help="resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large (all)")
     bench.add_argument("--direction", action="append", choices=DIRECTIONS, help="(all)")
     bench.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
     bench.add_argument("--threads", type=int, default=1, help="for both (%(default)s)")
@@ -29,9 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument("--seconds", type=float, default=0.3, help="for each layer and library (%(default)s)")
     bench.add_argument("--output", type=Path, default=Path("nbconv-bench"), help="folder for JSON and roofline (%(default)s)")
     profile = commands.add_parser(
-        "profile", help="measure overhead, threads, borders, activations, sizes, layouts; needs nbconv[bench]"
+        "profile", help="measure overhead, threads, borders, activations, sizes, layouts, algorithms; needs nbconv[bench]"
     )
-    profile.add_argument("--section", action="append", help="overhead, threads, borders, epilogue, flatness, arrays (all)")
+    profile.add_argument(
+        "--section", action="append", help="overhead, threads, borders, epilogue, flatness, arrays, algorithms, accuracy (all)"
+    )
     profile.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
     profile.add_argument("--seconds", type=float, default=0.3, help="for each figure (%(default)s)")
     profile.add_argument("--output", type=Path, default=Path("nbconv-bench"), help="folder for JSON and plot (%(default)s)")

@@ -15,8 +15,8 @@ DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
 WINOGRAD = (1.08, 13.5, 14.0, 9.2), (1.15, 9.0, 13.0, 7.5)
 
 
-# Cost of a floating-point operation of a transform, and of a product of complex numbers, by bytes of a real one; then of what Python
-# does: a call, and storing the outputs of one filter of a tile.
+# Cost of a floating-point operation of a transform, and of a product of complex numbers, by bytes of a real one; then of what
+# Python does: a call, and storing the outputs of one filter of a tile.
 FFT = {4: (0.55, 1.8), 8: (0.75, 3.6)}
 CALL, STORE = 1_000_000, 12_000
 

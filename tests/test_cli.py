@@ -89,6 +89,8 @@ from nbconv.__main__ import main
 from nbconv.bench import properties
 chosen = [("mobilenetv2", "depthwise 3x3/1 384 14")]
 properties.COMPUTE_BOUND = properties.BORDERED = properties.EPILOGUE = properties.LAYOUTS = chosen
+properties.ACCURACY = [((1, 4, 12, 12), (3, 3))]
+properties.SUITES = {"awkward": [layer for layer in properties.SUITES["awkward"] if layer.name == "17-29 channels"]}
 properties.CHANNELS, properties.BATCHES, properties.SIZES = (8,), (1, 2), (14, 28, 56)
 sys.exit(main(sys.argv[1:]))
 """
@@ -119,6 +121,8 @@ def test_profile(tmp_path):
     for direction in ("forward", "input_grad"):
         assert variants["borders", direction] == ["zeros", "reflect", "replicate", "circular"]
     assert variants["epilogue", "forward"] == ["neither", "both"]
+    for direction in DIRECTIONS:
+        assert variants["algorithms", direction] == variants["accuracy", direction] == ["direct", "winograd", "fft"]
     assert min(pyplot.imread(tmp_path / "cpu-profile-float32.png").shape[:2]) >= 400
 
 
