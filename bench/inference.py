@@ -52,7 +52,8 @@ def calls(layer: Layer, threads: int) -> dict[str, Call]:
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    request = openvino.Core().compile_model(content, "CPU", settings).create_infer_request()
+    core = openvino.Core()
+    request = core.compile_model(core.read_model(content), "CPU", settings).create_infer_request()
     return {
         "nbconv": lambda: nbconv.conv(x, prepared, **layer.options),
         "torch": lambda: torch.nn.functional.conv2d(*tensors, padding=padding),

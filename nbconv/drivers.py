@@ -96,6 +96,16 @@ def aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return memory[start : start + count].reshape(cells)
 
 
+def between(x: Array, dtype: np.dtype[Any]) -> int | None:
+    """How `load` finds the cells of a row of x: 1 if they are neighbours in memory, 0 if not, None if it cannot convert them."""
+    return None if x.dtype != dtype else int(x.strides[-1] == x.itemsize)
+
+
+def loaded(near: int | None, stride: int, at: Callable[..., int]) -> int:
+    """Address of the `load` for rows as `between` says and a stride; 0 for none. `at` gives addresses of micro-kernels."""
+    return 0 if near is None else at("load", stride if near and stride <= SHUFFLED else 0)
+
+
 def is_run(x: Array) -> bool:
     """Whether each channel of x, (N, C, ...), is one run of memory, and channels follow one another."""
     step = x.itemsize

@@ -49,8 +49,8 @@ def _axes(x: Array, offset: Triple, out: Triple, tile: Triple, extent: Triple) -
 class _Workers:
     """Threads that share what one call has to do.
 
-    They are Python's, which NumPy's transforms and the kernels leave free to run. OpenMP's stay awake after each of their turns, and
-    would take the cores from the transforms.
+    They are Python's, which NumPy's transforms and the kernels leave free to run. OpenMP's stay awake after each of their turns,
+    and would take the cores from the transforms.
     """
 
     def __init__(self, plan: Plan):

@@ -11,7 +11,7 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, SHUFFLED, ScratchTwin, any_array, contiguous, dense_array, is_run, last_block
+from .drivers import INTEGER, ScratchTwin, any_array, between, contiguous, dense_array, is_run, last_block, loaded
 from .kernels.cpu import outer
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
@@ -84,17 +84,16 @@ def _prepare(
     slab: Slab | None,
     x: tuple[int, ...],
     out: tuple[int, ...],
-    near: bool,
+    near: int | None,
     spread: bool,
     plane: int,
     weights: tuple[int, ...],
 ) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
-    `slab` tells which padded cells dI is sought for, None for a forward run; `near`, whether the cells of a row of x are
-    neighbours in memory; `spread`, whether those of out are not; `plane`, the bytes from channel to channel of x; `weights`,
-    bytes from group to group, block to block of filters, filter to filter, channel to channel and tap to tap on each axis of
-    the weights.
+    `slab` tells which padded cells dI is sought for, None for a forward run; `near` is what `between` says of x; `spread` tells
+    whether the cells of a row of out are no neighbours in memory; `plane`, the bytes from channel to channel of x; `weights`, bytes
+    from group to group, block to block of filters, filter to filter, channel to channel and tap to tap on each axis of the weights.
     """
     problem, s, machine = plan.problem, plan.schedule, plan.machine
     assert machine is not None
@@ -132,7 +131,7 @@ def _prepare(
     ahead = s.vectors * machine.vector if s.in_place else 0
     filters = s.register, last_block(sweep.filters, s.register)
     micro = [at("outer", p, v, edged, row, ahead) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
-    micro.append(at("load", sweep.stride[2] if sweep.stride[2] <= SHUFFLED else 0) if near else 0)
+    micro.append(loaded(near, sweep.stride[2], at))
     micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged))
     tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
     jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)
@@ -178,7 +177,7 @@ def run(
         block = s.register * row
     if plan.sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
-    near = x.dtype == out.dtype and x.strides[-1] == size
+    near = between(x, out.dtype)
     steps = group, block, row, channel, *taps
     prepared = _prepare(plan, slab, x.shape, out.shape, near, out.strides[-1] != size, x.strides[1] if s.in_place else 0, steps)
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:3]

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import AXIS, BLOCKS, INTEGER, SHUFFLED, ScratchTwin, any_array, dense_array, is_run, last_block
+from .drivers import AXIS, BLOCKS, INTEGER, ScratchTwin, any_array, between, dense_array, is_run, last_block, loaded
 from .kernels.cpu import panel_grad, weight_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
@@ -29,13 +29,13 @@ class _Run(NamedTuple):
     cells: int
 
 
-def _kernels(plan: Plan, load: int | None) -> list[int]:
-    """Addresses of the micro-kernels in the order of the driver; rows are loaded with stride `load`, if at all."""
+def _kernels(plan: Plan, near: int | None) -> list[int]:
+    """Addresses of the micro-kernels in the order of the driver; `near` is what `between` says of x."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     if machine is None:
         return [0] * 8
     at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
-    row = 0 if load is None else at("load", load if load <= SHUFFLED else 0)
+    row = loaded(near, sweep.stride[2], at)
     if plan.kernel == "panels":
         last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
         scalars = s.register, last_block(sweep.channels, s.register)
@@ -47,10 +47,10 @@ def _kernels(plan: Plan, load: int | None) -> list[int]:
 
 
 @functools.lru_cache(maxsize=2048)
-def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: bool, inside: bool, plane: int) -> _Run:
+def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int | None, inside: bool, plane: int) -> _Run:
     """Prepare a run over arrays of shapes `x` and `dy`.
 
-    `near` tells whether the cells of a row of x are neighbours in memory; `inside`, whether x is read in place; `plane`, if so,
+    `near` is what `between` says of x; `inside` tells whether x is read in place; `plane`, if so,
     its bytes from channel to channel.
     """
     problem, s, sweep = plan.problem, plan.schedule, plan.sweep
@@ -63,7 +63,7 @@ def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: bool, in
     offsets = np.arange(s.channels) * plane if inside else cell_offsets(sweep, s)
     if plan.kernel == "dots" and plan.machine is not None and not inside:
         offsets = offsets * (plan.machine.vector // s.lanes)
-    micro = _kernels(plan, sweep.stride[2] if near else None)
+    micro = _kernels(plan, near)
     return _Run(offsets, np.array(micro, np.intp), axes, blocks, jobs, cells)
 
 
@@ -82,7 +82,7 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     if plan.sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
     inside = s.in_place and is_run(x)
-    prepared = _prepare(plan, x.shape, dy.shape, x.strides[-1] == x.itemsize, inside, x.strides[1] if inside else 0)
+    prepared = _prepare(plan, x.shape, dy.shape, between(x, out.dtype), inside, x.strides[1] if inside else 0)
 
     def fill(sums: Array) -> None:
         arrays, rest = (dy, x, sums, prepared.offsets, prepared.micro), (*prepared.axes, prepared.blocks)

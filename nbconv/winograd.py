@@ -10,7 +10,7 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, SHUFFLED, ScratchTwin, any_array, contiguous, dense_array, last_block
+from .drivers import INTEGER, ScratchTwin, any_array, between, contiguous, dense_array, last_block, loaded
 from .kernels.cpu import outer, winograd, winograd_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Blocks
@@ -32,7 +32,7 @@ class _Run(NamedTuple):
     cells: int
 
 
-def _kernels(plan: Plan, near: bool, apart: bool) -> list[int]:
+def _kernels(plan: Plan, near: int | None, apart: bool) -> list[int]:
     """Addresses of the micro-kernels in the order of the driver."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     assert machine is not None
@@ -41,19 +41,20 @@ def _kernels(plan: Plan, near: bool, apart: bool) -> list[int]:
     outputs, weights, cells = zip(*(matrices(m, k - m + 1) for k, m in zip(sweep.kernel, sweep.stride, strict=True)), strict=True)
     filters = s.register, last_block(sweep.filters, s.register)
     micro = [at("outer", p, v, 0, itemsize, 0) for p in filters for v in (s.vectors, 1)]
-    step = 1 if gathered(sweep, s) else sweep.stride[2]
-    micro.append(at("load", step if step <= SHUFFLED else 0) if near else 0)
+    micro.append(loaded(near, 1 if gathered(sweep, s) else sweep.stride[2], at))
     micro.append(at("store", int(apart), sweep.stride[2]))
     spread = int(gathered(sweep, s))
     return [*micro, at("pack", 0), *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0)))]
 
 
 @functools.lru_cache(maxsize=2048)
-def _prepare(plan: Plan, x: tuple[int, ...], out: tuple[int, ...], near: bool, spread: bool, weights: tuple[int, ...]) -> _Run:
+def _prepare(
+    plan: Plan, x: tuple[int, ...], out: tuple[int, ...], near: int | None, spread: bool, weights: tuple[int, ...]
+) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
-    `near` tells whether the cells of a row of x are neighbours in memory; `spread`, whether those of out are not; `weights`, bytes
-    from group to group, filter to filter and channel to channel.
+    `near` is what `between` says of x; `spread` tells whether the cells of a row of out are no neighbours in memory; `weights` are
+    bytes from group to group, filter to filter and channel to channel.
     """
     problem, s, sweep, machine = plan.problem, plan.schedule, plan.sweep, plan.machine
     assert machine is not None
@@ -119,7 +120,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
         weight = np.ascontiguousarray(weight)
     if plan.sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
-    near = x.dtype == out.dtype and x.strides[-1] == size
+    near = between(x, out.dtype)
     prepared = _prepare(plan, x.shape, out.shape, near, out.strides[-1] != size, weight.strides[:3])
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:2]
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))
@@ -130,21 +131,21 @@ def _places(extents: tuple[int, ...], counts: tuple[int, ...]) -> Array:
     return np.arange(math.prod(extents)).reshape(extents)[tuple(map(slice, counts))].reshape(-1)
 
 
-def _grad_kernels(plan: Plan, near: bool) -> list[int]:
+def _grad_kernels(plan: Plan, near: int | None) -> list[int]:
     """Addresses of the micro-kernels in the order of the driver of dW."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     assert machine is not None
     at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
     last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
     scalars = s.register, last_block(sweep.channels, s.register)
-    micro = [*(at("panel", p, v) for p in scalars for v in (s.vectors, last)), at("load", 1) if near else 0, at("pack", 0)]
+    micro = [*(at("panel", p, v) for p in scalars for v in (s.vectors, last)), loaded(near, 1, at), at("pack", 0)]
     sums, dy, cells = zip(*(matrices(k, m) for k, m in zip(sweep.kernel, plan.outputs, strict=True)), strict=True)
     return [*micro, at("pack", 1), *(at("transform", axes, 0) for axes in (cells, dy, sums))]
 
 
 @functools.lru_cache(maxsize=2048)
-def _prepare_grad(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: bool) -> _Run:
-    """Prepare dW of arrays of shapes `x` and `dy`; `near` tells whether the cells of a row of x are neighbours in memory."""
+def _prepare_grad(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int | None) -> _Run:
+    """Prepare dW of arrays of shapes `x` and `dy`; `near` is what `between` says of x."""
     problem, s, sweep, machine, steps = plan.problem, plan.schedule, plan.sweep, plan.machine, plan.outputs
     assert machine is not None
     itemsize = machine.vector // s.lanes
@@ -178,7 +179,7 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     dy = np.ascontiguousarray(dy)  # its layout would change the order of the sum
     if plan.sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
-    prepared = _prepare_grad(plan, x.shape, dy.shape, x.strides[-1] == x.itemsize)
+    prepared = _prepare_grad(plan, x.shape, dy.shape, between(x, out.dtype))
 
     def fill(sums: Array) -> None:
         arrays = dy, x, sums, prepared.offsets, prepared.micro

@@ -30,7 +30,7 @@ def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, targe
     Where the staged cells are the input's own, they are transposed in place.
     """
     size = target.itemsize
-    inside = micro[LOAD] != 0 and d.stride * h.stride * w.stride == 1
+    inside = micro[LOAD] != 0 and x.strides[4] == target.itemsize and d.stride * h.stride * w.stride == 1
     for axis, start in ((d, o0), (h, o1), (w, o2)):
         inside = inside and start + axis.offset >= 0 and start + axis.offset + axis.extent <= axis.size
     for c in range(c_first, c_last, blocks.register):

@@ -95,8 +95,8 @@ def stage_row(row, source, start, low, high, axis, mode):
 def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
     """Stage channels `c_first` to `c_last` of image `n` for the output tile at (o0, o1, o2).
 
-    `load` is the address of the micro-kernel for this stride, which needs the cells of a row of x to be neighbours in memory; 0
-    for the portable loop.
+    `load` is the address of the micro-kernel for this stride, or for any distance between the cells of a row of x; 0 for the
+    portable loop, which converts.
     """
     size = cells.itemsize
     channels = c_last - c_first
@@ -125,11 +125,11 @@ def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
                         if i1 == top + j1 * h.stride:
                             rows = min(h.extent - j1, (h.size - 1 - i1) // h.stride + 1)
                         source = x.ctypes.data + n * x.strides[0] + c_first * x.strides[1] + i0 * x.strides[2] + i1 * x.strides[3]
-                        source += start * size
+                        source += start * x.strides[4]
                         target = cells.ctypes.data + begin * size
                         pitch = h.stride * x.strides[3]
                         call_kernel(
-                            load, source, target, w.stride * size, channels, x.strides[1], plane * size,
+                            load, source, target, w.stride * x.strides[4], channels, x.strides[1], plane * size,
                             rows, pitch, w.extent * size, low, high, w.extent,
                         )  # fmt: skip
                         if mode != ZEROS:
