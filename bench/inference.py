@@ -30,9 +30,9 @@ def model(layer: Layer, weight: Array) -> bytes:
     """An ONNX model of one convolution whose weight is a constant."""
     p = layer.problem
     inner = slice(3 - p.axes, 3)
-    pads, kernel = [*p.before[inner], *p.after[inner]], list(p.kernel[inner])
+    before, after, kernel = (list(sizes)[inner] for sizes in (p.before, p.after, p.kernel))
     value, tensor = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=kernel, pads=pads, group=p.groups)
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], kernel_shape=kernel, pads=before + after, group=p.groups)
     graph = onnx.helper.make_graph(
         [node], "conv", [value("x", tensor, layer.input_shape)], [value("y", tensor, p.output_shape)],
         [onnx.numpy_helper.from_array(weight, "w")],

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import fft_schedule, winograd_schedule
 from .fft_schedule import Spectra
-from .kernels.cpu.machine import Machine, host
+from .kernels.cpu.machine import Machine
 from .phases import border_slabs
 from .problem import ConvProblem, Triple
 from .schedule import (
@@ -61,10 +61,6 @@ class Ask(NamedTuple):
     @property
     def itemsize(self) -> int:
         return self.dtype.itemsize
-
-    @property
-    def threads(self) -> int:
-        return (self.machine or host()).threads
 
     @property
     def lanes(self) -> int:
@@ -252,7 +248,7 @@ def fft(ask: Ask) -> list[Design]:
     """Any direction in the frequency domain, for each size of tiles."""
     p = ask.problem
     designs = []
-    for found in fft_schedule.spectra(ask.direction, p, ask.itemsize, ask.dtype.kind == "c", ask.room, ask.threads):
+    for found in fft_schedule.spectra(ask.direction, p, ask.itemsize, ask.dtype.kind == "c", ask.room):
         schedule = Schedule(found.valid, found.filters, p.channels // p.groups)
         designs.append(Design(forward_sweep(p), schedule, found.bytes + _border_bytes(ask), 0, ONES, found))
     return designs

@@ -9,16 +9,14 @@ channels, and in dW over tiles, run in one order whatever the chunks of filters 
 import functools
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 
 from .arrays import Array, accumulator
 from .dispatch import Plan
-from .drivers import AXIS, any_array, dense_array
+from .drivers import AXIS, Twin, any_array, dense_array
 from .fft_schedule import CHUNK, frequencies, reach
 from .kernels.cpu import spectral
 from .kernels.cpu.tile import Axis
@@ -35,10 +33,10 @@ def _cutter(x: np.dtype[Any], result: np.dtype[Any]) -> Callable[..., None]:
 
 
 @functools.cache
-def _multiplier(dtype: np.dtype[Any]) -> Callable[..., None]:
+def _multiplier(dtype: np.dtype[Any]) -> Twin:
     rows = dense_array(dtype, 2)
     shape, steps = types.UniTuple(types.intp, 3), types.UniTuple(types.intp, 6)
-    return entry(spectral.multiply, types.intp, types.intp, rows, rows, rows, shape, steps, types.boolean)
+    return Twin(spectral.multiply, spectral.parallel_multiply, rows, rows, rows, shape, steps, types.boolean)
 
 
 def _axes(x: Array, offset: Triple, out: Triple, tile: Triple, extent: Triple) -> list[Axis]:
@@ -46,38 +44,15 @@ def _axes(x: Array, offset: Triple, out: Triple, tile: Triple, extent: Triple) -
     return [Axis(x.shape[2 + a], 1, 1, offset[a], out[a], tile[a], 1, extent[a], 1) for a in range(3)]
 
 
-class _Workers:
-    """Threads that share what one call has to do.
+def _in_chunks(plan: Plan, rows: int, cells: int, work: Callable[[int, int], None]) -> None:
+    """`work(first, last)` for as many rows of some cells as are transformed at once.
 
-    They are Python's, which NumPy's transforms and the kernels leave free to run. OpenMP's stay awake after each of their turns,
-    and would take the cores from the transforms.
+    On one thread: NumPy's transforms on several of Python's, beside OpenMP's that stay awake after a launch, took up to twice as
+    long.
     """
-
-    def __init__(self, plan: Plan):
-        self._itemsize = plan.dtype.itemsize
-        self._threads = numba.get_num_threads() if plan.parallel else 1
-        self._pool = ThreadPoolExecutor(self._threads) if self._threads > 1 else None
-
-    def __enter__(self) -> "_Workers":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._pool:
-            self._pool.shutdown()
-
-    def share(self, rows: int, step: int, work: Callable[[int, int], None]) -> None:
-        """`work(first, last)` for `step` rows at a time."""
-        starts = range(0, rows, step)
-        ends = [min(start + step, rows) for start in starts]
-        list((self._pool.map if self._pool and len(starts) > 1 else map)(work, starts, ends))
-
-    def chunks(self, rows: int, cells: int, work: Callable[[int, int], None]) -> None:
-        """The same for as many rows of some cells as are transformed at once."""
-        self.share(rows, max(1, CHUNK // (cells * self._itemsize)), work)
-
-    def parts(self, rows: int, work: Callable[[int, int], None]) -> None:
-        """The same for an equal part of the rows for each thread."""
-        self.share(rows, -(-rows // self._threads), work)
+    step = max(1, CHUNK // (cells * plan.dtype.itemsize))
+    for start in range(0, rows, step):
+        work(start, min(start + step, rows))
 
 
 def _rows(plan: Plan, size: Triple, *shape: int) -> Array:
@@ -107,9 +82,7 @@ def _back(spectra: Array, size: Triple, dtype: np.dtype[Any]) -> Array:
     return np.fft.irfftn(half, s=[size[axis] for axis in axes], axes=axes)
 
 
-def _spectra_of_tiles(
-    workers: _Workers, plan: Plan, x: Array, axes: list[Axis], size: Triple, mode: int, begin: int, count: int
-) -> Array:
+def _spectra_of_tiles(plan: Plan, x: Array, axes: list[Axis], size: Triple, mode: int, begin: int, count: int) -> Array:
     """Spectra of tiles `begin` to `begin + count` of x, padded: (tiles, channels, frequencies)."""
     extent = [axis.extent for axis in axes]
     result = _rows(plan, size, count, x.shape[1])
@@ -120,11 +93,11 @@ def _spectra_of_tiles(
         _cutter(x.dtype, dtype)(0, last - first, x, tiles, begin + first, *axes, mode, 0)
         _transform(tiles.reshape(*tiles.shape[:2], *extent), size, result[first:last])
 
-    workers.chunks(count, x.shape[1] * math.prod(size), work)
+    _in_chunks(plan, count, x.shape[1] * math.prod(size), work)
     return result
 
 
-def _spectra_of_weights(workers: _Workers, plan: Plan, weight: Array, size: Triple) -> Array:
+def _spectra_of_weights(plan: Plan, weight: Array, size: Triple) -> Array:
     """Spectra by which those of cells are multiplied to correlate them with weights: (groups, filters, channels, frequencies)."""
     weight = weight.astype(accumulator(plan.dtype), copy=False)
     result = _rows(plan, size, *weight.shape[:3])
@@ -137,7 +110,7 @@ def _spectra_of_weights(workers: _Workers, plan: Plan, weight: Array, size: Trip
         _transform(part, size, flat[first:last])
         np.conj(flat[first:last], out=flat[first:last])
 
-    workers.chunks(len(rows), weight.shape[2] * math.prod(size), work)
+    _in_chunks(plan, len(rows), weight.shape[2] * math.prod(size), work)
     return result
 
 
@@ -160,7 +133,7 @@ def _places(axes: list[Axis], begin: int, count: int) -> Iterator[tuple[int, int
         yield tile, int(n), [slice(o, min(o + axis.tile, axis.out)) for o, axis in zip(starts, axes, strict=True)]
 
 
-def _store(workers: _Workers, plan: Plan, sums: Array, axes: list[Axis], begin: int, k: int, bias: Array, target: Array) -> None:
+def _store(plan: Plan, sums: Array, axes: list[Axis], begin: int, k: int, bias: Array, target: Array) -> None:
     """Outputs of the tiles from `begin` on, of the filters of each group from `k` on, out of (groups, filters, tiles, ...)."""
     assert plan.spectra is not None
     size, (groups, some, tiles) = plan.spectra.size, sums.shape[:3]
@@ -176,16 +149,15 @@ def _store(workers: _Workers, plan: Plan, sums: Array, axes: list[Axis], begin: 
                 d, h, w = (slice(0, place.stop - place.start) for place in outputs)
                 target[n, channel, *outputs] = y[tile, d, h, w] + bias[channel]
 
-    workers.chunks(len(rows), tiles * math.prod(size), work)
+    _in_chunks(plan, len(rows), tiles * math.prod(size), work)
 
 
 def _multiply(
-    workers: _Workers, p: Array, q: Array, sums: Array, shape: Triple, steps: tuple[int, int, int, int, int, int], fresh: bool
+    plan: Plan, p: Array, q: Array, sums: Array, shape: Triple, steps: tuple[int, int, int, int, int, int], fresh: bool
 ) -> None:
     """Products of spectra; see `kernels.cpu.spectral`."""
     p, q, sums = (array.reshape(-1, array.shape[-1]) for array in (p, q, sums))
-    multiply = _multiplier(sums.dtype)
-    workers.parts(len(sums), lambda first, last: multiply(first, last, p, q, sums, shape, steps, fresh))
+    _multiplier(sums.dtype).run(plan.parallel, len(sums), p, q, sums, shape, steps, fresh)
 
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
@@ -202,18 +174,17 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
     axes = _axes(x, offset, triple(out.shape[2:]), s.valid, s.size)
     count = x.shape[0] * math.prod([-(-axis.out // axis.tile) for axis in axes])
     target = out if not apply or out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    with _Workers(plan) as workers:
-        for k in range(0, filters, s.filters):
-            w = _spectra_of_weights(workers, plan, weight[:, k : k + s.filters], s.size)
-            some = w.shape[1]
-            for begin in range(0, count, s.tiles):
-                tiles = min(s.tiles, count - begin)
-                cells = _spectra_of_tiles(workers, plan, x, axes, s.size, mode, begin, tiles)
-                sums = _rows(plan, s.size, groups, some, tiles)
-                steps = some * channels, channels, 1, channels, groups * channels, 1
-                _multiply(workers, w, cells, sums, (some, tiles, channels), steps, True)
-                _store(workers, plan, sums, axes, begin, k, bias, target)
-                del cells, sums  # before the next ones are made
+    for k in range(0, filters, s.filters):
+        w = _spectra_of_weights(plan, weight[:, k : k + s.filters], s.size)
+        some = w.shape[1]
+        for begin in range(0, count, s.tiles):
+            tiles = min(s.tiles, count - begin)
+            cells = _spectra_of_tiles(plan, x, axes, s.size, mode, begin, tiles)
+            sums = _rows(plan, s.size, groups, some, tiles)
+            steps = some * channels, channels, 1, channels, groups * channels, 1
+            _multiply(plan, w, cells, sums, (some, tiles, channels), steps, True)
+            _store(plan, sums, axes, begin, k, bias, target)
+            del cells, sums  # before the next ones are made
     if apply:
         entry(spectral.activate, types.intp, dense_array(out.dtype, 1))(apply, target.reshape(-1))
         if target is not out:
@@ -231,20 +202,19 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     of_dy = _axes(dy, (0, 0, 0), size, s.valid, s.valid)
     count = x.shape[0] * math.prod([-(-axis.out // axis.tile) for axis in of_x])
     taps = [slice(0, span, step) for span, step in zip(reach(problem), problem.dilation, strict=True)]
-    with _Workers(plan) as workers:
-        for k in range(0, filters, s.filters):
-            some = min(s.filters, filters - k)
-            chosen = dy.reshape(dy.shape[0], groups, filters, *size)[:, :, k : k + some].reshape(dy.shape[0], groups * some, *size)
-            sums = _rows(plan, s.size, groups, some, channels)
-            for begin in range(0, count, s.tiles):
-                tiles = min(s.tiles, count - begin)
-                cells = _spectra_of_tiles(workers, plan, x, of_x, s.size, MODES.index(problem.mode), begin, tiles)
-                w = _spectra_of_tiles(workers, plan, chosen, of_dy, s.size, ZEROS, begin, tiles)
-                np.conj(w, out=w)
-                steps = some, 1, groups * some, channels, 1, groups * channels
-                _multiply(workers, w, cells, sums, (some, channels, tiles), steps, begin == 0)
-                del cells, w
-            for g in range(groups):
-                for j in range(some):
-                    part = _back(sums[g, j], s.size, out.dtype)[:, *taps]
-                    out[g * filters + k + j] = np.conj(part) if out.dtype.kind == "c" else part
+    for k in range(0, filters, s.filters):
+        some = min(s.filters, filters - k)
+        chosen = dy.reshape(dy.shape[0], groups, filters, *size)[:, :, k : k + some].reshape(dy.shape[0], groups * some, *size)
+        sums = _rows(plan, s.size, groups, some, channels)
+        for begin in range(0, count, s.tiles):
+            tiles = min(s.tiles, count - begin)
+            cells = _spectra_of_tiles(plan, x, of_x, s.size, MODES.index(problem.mode), begin, tiles)
+            w = _spectra_of_tiles(plan, chosen, of_dy, s.size, ZEROS, begin, tiles)
+            np.conj(w, out=w)
+            steps = some, 1, groups * some, channels, 1, groups * channels
+            _multiply(plan, w, cells, sums, (some, channels, tiles), steps, begin == 0)
+            del cells, w
+        for g in range(groups):
+            for j in range(some):
+                part = _back(sums[g, j], s.size, out.dtype)[:, *taps]
+                out[g * filters + k + j] = np.conj(part) if out.dtype.kind == "c" else part

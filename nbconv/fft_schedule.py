@@ -73,7 +73,7 @@ def _halves(count: int) -> list[int]:
     return sorted({-(-count >> shift) for shift in range(count.bit_length() + 1)}, reverse=True)
 
 
-def spectra(direction: str, problem: ConvProblem, itemsize: int, complex_: bool, limit: int, threads: int) -> list[Spectra]:
+def spectra(direction: str, problem: ConvProblem, itemsize: int, complex_: bool, limit: int) -> list[Spectra]:
     """A design for each size of tiles that is worth a look, within `limit` bytes if that can be."""
     p = problem
     span = reach(p)
@@ -97,7 +97,7 @@ def spectra(direction: str, problem: ConvProblem, itemsize: int, complex_: bool,
             else:
                 kept = tiles * inner + inner * filters + tiles * filters
                 transforms, row = count * inner * blocks + inner * outer + count * outer, max(p.groups * inner, tiles)
-            chunk = max(CHUNK, row * cells * scalar) * CHUNKS * threads
+            chunk = max(CHUNK, row * cells * scalar) * CHUNKS
             options.append((p.groups * kept * spectrum * value + chunk, transforms, tiles, filters))
         fitting = [option for option in options if option[0] <= limit] or [min(options)]
         total, transforms, tiles, filters = min(fitting, key=lambda option: (option[1], -min(option[2], MANY), option[0]))

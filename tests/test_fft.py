@@ -71,12 +71,12 @@ def test_tiles_filters_and_threads_in_chunks(dtype, monkeypatch):
 
     monkeypatch.setattr(engine, "select", select)
     item = np.dtype(dtype).itemsize
-    for number in range(len(fft_schedule.spectra("forward", p, item, dtype[0] == "c", 1 << 30, 2))):
+    for number in range(len(fft_schedule.spectra("forward", p, item, dtype[0] == "c", 1 << 30))):
         seen = []
         for tiles, filters, parallel in ((1, 1, False), (1, 2, True), (1, 1, True), (100, 3, True)):
 
             def change(plan, direction, number=number, tiles=tiles, filters=filters, parallel=parallel):
-                found = fft_schedule.spectra(direction, p, item, dtype[0] == "c", 1 << 30, 2)[number]
+                found = fft_schedule.spectra(direction, p, item, dtype[0] == "c", 1 << 30)[number]
                 return {"parallel": parallel, "spectra": found._replace(tiles=tiles, filters=filters)}
 
             chosen["change"] = change

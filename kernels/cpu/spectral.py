@@ -9,7 +9,9 @@ forward and dI: a over filters, b over tiles, m over channels; dW: a over filter
 the order of m.
 """
 
-from ..jit import kernel
+import numba
+
+from ..jit import call, kernel
 from .epilogue import run
 from .tile import stage
 
@@ -62,6 +64,14 @@ def multiply(first, last, p, q, sums, shape, steps, fresh):
                 for f in range(end - begin):
                     total[f] = total[f] + p0[f] * q0[f]
                 m += 1
+
+
+@kernel(parallel=True)
+def parallel_multiply(run_jobs, threads, count, p, q, sums, shape, steps, fresh):
+    """Add to `count` rows of sums, an equal share on each thread; `run_jobs` is the address of `multiply`."""
+    for thread in numba.prange(threads):
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        call(run_jobs, first, last, p, q, sums, shape, steps, fresh)
 
 
 @kernel
