@@ -67,6 +67,15 @@ class Blocks(NamedTuple):
 
 
 @kernel
+def unpack_axes(a):
+    """Three axes out of an array of all their numbers, which crosses from Python in 0.3 us, as tuples in 0.8."""
+    d = Axis(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
+    h = Axis(a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17])
+    w = Axis(a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26])
+    return d, h, w
+
+
+@kernel
 def stage_border(row, source, start, low, high, axis, mode):
     """Fill the cells of a staged row before `low` and from `high` on, which lie outside the input."""
     zero = row.dtype.type(0)  # a literal 0 would make uint64 and it meet in float64

@@ -18,7 +18,7 @@ import numba
 
 from ..jit import call, kernel
 from .microkernel import call_kernel
-from .outer import Layout, finish
+from .outer import finish, unpack
 from .tile import Axis, stage
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
@@ -61,19 +61,11 @@ class Regions(NamedTuple):
 
 
 @kernel
-def unpack(numbers):
-    """Axes, layout and regions out of the array of all their numbers."""
-    a = numbers
-    d = Axis(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
-    h = Axis(a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17])
-    w = Axis(a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26])
-    layout = Layout(
-        a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37], a[38], a[39], a[40], a[41], a[42], a[43]
-    )  # fmt: skip
-    regions = Regions(
+def regions_of(a):
+    """The regions out of the array of all numbers."""
+    return Regions(
         a[44], a[45], a[46], a[47], a[48], a[49], a[50], a[51], a[52], a[53], a[54], a[55], a[56], a[57], a[58], a[59], a[60]
     )  # fmt: skip
-    return d, h, w, layout, regions
 
 
 @kernel
@@ -146,7 +138,8 @@ def transform_weights(micro, offsets, weights, filters, channels, target, packed
 @kernel
 def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, numbers):
     """Run jobs `first` to `last`; arguments as in `parallel`, with one row of its scratch."""
-    d, h, w, layout, r = unpack(numbers)
+    d, h, w, layout = unpack(numbers)
+    r = regions_of(numbers)
     size = out.itemsize
     channels, filters = x.shape[1] // layout.groups, out.shape[1] // layout.groups
     filter_blocks = -(-filters // layout.filters)

@@ -18,7 +18,7 @@ from ..jit import call, kernel
 from ..padding import ZEROS
 from .microkernel import call_kernel
 from .panel_grad import stage_channels, store_sums
-from .tile import Axis, Blocks
+from .tile import Axis, Blocks, unpack_axes
 
 # Places in the array of micro-kernels, behind those of `panel_grad`.
 CELLS, DY, SUMS = 7, 8, 9
@@ -55,9 +55,7 @@ class Regions(NamedTuple):
 def unpack(numbers):
     """Axes, blocks and regions out of the array of all their numbers."""
     a = numbers
-    d = Axis(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
-    h = Axis(a[9], a[10], a[11], a[12], a[13], a[14], a[15], a[16], a[17])
-    w = Axis(a[18], a[19], a[20], a[21], a[22], a[23], a[24], a[25], a[26])
+    d, h, w = unpack_axes(a)
     blocks = Blocks(a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36])
     regions = Regions(a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44], a[45], a[46], a[47], a[48], a[49], a[50])
     return d, h, w, blocks, regions
