@@ -19,6 +19,8 @@ WINOGRAD = (1.08, 13.5, 14.0, 9.2), (1.15, 9.0, 13.0, 7.5)
 # Python does: a call, and storing the outputs of one filter of a tile.
 FFT = {4: (0.55, 1.8), 8: (0.75, 3.6)}
 CALL, STORE = 1_000_000, 12_000
+# The threads that the other algorithms are assumed to have, while transforms run on one.
+THREADS = 2
 
 
 def _blocks(sweep: Sweep, design: Design, batch: int, steps: tuple[int, int, int]) -> tuple[int, int]:
@@ -47,7 +49,7 @@ def fft_cost(ask: Ask, design: Design) -> float:
     assert design.spectra is not None
     operation, product = FFT[ask.itemsize // (2 if ask.dtype.kind == "c" else 1)]
     s = design.spectra
-    return operation * s.operations + product * s.products + CALL + STORE * s.stores
+    return THREADS * (operation * s.operations + CALL + STORE * s.stores) + product * s.products
 
 
 def cost(algorithm: str, ask: Ask, design: Design) -> float:
