@@ -1,7 +1,7 @@
 """What a design costs, in vector operations of one thread: enough to choose between algorithms.
 
 The weights of the terms were fitted to the times of all suites of the benchmark and of a grid of small shapes
-(`python -m nbconv profile algorithms` measures what the choice loses).
+(`python -m nbconv profile --section algorithms` measures what the choice loses).
 """
 
 import math
@@ -13,8 +13,6 @@ from .schedule import Sweep
 DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
 # The same of Winograd's products, of transformed cells, of transformed weights (dW: sums), of transformed sums (dW: dy).
 WINOGRAD = (1.08, 13.5, 14.0, 9.2), (1.15, 9.0, 13.0, 7.5)
-
-
 # Cost of a floating-point operation of a transform, and of a product of complex numbers, by bytes of a real one; then of what
 # Python does: a call, and storing the outputs of one filter of a tile.
 FFT = {4: (0.55, 1.8), 8: (0.75, 3.6)}

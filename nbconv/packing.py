@@ -40,5 +40,8 @@ def packed(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machi
 def kept(forms: Forms, plan: Plan, weight: Array) -> Array:
     """The packed weights of a plan's register blocks, packed if `forms` has them not yet."""
     size, dtype = plan.schedule.register, accumulator(plan.dtype)
-    turned = plan.direction == "input_grad"
-    return forms.setdefault((turned, size, dtype), lambda: packed(weight, size, dtype, plan.parallel, plan.machine))
+    key = plan.direction, plan.problem.groups, size, dtype
+    form = forms.get(key)
+    if form is None:
+        form = forms[key] = packed(weight, size, dtype, plan.parallel, plan.machine)
+    return form

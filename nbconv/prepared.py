@@ -1,34 +1,12 @@
-"""Weights that are used again: the orders and transforms in which kernels read them, made once."""
+"""Weights that are used again: the orders in which kernels read them, made once."""
 
-import threading
 from collections.abc import Callable, Hashable
 
 import numpy as np
 
 from .arrays import Array, check_array
 
-
-class Forms:
-    """What kernels have made of one weight, by what each of them needs."""
-
-    def __init__(self) -> None:
-        self._made: dict[Hashable, Array] = {}
-        self._lock = threading.Lock()
-
-    def setdefault(self, key: Hashable, make: Callable[[], Array]) -> Array:
-        """The form that `key` names, made if nobody has asked for it yet."""
-        form = self._made.get(key)
-        if form is None:
-            with self._lock:
-                form = self._made.get(key)
-                if form is None:
-                    form = self._made[key] = make()
-        return form
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all forms."""
-        return sum(form.nbytes for form in self._made.values())
+Forms = dict[Hashable, Array]  # what kernels have made of one weight, by what each of them needs
 
 
 class PreparedWeight(np.ndarray):
@@ -70,6 +48,6 @@ def prepare(weight: Array) -> PreparedWeight:
     (1, 8, 7, 7)
     """
     copy = np.array(check_array(weight, "weight"), order="C", subok=False).view(PreparedWeight)
-    copy.forms = Forms()
+    copy.forms = {}
     copy.flags.writeable = False
     return copy

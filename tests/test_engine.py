@@ -255,3 +255,14 @@ def test_prepared_weight_is_packed_once(monkeypatch):
     for _ in range(3):
         nbconv.conv2d(x, w, stride=2)
     assert calls == [1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_prepared_weight_of_several_groupings(dtype):
+    """One weight serves any number of groups: what was packed for one is not read as another's."""
+    w = random((20, 4, 3, 3), dtype, 1)
+    prepared = nbconv.prepare(w)
+    for groups in (1, 2, 5, 2, 1):
+        x = random((2, 4 * groups, 40, 40), dtype, groups)
+        options = {"groups": groups, "stride": 2}
+        np.testing.assert_array_equal(nbconv.conv2d(x, prepared, **options), nbconv.conv2d(x, w, **options))
