@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .cuda.arrays import view
+
 Array = npt.NDArray[Any]
 
 DTYPES = tuple(
@@ -17,11 +19,12 @@ _KNOWN = frozenset(DTYPES) | {dtype.newbyteorder() for dtype in DTYPES}
 
 
 def check_array(value: Any, name: str) -> Array:
-    """`value`, if it is an array that nbconv computes with; a TypeError that names it otherwise."""
+    """`value`, or a view of it if it is on a GPU, if nbconv computes with such an array; a TypeError that names it otherwise."""
     if not isinstance(value, np.ndarray):
-        if hasattr(value, "__cuda_array_interface__"):
-            raise TypeError(f"{name} lives on a GPU, and this version of nbconv computes on the CPU only: {type(value)!r}")
-        raise TypeError(f"{name} must be a numpy.ndarray, got {type(value)!r}")
+        found = view(value, name)
+        if found is None:
+            raise TypeError(f"{name} must be a numpy.ndarray or an array on a GPU, got {type(value)!r}")
+        return found  # type: ignore[return-value]
     if value.dtype not in _KNOWN:
         raise TypeError(f"{name} must have a float16/32/64, complex64/128 or integer dtype, got {value.dtype}")
     return value
@@ -71,7 +74,8 @@ def computable(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Raise unless a result of `shape` and `dtype` can be written to `out`."""
-    check_array(out, "out")
+    if not isinstance(check_array(out, "out"), np.ndarray):
+        raise TypeError(f"out must be a numpy.ndarray, as the inputs are, got {type(out)!r}")
     if out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     if out.dtype.newbyteorder("=") != dtype:

@@ -49,8 +49,10 @@ def input_grad(
     bias: Array | None = None,
     out: Array | None = None,
     wish: Wish = AUTO,
+    conjugate: bool = False,
 ) -> Array:
-    """bias + gradient for the input; `weight` comes conjugated where that is wanted."""
+    """bias + gradient for the input, of the conjugated weight if so wished."""
+    weight = np.conj(weight) if conjugate else weight
     plan = select("input_grad", problem, dtype, None, wish)
     spatial = problem.axes, problem.batched
     forms = getattr(weight, "forms", None)

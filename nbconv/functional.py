@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from numba.extending import is_jitted
 
-from . import engine
+from . import engine as cpu_engine
 from .arrays import Array, accumulator, check_array, check_dtype, common_dtype
+from .cuda.arrays import View
 from .dispatch import wish
 from .kernels import activations, jit
 from .problem import ConvProblem, Padding, Sizes, problem_of, transposed_problem
@@ -95,16 +96,14 @@ def _conv(
     TypeError
         If an argument is of the wrong kind, or dtypes differ.
     """
-    check_array(input, "input")
-    check_array(weight, "weight")
-    if bias is not None:
-        check_array(bias, "bias")
+    input, weight = check_array(input, "input"), check_array(weight, "weight")
+    bias = None if bias is None else check_array(bias, "bias")
     result = _result_dtype(dtype, input=input, weight=weight, bias=bias)
     wanted = wish(algorithm, precision, workspace_limit)
     problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
     _check_bias(bias, problem.filters)
     function = _activation(activation, accumulator(result))
-    return engine.forward(problem, result, input, weight, bias, function, out, wanted)
+    return _engine(input, weight, bias).forward(problem, result, input, weight, bias, function, out, wanted)
 
 
 def _conv_input_grad(
@@ -155,13 +154,12 @@ def _conv_input_grad(
     TypeError
         If an argument is of the wrong kind, or dtypes differ.
     """
-    check_array(grad_output, "grad_output")
-    check_array(weight, "weight")
+    grad_output, weight = check_array(grad_output, "grad_output"), check_array(weight, "weight")
     result = common_dtype(grad_output=grad_output, weight=weight)
     problem = ConvProblem.make(input_shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes)
     _check_shape(grad_output, problem.output_shape, "grad_output")
-    conjugated = np.conj(weight) if result.kind == "c" else weight
-    return engine.input_grad(problem, result, grad_output, conjugated, None, out, wish(algorithm, precision, workspace_limit))
+    wanted = wish(algorithm, precision, workspace_limit)
+    return _engine(grad_output, weight).input_grad(problem, result, grad_output, weight, None, out, wanted, result.kind == "c")
 
 
 def _conv_weight_grad(
@@ -212,12 +210,13 @@ def _conv_weight_grad(
     TypeError
         If an argument is of the wrong kind, or dtypes differ.
     """
-    check_array(grad_output, "grad_output")
-    check_array(input, "input")
+    grad_output, input = check_array(grad_output, "grad_output"), check_array(input, "input")
     result = common_dtype(grad_output=grad_output, input=input)
     problem = ConvProblem.make(input.shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes=axes)
     _check_shape(grad_output, problem.output_shape, "grad_output")
-    return engine.weight_grad(problem, result, grad_output, input, out, wish(algorithm, precision, workspace_limit))
+    return _engine(grad_output, input).weight_grad(
+        problem, result, grad_output, input, out, wish(algorithm, precision, workspace_limit)
+    )
 
 
 def _conv_bias_grad(axes: int | None, grad_output: Array, *, out: Array | None = None) -> Array:
@@ -244,12 +243,12 @@ def _conv_bias_grad(axes: int | None, grad_output: Array, *, out: Array | None =
     TypeError
         If an argument is of the wrong kind.
     """
-    check_array(grad_output, "grad_output")
+    grad_output = check_array(grad_output, "grad_output")
     allowed = (3, 4, 5) if axes is None else (axes + 1, axes + 2)
     if grad_output.ndim not in allowed:
         raise ValueError(f"grad_output must have {' or '.join(map(str, allowed))} axes, got shape {grad_output.shape}")
     result = common_dtype(grad_output=grad_output)
-    return engine.bias_grad(result, grad_output, grad_output.ndim - 2 if axes is None else axes, out)
+    return _engine(grad_output).bias_grad(result, grad_output, grad_output.ndim - 2 if axes is None else axes, out)
 
 
 def _conv_backward(
@@ -297,19 +296,19 @@ def _conv_backward(
     TypeError
         If an argument is of the wrong kind, or dtypes differ.
     """
-    for array, name in ((grad_output, "grad_output"), (input, "input"), (weight, "weight")):
-        check_array(array, name)
+    grad_output, input = check_array(grad_output, "grad_output"), check_array(input, "input")
+    weight = check_array(weight, "weight")
     result = common_dtype(grad_output=grad_output, input=input, weight=weight)
     problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
     _check_shape(grad_output, problem.output_shape, "grad_output")
     if not isinstance(need, Sequence) or len(need) != 3:
         raise ValueError(f"need must be three bools, for dI, dW and dB, got {need!r}")
     wanted = wish(algorithm, precision, workspace_limit)
-    conjugated = np.conj(weight) if result.kind == "c" else weight
+    engine = _engine(grad_output, input, weight)
     return (
-        engine.input_grad(problem, result, grad_output, conjugated, None, None, wanted) if need[0] else None,
+        engine.input_grad(problem, result, grad_output, weight, None, None, wanted, result.kind == "c") if need[0] else None,
         engine.weight_grad(problem, result, grad_output, input, None, wanted) if need[1] else None,
-        _conv_bias_grad(problem.axes, grad_output) if need[2] else None,
+        engine.bias_grad(result, grad_output, problem.axes) if need[2] else None,
     )
 
 
@@ -363,14 +362,25 @@ def _conv_transpose(
     TypeError
         If an argument is of the wrong kind, or dtypes differ.
     """
-    check_array(input, "input")
-    check_array(weight, "weight")
-    if bias is not None:
-        check_array(bias, "bias")
+    input, weight = check_array(input, "input"), check_array(weight, "weight")
+    bias = None if bias is None else check_array(bias, "bias")
     result = common_dtype(input=input, weight=weight, bias=bias)
     problem = transposed_problem(input.shape, weight.shape, stride, padding, output_padding, groups, dilation, axes)
     _check_bias(bias, problem.channels)
-    return engine.input_grad(problem, result, input, weight, bias, out, wish(algorithm, precision, workspace_limit))
+    return _engine(input, weight, bias).input_grad(
+        problem, result, input, weight, bias, out, wish(algorithm, precision, workspace_limit)
+    )
+
+
+def _engine(*arrays: Array | None) -> Any:
+    """The engine of the device that all arrays are on."""
+    if not any(isinstance(array, View) for array in arrays):
+        return cpu_engine
+    if any(isinstance(array, np.ndarray) for array in arrays):
+        raise TypeError("arrays must all be on one device, got some on the CPU and some on a GPU")
+    from .cuda import engine as cuda_engine
+
+    return cuda_engine
 
 
 def _result_dtype(dtype: npt.DTypeLike | None, **arrays: Array | None) -> np.dtype[Any]:

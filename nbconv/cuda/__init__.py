@@ -1,0 +1,1 @@
+"""The same convolutions on arrays that live on an NVIDIA GPU."""

@@ -1,0 +1,143 @@
+"""Arrays on a GPU, of whichever library: where their elements are, and how a result of the same kind is made.
+
+No library is imported that the caller has not imported: an array is recognised by its type's module.
+"""
+
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# numpy has no such type: a field's name tells it from two bytes of anything else.
+BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+_NAMES = {"bool": None, "bfloat16": BFLOAT16}
+CUDA, MANAGED = 2, 13  # DLPack's device types
+
+
+class View(NamedTuple):
+    """An array on a GPU. Strides count elements; `stream` is the one that work on it is to be queued on."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
+    device: int
+    stream: int
+    library: str
+    owner: Any
+    writeable: bool = True
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+def dense(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Strides, in elements, of a contiguous array."""
+    strides = [1]
+    for size in shape[:0:-1]:
+        strides.append(strides[-1] * max(size, 1))
+    return tuple(reversed(strides)) if shape else ()
+
+
+def view(value: Any, name: str) -> View | None:
+    """`value` as a view, or None if it is no array on a GPU."""
+    library = type(value).__module__.partition(".")[0]
+    if library == "torch" or (library != "cupy" and "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)):
+        return _torch_view(value, name)
+    if library == "cupy":
+        cupy = sys.modules["cupy"]
+        device = value.device.id
+        size = value.dtype.itemsize
+        return View(
+            value.data.ptr, value.shape, tuple(step // size for step in value.strides), _known(value.dtype, name), device,
+            cupy.cuda.get_current_stream(device).ptr, "cupy", value,
+        )  # fmt: skip
+    if hasattr(value, "__cuda_array_interface__"):
+        return _interface_view(value, name, library)
+    return None
+
+
+def _known(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
+    if dtype.kind not in "fciu" or dtype.itemsize not in {"f": (2, 4, 8), "c": (8, 16)}.get(dtype.kind, (1, 2, 4, 8)):
+        if dtype.name == "bfloat16":
+            return BFLOAT16
+        raise TypeError(f"{name} must have a float16/32/64, bfloat16, complex64/128 or integer dtype, got {dtype}")
+    return dtype
+
+
+_torch_dtypes: dict[Any, np.dtype[Any]] = {}
+
+
+def _torch_view(value: Any, name: str) -> View | None:
+    torch = sys.modules["torch"]
+    if not value.is_cuda:
+        raise TypeError(f"{name} must be a numpy.ndarray or an array on a CUDA device, got a tensor on {value.device}")
+    if not _torch_dtypes:
+        names = ("float16", "float32", "float64", "complex64", "complex128", "int8", "int16", "int32", "int64")
+        names += ("uint8", "uint16", "uint32", "uint64")
+        _torch_dtypes.update({getattr(torch, each): np.dtype(each) for each in names if hasattr(torch, each)})
+        _torch_dtypes[torch.bfloat16] = BFLOAT16
+    dtype = _torch_dtypes.get(value.dtype)
+    if dtype is None:
+        raise TypeError(f"{name} must have a float16/32/64, bfloat16, complex64/128 or integer dtype, got {value.dtype}")
+    if value.is_conj() or value.is_neg():
+        value = value.resolve_conj().resolve_neg()
+    device = value.get_device()
+    stream = torch._C._cuda_getCurrentRawStream(device)
+    return View(value.data_ptr(), tuple(value.shape), value.stride(), dtype, device, stream, "torch", value)
+
+
+def _interface_view(value: Any, name: str, library: str) -> View:
+    interface = value.__cuda_array_interface__
+    dtype = _known(np.dtype(interface["typestr"]), name)
+    if not dtype.isnative:
+        raise TypeError(f"{name} must be in this machine's byte order, got {dtype}")
+    shape = tuple(interface["shape"])
+    strides = interface.get("strides")
+    pointer, read_only = interface["data"]
+    steps = dense(shape) if strides is None else tuple(step // dtype.itemsize for step in strides)
+    # 1 and 2 are the default streams of CUDA; 0 is not allowed, None asks for no order.
+    stream = interface.get("stream") or 1
+    from .driver import device_of
+
+    return View(pointer or 0, shape, steps, dtype, device_of(pointer), stream, library, value, not read_only)
+
+
+def empty(like: View, shape: tuple[int, ...], dtype: np.dtype[Any]) -> View:
+    """A new contiguous array of the library, device and stream of another."""
+    strides = dense(shape)
+    if like.library == "torch":
+        torch = sys.modules["torch"]
+        if not _torch_names:
+            _torch_names.update({each: kind for kind, each in _torch_dtypes.items()})
+        owner = torch.empty(shape, dtype=_torch_names[dtype], device=like.owner.device)
+        return View(owner.data_ptr(), shape, strides, dtype, like.device, like.stream, "torch", owner)
+    if like.library == "cupy":
+        cupy = sys.modules["cupy"]
+        if cupy.cuda.runtime.getDevice() == like.device:
+            owner = cupy.empty(shape, dtype)
+        else:
+            with cupy.cuda.Device(like.device):
+                owner = cupy.empty(shape, dtype)
+        return View(owner.data.ptr, shape, strides, dtype, like.device, like.stream, "cupy", owner)
+    if like.library in ("numba", "numba_cuda"):
+        from numba import cuda
+
+        with cuda.gpus[like.device]:
+            owner = cuda.device_array(shape, dtype)
+        pointer = owner.__cuda_array_interface__["data"][0]
+        return View(pointer or 0, shape, strides, dtype, like.device, like.stream, like.library, owner)
+    from .driver import Memory
+
+    memory = Memory(shape, dtype, like.device, like.stream)
+    return View(memory.pointer, shape, strides, dtype, like.device, like.stream, like.library, memory)
+
+
+_torch_names: dict[np.dtype[Any], Any] = {}

@@ -1,0 +1,250 @@
+"""The CUDA driver: devices, memory, machine code and launches, by the package cuda.core."""
+
+import contextlib
+import functools
+import importlib.metadata
+import re
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..kernels.jit import cached_bytes
+
+STATIC_SHARED = 48 << 10  # bytes that a block may take without asking
+
+
+def bindings() -> Any:
+    """The driver's functions."""
+    from cuda.bindings import driver
+
+    return driver
+
+
+def check(result: tuple[Any, ...], what: str) -> Any:
+    """The value that a driver function returned; MemoryError or RuntimeError if it failed."""
+    status, *values = result
+    if int(status) != 0:
+        name = getattr(status, "name", str(status))
+        if "OUT_OF_MEMORY" in name:
+            raise MemoryError(f"{what}: {name}")
+        raise RuntimeError(f"{what} failed: {name}")
+    return values[0] if values else None
+
+
+class Device(NamedTuple):
+    """What the dispatcher asks of a device."""
+
+    cc: tuple[int, int]
+    processors: int
+
+
+@functools.cache
+def device(index: int) -> Device:
+    """The properties of a device."""
+    from cuda.core import Device as CoreDevice
+
+    found = CoreDevice(index)
+    cc = found.compute_capability
+    return Device((cc.major, cc.minor), found.properties.multiprocessor_count)
+
+
+_contexts: dict[int, int] = {}
+
+
+def enter(index: int) -> Any:
+    """Make a device's primary context, which every library shares, current; what `leave` takes to go back, None for nowhere."""
+    from cuda.core import Device as CoreDevice
+
+    driver = bindings()
+    before = check(driver.cuCtxGetCurrent(), "cuCtxGetCurrent")
+    if int(before) != 0 and int(before) == _contexts.get(index):
+        return None
+    CoreDevice(index).set_current()
+    _contexts[index] = int(check(driver.cuCtxGetCurrent(), "cuCtxGetCurrent"))
+    return before if int(before) != _contexts[index] else None
+
+
+def leave(before: Any) -> None:
+    """Make the context current that was before `enter`."""
+    if before is not None:
+        bindings().cuCtxSetCurrent(before)
+
+
+@contextlib.contextmanager
+def current(index: int) -> Iterator[None]:
+    """Work in the context of a device, and go back to the one that was current."""
+    before = enter(index)
+    try:
+        yield
+    finally:
+        leave(before)
+
+
+def device_of(pointer: int | None) -> int:
+    """The device whose memory a pointer leads to."""
+    if not pointer:
+        return 0
+    driver = bindings()
+    check(driver.cuInit(0), "cuInit")
+    kind = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(check(driver.cuPointerGetAttribute(kind, pointer), "cuPointerGetAttribute"))
+
+
+class Stream(NamedTuple):
+    """A stream by its handle, as cuda.core takes foreign ones."""
+
+    handle: int
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.handle
+
+
+@functools.lru_cache(maxsize=256)
+def stream_of(handle: int) -> Any:
+    """cuda.core's stream for a handle."""
+    return Stream(handle)
+
+
+class Memory:
+    """Device memory that nbconv owns, given back when the object goes; it shows itself to other libraries."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any], device: int, stream: int):
+        driver = bindings()
+        self.size = max(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize, 1)
+        with current(device):
+            self.pointer = int(check(driver.cuMemAlloc(self.size), f"allocating {self.size:,} bytes on device {device}"))
+        weakref.finalize(self, driver.cuMemFree, self.pointer)
+        self.__cuda_array_interface__ = {
+            "shape": shape, "typestr": dtype.str, "data": (self.pointer, False), "version": 3, "strides": None, "stream": stream,
+        }  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def table(content: bytes, device: int) -> Memory:
+    """Bytes in device memory, put there once."""
+    memory = Memory((len(content),), np.dtype(np.uint8), device, 1)
+    driver = bindings()
+    with current(device):
+        check(driver.cuMemcpyHtoD(memory.pointer, content, len(content)), "copying a table to the device")
+        check(driver.cuCtxSynchronize(), "copying a table to the device")
+    return memory
+
+
+class Code(NamedTuple):
+    """What a kernel's machine code depends on: the module and name of its maker with the maker's arguments, and its signature."""
+
+    module: str
+    maker: str
+    arguments: tuple[Any, ...]
+    signature: tuple[Any, ...]
+    threads: int
+    blocks: int  # of a multiprocessor at once, at least
+
+    def function(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """The kernel as Python, and numba's types of its parameters."""
+        from numba.cuda import types
+
+        module = importlib.import_module(f"nbconv.kernels.cuda.{self.module}")
+        scalars = importlib.import_module("nbconv.kernels.cuda.scalars")
+        kinds: list[Any] = []
+        for kind in self.signature:
+            if isinstance(kind, tuple):
+                owner, record, element = kind
+                record = getattr(importlib.import_module(f"nbconv.kernels.cuda.{owner}"), record)
+                kinds.append(types.NamedUniTuple(getattr(types, element), len(record._fields), record))
+            elif kind.endswith("*"):
+                kinds.append(types.CPointer(scalars.STORED[kind[:-1]]))
+            else:
+                kinds.append(getattr(types, kind))
+        return getattr(module, self.maker)(*self.arguments), tuple(kinds)
+
+
+def architecture(cc: tuple[int, int]) -> tuple[Any, ...]:
+    """The target of a compute capability, with the instructions that only its generation has."""
+    return (*cc, "a") if cc >= (9, 0) else cc
+
+
+def compile_ptx(code: Code, cc: tuple[int, int]) -> str:
+    """PTX of a kernel; needs no GPU."""
+    from unittest import mock
+
+    from numba import cuda
+
+    if cuda.implementation != "NVIDIA":
+        raise ImportError("nbconv needs the package numba-cuda for arrays on a GPU: pip install 'nbconv[cuda13]'")
+    function, kinds = code.function()
+    here = mock.Mock(compute_capability=cc)
+    with (
+        mock.patch("numba.cuda.dispatcher.get_current_device", lambda: here),
+        mock.patch("numba.cuda.compiler.get_current_device", lambda: here),
+    ):
+        ptx, _ = cuda.compile(
+            function, kinds, device=False, abi="numba", output="ptx", cc=architecture(cc), launch_bounds=(code.threads, code.blocks)
+        )
+    return str(ptx)
+
+
+def link(ptx: str, cc: tuple[int, int]) -> tuple[bytes, str]:
+    """Machine code, and the assembler's report on registers and spills; needs no GPU."""
+    from cuda.core import Linker, LinkerOptions, ObjectCode
+
+    target = "sm_" + "".join(map(str, architecture(cc)))
+    linker = Linker(ObjectCode.from_ptx(ptx.encode()), options=LinkerOptions(arch=target, ptxas_options=["-v"]))
+    return bytes(linker.link("cubin").code), str(linker.get_info_log())
+
+
+def entry_name(ptx: str) -> str:
+    """The name of the kernel in PTX."""
+    found = re.search(r"\.entry\s+([^\s(]+)", ptx)
+    assert found
+    return found[1]
+
+
+def machine_code(code: Code, cc: tuple[int, int]) -> bytes:
+    """Name and machine code of a kernel, from the cache where it is known."""
+
+    def make() -> bytes:
+        ptx = compile_ptx(code, cc)
+        return entry_name(ptx).encode() + b"\0" + link(ptx, cc)[0]
+
+    plain = all(not callable(argument) for argument in code.arguments)
+    return cached_bytes(f"{code!r} {cc} {importlib.metadata.version('numba-cuda')}", make) if plain else make()
+
+
+@functools.lru_cache(maxsize=1024)
+def kernel(code: Code, device_index: int, shared: int) -> Any:
+    """A kernel that can be launched on a device with so many bytes of dynamic shared memory."""
+    from cuda.core import ObjectCode
+
+    name, _, binary = machine_code(code, device(device_index).cc).partition(b"\0")
+    with current(device_index):
+        found = ObjectCode.from_cubin(binary).get_kernel(name.decode())
+        if shared > STATIC_SHARED:
+            driver = bindings()
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            handle = driver.CUkernel(int(found.handle)) if hasattr(found, "handle") else driver.CUkernel(int(found._handle))
+            place = check(driver.cuDeviceGet(device_index), "cuDeviceGet")
+            check(driver.cuKernelSetAttribute(attribute, shared, handle, place), "cuKernelSetAttribute")
+    return found
+
+
+def config(grid: tuple[int, ...], threads: int, shared: int) -> Any:
+    """How many threads a launch starts."""
+    from cuda.core import LaunchConfig
+
+    return LaunchConfig(grid=grid, block=threads, shmem_size=shared)
+
+
+def launch(stream: int, config: Any, kernel: Any, *arguments: Any) -> None:
+    """Queue a kernel on a stream."""
+    core_launch()(stream_of(stream), config, kernel, *arguments)
+
+
+@functools.cache
+def core_launch() -> Any:
+    """cuda.core's launch."""
+    from cuda.core import launch
+
+    return launch

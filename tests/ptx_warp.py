@@ -1,0 +1,667 @@
+"""What the threads of a block share, for the interpreter in ptx.py: memory, copies in flight, and the instructions of a whole warp.
+
+A decoder, here and in ptx.py, takes an `Instruction` and returns `run(block)`. Its operands are read as vectors of all threads of
+the block; `block.active` says which of them execute. Layouts of fragments are those of "Matrix Fragments" in the PTX ISA manual.
+"""
+
+import itertools
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+WARP = 32
+# Bytes that belong to nobody on either side of a region, more than any access is wide.
+GUARD = 256
+# The upper bits of a generic address say which space it is in; global addresses are generic ones.
+WINDOW_BITS = 40
+GLOBAL, SHARED, LOCAL = (number << WINDOW_BITS for number in (1, 2, 3))
+WINDOWS = {GLOBAL: "global", SHARED: "shared", LOCAL: "local"}
+NOBODY, SEVERAL = -1, -2
+
+
+class Fault(Exception):
+    """What a GPU does not define, or kills the kernel for."""
+
+
+class AccessFault(Fault):
+    """An access outside of every array, misaligned, or a write to what is read-only."""
+
+
+class RaceFault(Fault):
+    """Two threads touch the same bytes of shared memory, one of them writing, with nothing between that orders them."""
+
+
+def round_up(value: int, multiple: int) -> int:
+    """The least multiple that is not below `value`."""
+    return -(-value // multiple) * multiple
+
+
+class Region(NamedTuple):
+    """Bytes that belong together: an array, a symbol."""
+
+    name: str
+    offset: int
+    size: int
+    writable: bool = True
+
+
+class Layout:
+    """Regions of one space, each with a guard on either side."""
+
+    def __init__(self, regions=()):
+        self.regions = list(regions)
+
+    @property
+    def size(self) -> int:
+        """Bytes, guards included."""
+        end = max((region.offset + region.size for region in self.regions), default=0)
+        return round_up(end, GUARD) + GUARD
+
+    def reserve(self, name: str, size: int, alignment: int = 1, skew: int = 0, writable: bool = True) -> int:
+        """Offset of a new region, `skew` bytes past a multiple of `alignment`."""
+        offset = round_up(self.size, max(alignment, GUARD)) + skew
+        self.regions.append(Region(name, offset, size, writable))
+        return offset
+
+
+class Memory:
+    """Bytes of one space, which start as NaN, and whose every access is checked. Each thread has its own copy if `threads` is not 0."""
+
+    def __init__(self, space: str, layout: Layout, base: int = 0, threads: int = 0):
+        self.space, self.layout, self.base = space, layout, base
+        self.stride = layout.size if threads else 0
+        self.bytes = np.full(layout.size * (threads or 1), 0xFF, np.uint8)
+        self.views = {}
+        self.owner = np.zeros(layout.size, np.int16)
+        for number, region in enumerate(layout.regions, 1):
+            self.owner[region.offset : region.offset + region.size] = number
+        self.writable = np.array([False, *(region.writable for region in layout.regions)])
+
+    def view(self, dtype):
+        """The same bytes as elements of a dtype."""
+        if dtype not in self.views:
+            self.views[dtype] = self.bytes.view(dtype)
+        return self.views[dtype]
+
+    def locate(self, lanes, addresses, width: int, verb: str, alignment: int | None = None):
+        """Indices of the bytes at which `lanes` access `width` bytes each, if they may. `verb` is read, write or update."""
+        offsets = addresses - self.base
+        if width:
+            self.check(lanes, addresses, offsets, width, verb)
+        misaligned = addresses % (width if alignment is None else alignment) != 0
+        if misaligned.any():
+            at = misaligned.argmax()
+            raise AccessFault(f"thread {lanes[at]}: {verb} of {width} bytes at {addresses[at]:#x} of {self.space} memory is misaligned")
+        return offsets + lanes * self.stride if self.stride else offsets
+
+    def check(self, lanes, addresses, offsets, width: int, verb: str):
+        """Raise unless each access lies in one region."""
+        inside = (offsets >= 0) & (offsets <= self.owner.size - width)
+        first = np.where(inside, offsets, 0)
+        owners = self.owner[first]
+        fine = (owners != 0) & (owners == self.owner[first + (width - 1)])
+        if not fine.all():
+            at = fine.argmin()
+            place = f"{addresses[at]:#x} of {self.space} memory"
+            raise AccessFault(f"thread {lanes[at]}: {verb} of {width} bytes at {place}{self.nearest(offsets[at])} is out of bounds")
+        if verb != "read" and not (fine := self.writable[owners]).all():
+            at = fine.argmin()
+            raise AccessFault(f"thread {lanes[at]}: {verb} of {self.layout.regions[owners[at] - 1].name}, which is read-only")
+
+    def nearest(self, offset: int) -> str:
+        """Where an offset is, in terms of the region that it misses by least."""
+        if not self.layout.regions:
+            return ""
+        region = min(self.layout.regions, key=lambda r: max(r.offset - offset, offset - r.offset - r.size))
+        return f" (byte {offset - region.offset} of {region.name}, which has {region.size})"
+
+    def load(self, lanes, addresses, dtype, count: int = 1):
+        """`count` neighbouring elements at each address: a vector of all lanes for each."""
+        first = self.locate(lanes, addresses, count * dtype.itemsize, "read") // dtype.itemsize
+        return [self.view(dtype)[first + i] for i in range(count)]
+
+    def store(self, lanes, addresses, values, dtype):
+        """Set neighbouring elements at each address; `values` has a vector of all lanes for each."""
+        first = self.locate(lanes, addresses, len(values) * dtype.itemsize, "write") // dtype.itemsize
+        for i, value in enumerate(values):
+            self.view(dtype)[first + i] = value
+
+    def update(self, lanes, addresses, function, values, dtype):
+        """Replace the element at each address by function(element, *values), lane by lane; returns what was there."""
+        cells = self.locate(lanes, addresses, dtype.itemsize, "update") // dtype.itemsize
+        elements, before = self.view(dtype), np.empty(len(cells), dtype)
+        for i, cell in enumerate(cells):
+            before[i] = elements[cell]
+            elements[cell] = function(before[i], *(value[i] for value in values))
+        return before
+
+
+class Touched:
+    """Which thread, and which warp, touched each granule since the last barrier: NOBODY, one, or SEVERAL."""
+
+    def __init__(self, granules: int):
+        self.thread = np.full(granules, NOBODY, np.int32)
+        self.warp = np.full(granules, NOBODY, np.int32)
+        self.idle = True
+
+    def by_others(self, cells, threads):
+        """Where another thread, not yet ordered before this one, touched a granule."""
+        thread, warp = self.thread[cells], self.warp[cells]
+        return ((thread != NOBODY) & (thread != threads)) | ((warp != NOBODY) & (warp != threads // WARP))
+
+    def mark(self, cells, threads):
+        """Record that `threads` touch `cells`, in which a granule may come more than once."""
+        self.idle = False
+        for table, owner in ((self.thread, threads), (self.warp, threads // WARP)):
+            before = table[cells]
+            table[cells] = owner
+            several = (table[cells] != owner) | ((before != NOBODY) & (before != owner))
+            table[cells[several]] = SEVERAL
+
+    def forget(self):
+        """A barrier of the block: whatever was touched is ordered before whatever comes."""
+        if not self.idle:
+            self.thread.fill(NOBODY)
+            self.warp.fill(NOBODY)
+            self.idle = True
+
+    def forget_within(self, warps):
+        """A barrier of each of `warps`: what only its own threads touched is ordered before what they do next."""
+        self.thread[np.isin(self.warp, warps)] = NOBODY
+
+
+class SharedMemory(Memory):
+    """Shared memory of one block that finds races, in granules of the narrowest access of the kernel."""
+
+    def __init__(self, layout: Layout, granule: int, check_races: bool):
+        super().__init__("shared", layout)
+        self.granule, self.check_races = granule, check_races
+        granules = layout.size // granule
+        self.touched = {verb: Touched(granules) for verb in ("read", "write", "update")}
+        self.in_flight = np.zeros(granules, bool)
+
+    def locate(self, lanes, addresses, width: int, verb: str, alignment: int | None = None):
+        offsets = super().locate(lanes, addresses, width, verb, alignment)
+        if self.check_races:
+            self.watch(lanes, offsets, width, verb)
+        return offsets
+
+    def cells(self, lanes, offsets, width: int):
+        """Granules of some accesses, and the thread that touches each."""
+        count = width // self.granule
+        cells = offsets // self.granule
+        return (cells, lanes) if count == 1 else ((cells[:, None] + np.arange(count)).ravel(), np.repeat(lanes, count))
+
+    def watch(self, lanes, offsets, width: int, verb: str):
+        """Raise if an access races with an earlier one, and record it. Reads agree with reads, updates (atomics) with updates."""
+        cells, threads = self.cells(lanes, offsets, width)
+        if (flying := self.in_flight[cells]).any():
+            thread = threads[flying.argmax()]
+            raise RaceFault(f"thread {thread}: {verb} of shared memory that an asynchronous copy, not waited for, has yet to write")
+        for other, touched in self.touched.items():
+            if touched.idle or (other == verb != "write"):
+                continue
+            if (races := touched.by_others(cells, threads)).any():
+                at = races.argmax()
+                whose = touched.thread[cells[at]]
+                culprit = f"thread {whose}" if whose >= 0 else "other threads"
+                where = offsets[at // (width // self.granule)]
+                raise RaceFault(
+                    f"thread {threads[at]}: {verb} of {width} bytes at {where:#x} of shared memory"
+                    f"{self.nearest(where)} races with an earlier {other} by {culprit}: no barrier is between"
+                )
+        self.touched[verb].mark(cells, threads)
+        if verb == "write" and (several := self.touched[verb].thread[cells] == SEVERAL).any():
+            raise RaceFault(f"thread {threads[several.argmax()]}: write of shared memory that another thread writes at the same time")
+
+    def barrier(self):
+        """All threads of the block have met."""
+        for touched in self.touched.values():
+            touched.forget()
+
+    def warp_barrier(self, warps):
+        """The threads of each of `warps` have met."""
+        for touched in self.touched.values():
+            touched.forget_within(warps)
+
+
+class Copy(NamedTuple):
+    """One asynchronous copy of each lane: what it will write where, and the group of its thread that it is in."""
+
+    lanes: np.ndarray
+    addresses: np.ndarray
+    data: np.ndarray
+    groups: np.ndarray
+
+
+class AsyncCopies:
+    """cp.async: copies to shared memory that land when their own thread waits for their group, and not before."""
+
+    def __init__(self, shared: SharedMemory, source: Memory, threads: int):
+        self.shared, self.source = shared, source
+        self.committed = np.zeros(threads, np.int64)
+        self.pending: list[Copy] = []
+
+    def issue(self, lanes, targets, sources, size: int, amounts):
+        """Copy `amounts` bytes and fill up with zeros to `size`."""
+        if (amounts > size).any():
+            raise AccessFault(f"thread {lanes[(amounts > size).argmax()]}: cp.async reads more than its {size} bytes")
+        self.source.locate(lanes, sources, 0, "asynchronous read", alignment=size)
+        data = np.zeros((len(lanes), size), np.uint8)
+        for amount in np.unique(amounts[amounts > 0]):
+            some = amounts == amount
+            start = self.source.locate(lanes[some], sources[some], int(amount), "read", alignment=1)
+            data[some, :amount] = self.source.bytes[start[:, None] + np.arange(amount)]
+        offsets = self.shared.locate(lanes, targets, size, "write")
+        if self.shared.check_races:
+            self.shared.in_flight[self.shared.cells(lanes, offsets, size)[0]] = True
+        self.pending.append(Copy(lanes, targets, data, self.committed[lanes]))
+
+    def commit(self, lanes):
+        """Close the current group of each lane."""
+        self.committed[lanes] += 1
+
+    def wait(self, lanes, allowed: int):
+        """Land what the lanes have issued, but for their `allowed` latest groups and the open one."""
+        limit = np.full(len(self.committed), -1, np.int64)
+        limit[lanes] = self.committed[lanes] - allowed
+        still = []
+        for copy in self.pending:
+            due = copy.groups < limit[copy.lanes]
+            if due.any():
+                self.land(*(part[due] for part in copy[:3]))
+            if not due.all():
+                still.append(Copy(*(part[~due] for part in copy)))
+        self.pending = still
+
+    def land(self, lanes, targets, data):
+        """Write what was copied; it is a write by the thread that waits, so others need a barrier to read it."""
+        size = data.shape[1]
+        self.shared.in_flight[self.shared.cells(lanes, targets, size)[0]] = False
+        offsets = self.shared.locate(lanes, targets, size, "write")
+        self.shared.bytes[offsets[:, None] + np.arange(size)] = data
+
+
+class Spaces:
+    """Every memory that a block sees, by the name of its space in PTX."""
+
+    def __init__(self, global_, shared: SharedMemory, local: Memory):
+        self.memories = {"global": global_, "const": global_, "shared": shared, "local": local, "param": local}
+
+    def split(self, space: str, lanes, addresses):
+        """(memory, which lanes, their addresses in it) of an access: several for a generic one whose lanes disagree."""
+        if space != "generic":
+            yield self.memories[space], slice(None), addresses
+            return
+        windows = addresses >> WINDOW_BITS << WINDOW_BITS
+        for window in np.unique(windows).tolist():
+            some = windows == window
+            if window not in WINDOWS:
+                raise AccessFault(f"thread {lanes[some][0]}: generic address {addresses[some][0]:#x} is in no memory")
+            memory = self.memories[WINDOWS[window]]
+            yield memory, slice(None) if some.all() else some, addresses[some] - (window - memory.base)
+
+    def load(self, space: str, lanes, addresses, dtype, count: int = 1):
+        """As Memory.load."""
+        values = [np.empty(len(lanes), dtype) for _ in range(count)]
+        for memory, some, where in self.split(space, lanes, addresses):
+            for value, loaded in zip(values, memory.load(lanes[some], where, dtype, count), strict=True):
+                value[some] = loaded
+        return values
+
+    def store(self, space: str, lanes, addresses, values, dtype):
+        """As Memory.store."""
+        for memory, some, where in self.split(space, lanes, addresses):
+            memory.store(lanes[some], where, [value[some] for value in values], dtype)
+
+    def update(self, space: str, lanes, addresses, function, values, dtype):
+        """As Memory.update."""
+        before = np.empty(len(lanes), dtype)
+        for memory, some, where in self.split(space, lanes, addresses):
+            before[some] = memory.update(lanes[some], where, function, [value[some] for value in values], dtype)
+        return before
+
+
+SPACES = ("global", "shared", "local", "param", "const")
+HINTS = re.compile(r"nc|c[agsv]|wb|wt|lu|weak|volatile|relaxed|acquire|release|acq_rel|sys|gpu|cluster|cta|noftz|L1::\w+|L2::\w+")
+
+
+def decode_load(instruction):
+    """ld: from a space, or from a generic address."""
+    instruction.drop(HINTS)
+    space = instruction.take(*SPACES) or "generic"
+    count = int((instruction.take("v2", "v4") or "v1")[1:])
+    dtype = instruction.type()
+    instruction.touches(space, dtype)
+    address = instruction.address(instruction.operands[1])
+    targets = [instruction.write(name, dtype) for name in instruction.vector(0, count)]
+
+    def run(block):
+        loaded = block.spaces.load(space, block.active.lanes, block.pick(address(block)), dtype, count)
+        for target, values in zip(targets, loaded, strict=True):
+            target(block, block.spread(values))
+
+    return run
+
+
+def decode_store(instruction):
+    """st: to a space, or to a generic address."""
+    instruction.drop(HINTS)
+    space = instruction.take(*SPACES) or "generic"
+    count = int((instruction.take("v2", "v4") or "v1")[1:])
+    dtype = instruction.type()
+    instruction.touches(space, dtype)
+    address = instruction.address(instruction.operands[0])
+    sources = [instruction.read(name, dtype) for name in instruction.vector(1, count)]
+
+    def run(block):
+        values = [block.pick(source(block)) for source in sources]
+        block.spaces.store(space, block.active.lanes, block.pick(address(block)), values, dtype)
+
+    return run
+
+
+UPDATES = {
+    "add": lambda old, value: old + value,
+    "min": np.minimum,
+    "max": np.maximum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "exch": lambda old, value: value,
+    "cas": lambda old, expected, value: value if old == expected else old,
+}
+
+
+def decode_atomic(instruction):
+    """atom and red: lanes take turns in the order of their numbers."""
+    space = instruction.take(*SPACES) or "generic"
+    function = UPDATES[instruction.require(*UPDATES)]
+    instruction.drop(HINTS)
+    count = int((instruction.take("v2", "v4") or "v1")[1:])
+    dtype = instruction.type()
+    instruction.touches(space, dtype)
+    at = 0 if instruction.name == "red" else 1
+    address = instruction.address(instruction.operands[at])
+    # Operands after the address: each a scalar, or a vector of `count`.
+    sources = [[instruction.read(n, dtype) for n in instruction.vector(i, count)] for i in range(at + 1, len(instruction.operands))]
+    targets = [instruction.write(name, dtype) for name in instruction.vector(0, count)] if at else []
+
+    def run(block):
+        lanes, addresses = block.active.lanes, block.pick(address(block))
+        for i in range(count):
+            values = [block.pick(source[i](block)) for source in sources]
+            before = block.spaces.update(space, lanes, addresses + i * dtype.itemsize, function, values, dtype)
+            if targets:
+                targets[i](block, block.spread(before))
+
+    return run
+
+
+def decode_async_copy(instruction):
+    """cp.async: a copy, or the closing of a group of them, or a wait for groups."""
+    instruction.require("async")
+    if instruction.take("commit_group"):
+        return lambda block: block.copies.commit(block.active.lanes)
+    if instruction.take("wait_group"):
+        allowed = int(instruction.operands[0])
+        return lambda block: block.copies.wait(block.active.lanes, allowed)
+    if instruction.take("wait_all"):
+
+        def wait_all(block):
+            block.copies.commit(block.active.lanes)
+            block.copies.wait(block.active.lanes, 0)
+
+        return wait_all
+    how = instruction.require("ca", "cg")
+    instruction.require("shared")
+    instruction.require("global")
+    instruction.drop(HINTS)
+    target, source, size, *rest = instruction.operands
+    if len(rest) > 1 or size not in (("16",) if how == "cg" else ("4", "8", "16")):
+        raise instruction.unsupported()
+    instruction.touches("shared", np.dtype(np.uint32))
+    target, source = instruction.address(target), instruction.address(source)
+    amount = instruction.read(rest[0] if rest else size, np.dtype(np.uint32))
+
+    def run(block):
+        targets, sources, amounts = (block.pick(value(block)) for value in (target, source, amount))
+        block.copies.issue(block.active.lanes, targets, sources, int(size), amounts.astype(np.int64))
+
+    return run
+
+
+def decode_warp_barrier(instruction):
+    """bar.warp.sync: orders what threads of a warp did."""
+    members = instruction.read(instruction.operands[0], np.dtype(np.uint32))
+
+    def run(block):
+        warps = take_part(block, members(block))
+        block.spaces.memories["shared"].warp_barrier(warps)
+
+    return run
+
+
+def by_warp(block, values, fill=0):
+    """A value for each thread, as [warp, lane]; lanes that do not exist get `fill`."""
+    padded = np.full(round_up(block.threads, WARP), fill, values.dtype)
+    padded[: block.threads] = values
+    return padded.reshape(-1, WARP)
+
+
+def take_part(block, members):
+    """Warps that execute a .sync instruction; raises if a thread that the mask of an active one names is elsewhere."""
+    named = by_warp(block, np.broadcast_to(members, block.threads))
+    active = by_warp(block, block.active.mask, fill=False)
+    # Absent lanes of a last, narrower warp cannot take part.
+    present = by_warp(block, np.ones(block.threads, bool), fill=False)
+    wanted = np.bitwise_or.reduce(np.where(active, named, np.uint32(0)), axis=1)
+    missing = present & ~active & ((wanted[:, None] >> np.arange(WARP, dtype=np.uint32)) & 1).astype(bool)
+    if missing.any():
+        raise Fault(f"thread {missing.ravel().argmax()} is named by the mask of a warp's instruction, and does not take part")
+    return np.flatnonzero(active.any(axis=1))
+
+
+def decode_shuffle(instruction):
+    """shfl.sync: a register of another lane."""
+    instruction.require("sync")
+    mode = instruction.require("up", "down", "bfly", "idx")
+    bits = instruction.type()
+    target, _, found = instruction.operands[0].partition("|")
+    target = instruction.write(target, bits)
+    found = instruction.write(found, np.dtype(bool)) if found else None
+    value, step, clamp, members = (instruction.read(operand, bits) for operand in instruction.operands[1:])
+
+    def run(block):
+        lane = block.thread % WARP
+        take_part(block, members(block))
+        distance, control = (np.asarray(operand(block)).astype(np.int64) for operand in (step, clamp))
+        distance, segment, bound = distance & 31, control >> 8 & 31, control & 31
+        first, last = lane & segment, (lane & segment) | (bound & ~segment)
+        if mode == "up":
+            other, inside = lane - distance, lane - distance >= last
+        else:
+            other = {"down": lane + distance, "bfly": lane ^ distance, "idx": first | (distance & ~segment)}[mode]
+            inside = other <= last
+        other = block.thread - lane + np.where(inside, other, lane)
+        # What an absent or inactive lane would give is undefined.
+        exists = other < block.threads
+        other = np.where(exists, other, 0)
+        exists &= block.active.mask[other]
+        values = np.broadcast_to(value(block), block.threads)
+        target(block, np.where(exists, values[other], np.uint32(0xFFFFFFFF)))
+        if found:
+            found(block, np.broadcast_to(inside, block.threads))
+
+    return run
+
+
+def decode_vote(instruction):
+    """vote.sync: all, any, or the bits, of a predicate over a warp."""
+    instruction.require("sync")
+    mode = instruction.require("all", "any", "ballot")
+    instruction.require("b32" if mode == "ballot" else "pred")
+    target = instruction.write(instruction.operands[0], np.dtype(np.uint32 if mode == "ballot" else bool))
+    predicate = instruction.read(instruction.operands[1], np.dtype(bool))
+    members = instruction.read(instruction.operands[2], np.dtype(np.uint32))
+
+    def run(block):
+        take_part(block, members(block))
+        yes = by_warp(block, np.broadcast_to(predicate(block), block.threads) & block.active.mask)
+        no = by_warp(block, ~np.broadcast_to(predicate(block), block.threads) & block.active.mask)
+        warps = {"all": ~no.any(axis=1), "any": yes.any(axis=1), "ballot": bits_of(yes)}[mode]
+        target(block, np.repeat(warps, WARP)[: block.threads])
+
+    return run
+
+
+def bits_of(flags):
+    """A 32-bit mask of each warp's flags."""
+    return (flags.astype(np.uint64) << np.arange(WARP, dtype=np.uint64)).sum(axis=1).astype(np.uint32)
+
+
+def decode_active_mask(instruction):
+    """activemask: the lanes that execute together."""
+    target = instruction.write(instruction.operands[0], instruction.type())
+    return lambda block: target(block, np.repeat(bits_of(by_warp(block, block.active.mask)), WARP)[: block.threads])
+
+
+def whole_warps(block):
+    """Active lanes as [warp, 32]; raises if a warp is divided, for whose threads the instruction is then undefined."""
+    lanes = block.active.lanes
+    if lanes.size % WARP or (lanes.reshape(-1, WARP) % WARP != np.arange(WARP)).any():
+        raise Fault("an instruction of whole warps is executed by a part of one")
+    return lanes.reshape(-1, WARP)
+
+
+def decode_load_matrix(instruction):
+    """ldmatrix: 8 x 8 matrices of 16-bit elements; lane 8 j + r gives the address of row r of matrix j."""
+    instruction.require("sync")
+    instruction.require("aligned")
+    instruction.require("m8n8")
+    count = int(instruction.require("x1", "x2", "x4")[1:])
+    transposed = instruction.take("trans")
+    space = instruction.take("shared") or "generic"
+    instruction.require("b16")
+    half, word = np.dtype(np.uint16), np.dtype(np.uint32)
+    instruction.touches(space, half if transposed else word)
+    targets = [instruction.write(name, word) for name in instruction.vector(0, count)]
+    address = instruction.address(instruction.operands[1])
+    row, column = np.arange(WARP) // 4, np.arange(WARP) % 4 * 2
+
+    def run(block):
+        lanes = whole_warps(block)
+        rows = block.pick(address(block)).reshape(-1, WARP)
+        if (rows[:, : 8 * count] % 16).any():
+            raise AccessFault("a row of ldmatrix is not aligned to 16 bytes")
+
+        def load(where, dtype):
+            return block.spaces.load(space, block.active.lanes, where.reshape(lanes.size), dtype)[0]
+
+        for j, target in enumerate(targets):
+            if transposed:
+                low, high = (load(rows[:, 8 * j + column + i] + 2 * row, half).astype(word) for i in (0, 1))
+                values = low | high << np.uint32(16)
+            else:
+                values = load(rows[:, 8 * j + row] + 2 * column, word)
+            target(block, block.spread(values))
+
+    return run
+
+
+def from_bfloat16(bits):
+    """float32 of the upper half of its bits."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+# Multiplicand types: dtype of a register, dtype of the elements in it, and their values.
+MULTIPLICANDS = {
+    "tf32": (np.uint32, np.uint32, lambda bits: (bits & np.uint32(0xFFFFE000)).view(np.float32)),
+    "f16": (np.uint32, np.float16, lambda values: values),
+    "bf16": (np.uint32, np.uint16, from_bfloat16),
+    "f64": (np.float64, np.float64, lambda values: values),
+}
+MULTIPLICAND_SHAPES = {
+    "tf32": ("m16n8k4", "m16n8k8"),
+    "f16": ("m16n8k8", "m16n8k16"),
+    "bf16": ("m16n8k8", "m16n8k16"),
+    "f64": ("m8n8k4", "m16n8k4", "m16n8k8", "m16n8k16"),
+}
+ACCUMULATORS = {"f32": (np.float32, np.float32), "f64": (np.float64, np.float64), "f16": (np.uint32, np.float16)}
+
+
+def decode_multiply(instruction):
+    """mma.sync: D = A B + C for each warp, summed in float64 and rounded once."""
+    instruction.require("sync")
+    instruction.require("aligned")
+    shape = instruction.require(*itertools.chain(*MULTIPLICAND_SHAPES.values()))
+    instruction.require("row")
+    instruction.require("col")
+    result, kind, other, accumulator = (instruction.require(*ACCUMULATORS, *MULTIPLICANDS) for _ in range(4))
+    sums = {"f64": ("f64",), "f16": ("f32", "f16")}.get(kind, ("f32",))
+    if kind != other or result != accumulator or result not in sums or shape not in MULTIPLICAND_SHAPES.get(kind, ()):
+        raise instruction.unsupported()
+    m, n, k = map(int, re.findall(r"\d+", shape))
+    register, element, values_of = MULTIPLICANDS[kind]
+    sum_register, sum_element = map(np.dtype, ACCUMULATORS[result])
+    a_place, b_place, d_place = fragments(m, n, k, register, element, sum_register, sum_element)
+    a, b, c = (
+        [instruction.read(name, np.dtype(dtype)) for name in instruction.vector(i, place[0].shape[1])]
+        for i, dtype, place in ((1, register, a_place), (2, register, b_place), (3, sum_register, d_place))
+    )
+    targets = [instruction.write(name, sum_register) for name in instruction.vector(0, d_place[0].shape[1])]
+
+    def run(block):
+        warps = len(whole_warps(block))
+
+        def gather(sources, size, place, element, values_of):
+            """The matrix of each warp whose elements registers hold at `place`."""
+            held = np.stack([block.pick(source(block)) for source in sources], axis=-1)
+            held = values_of(held.view(element)).astype(np.float64)
+            matrix = np.empty((warps, *size))
+            matrix[:, place[0], place[1]] = held.reshape(warps, *place[0].shape)
+            return matrix
+
+        product = gather(a, (m, k), a_place, element, values_of) @ gather(b, (k, n), b_place, element, values_of)
+        product += gather(c, (m, n), d_place, sum_element, lambda values: values)
+        held = product.astype(sum_element)[:, d_place[0], d_place[1]].reshape(warps * WARP, -1).view(sum_register)
+        for i, target in enumerate(targets):
+            target(block, block.spread(held[:, i]))
+
+    return run
+
+
+def fragments(m: int, n: int, k: int, register, element, sum_register, sum_element):
+    """(row, column) of [lane, register, element of the register], of A, B, and C and D."""
+
+    def places(size, register, element):
+        """Lane's group, its place in the group, register and element, for a matrix of `size` elements."""
+        each = np.dtype(register).itemsize // np.dtype(element).itemsize
+        lane, index, part = np.ogrid[:WARP, : size // WARP // each, :each]
+        return each, lane // 4, lane % 4, index, part
+
+    def pair(row, column):
+        return np.broadcast_arrays(row, column)
+
+    each, group, member, index, part = places(m * k, register, element)
+    a = pair(group + 8 * (index % (m // 8)), each * member + part + 4 * each * (index // (m // 8)))
+    each, group, member, index, part = places(k * n, register, element)
+    b = pair(each * member + part + 4 * each * index, group)
+    each, group, member, index, part = places(m * n, sum_register, sum_element)
+    number = each * index + part
+    return a, b, pair(group + 8 * (number // 2), 2 * member + number % 2)
+
+
+DECODERS = {
+    "ld": decode_load,
+    "st": decode_store,
+    "atom": decode_atomic,
+    "red": decode_atomic,
+    "cp": decode_async_copy,
+    "shfl": decode_shuffle,
+    "vote": decode_vote,
+    "activemask": decode_active_mask,
+    "ldmatrix": decode_load_matrix,
+    "mma": decode_multiply,
+}
