@@ -6,18 +6,33 @@ an instruction that it does not know: each raises, and names the statement. Shar
     Kernel(text)   text -> scopes of statements (`parse_scope`) -> `Function`: each statement decoded once, to `run(block)`
     kernel.launch  each block in turn: all of its threads are vectors; those furthest behind run first (`Block.execute`)
 
-Scalar instructions are here, what threads share is in ptx_warp.py. Rounding differs from a GPU's in little: `fma` of float32 is rounded
-from float64, approximate functions are not approximate, products of matrices are summed in float64.
+Scalar instructions are here, what threads share is in ptx_warp.py. Rounding differs from a GPU's in little: `fma` of float32 is
+rounded from float64, approximate functions are not approximate, products of matrices are summed in float64.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from ptx_warp import DECODERS as SHARED_DECODERS
-from ptx_warp import GLOBAL, LOCAL, SHARED, AsyncCopies, Fault, Layout, Memory, SharedMemory, Spaces
-from ptx_warp import decode_warp_barrier, from_bfloat16
+from ptx_warp import (
+    GLOBAL,
+    GUARD,
+    LOCAL,
+    SHARED,
+    WARP,
+    WIDE_GUARD,
+    AsyncCopies,
+    Fault,
+    Layout,
+    Memory,
+    Region,
+    SharedMemory,
+    Spaces,
+    decode_warp_barrier,
+    from_bfloat16,
+)
 
 BOOL, WORD, LONG, HALF = np.dtype(bool), np.dtype(np.uint32), np.dtype(np.uint64), np.dtype(np.float16)
 SINGLE, DOUBLE = np.dtype(np.float32), np.dtype(np.float64)
@@ -27,9 +42,11 @@ Reader = Callable[["Block"], Any]
 Writer = Callable[["Block", Any], None]
 
 NAME = re.compile(r"(?<![\w$%.])[%$A-Za-z_][\w$]*")
-FUNCTION = re.compile(r"\.(entry|func)\s+(?:\(([^)]*)\)\s*)?([\w$]+)\s*(?:\(([^)]*)\))?[^{;]*([{;])")
-DECLARATION = re.compile(r"(?:\.(?:extern|visible|weak|common)\s+)*\.(reg|shared|global|const|local|param)\s+")
-VARIABLE = re.compile(r"(?:\.align\s+(\d+)\s+)?\.(\w+)\s+([^\s\[=]+)\s*((?:\[\d*\])*)\s*(?:=\s*(.*))?", re.DOTALL)
+LINKAGE = r"(?:\.(?:extern|visible|weak|common)\s+)*"
+FUNCTION = re.compile(LINKAGE + r"\.(entry|func)\s+(?:\(([^)]*)\)\s*)?([\w$]+)\s*(?:\(([^)]*)\))?[^{;]*([{;])")
+DECLARATION = re.compile(LINKAGE + r"\.(reg|shared|global|const|local|param)\s+")
+POINTER = r"(?:\.ptr\s+(?:\.\w+\s+)*(?:\d+\s+)?)?"
+VARIABLE = re.compile(rf"(?:\.align\s+(\d+)\s+)?\.(\w+)\s+{POINTER}([^\s\[=]+)\s*((?:\[\d*\])*)\s*(?:=\s*(.*))?", re.DOTALL)
 ITEM = re.compile(r"\s*(?:([\w$%]+)\s*:(?!:)|(\{)|(\})|([^;]*);)")
 STATEMENT = re.compile(r"(?:@(!?)([\w$%@]+)\s+)?([\w.:]+)\s*(.*)")
 ADDRESS = re.compile(r"\[\s*([^\s+\]]+)\s*(?:\+\s*(-?\d+)\s*)?\]")
@@ -37,7 +54,7 @@ INTEGER = re.compile(r"(-?)(0[xX][\da-fA-F]+|\d+)U?")
 
 
 def parse_scope(text: str, position: int) -> tuple[list[tuple[str, Any]], int]:
-    """("label" | "statement" | "scope", what) for each item of the scope that `position` is in, and where its closing brace ends."""
+    """(label, statement or scope; what) of each item in the scope that `position` is in, and where the scope ends."""
     items: list[tuple[str, Any]] = []
     while True:
         match = ITEM.match(text, position)
@@ -171,7 +188,7 @@ class Instruction:
         return np.array(value & ((1 << 8 * dtype.itemsize) - 1), f"u{dtype.itemsize}").view(dtype)[()]
 
     def write(self, name: str, dtype: np.dtype) -> Writer:
-        """A function that sets a register, of active threads, from values of a dtype; wider registers are sign- or zero-extended."""
+        """A function that sets a register, of active threads, from values of a dtype; wider registers are extended."""
         if name == "_":
             return lambda block, values: None
         if name not in self.function.registers:
@@ -555,8 +572,10 @@ def decode_convert(instruction: Instruction) -> Callable[["Block"], None]:
     integral = INTEGRAL.get(instruction.take(*INTEGRAL))
     mode = instruction.take(*ROUNDINGS) or "rn"
     flush, saturate = instruction.take("ftz"), instruction.take("sat")
-    exact = source.kind in "iu" and source.itemsize == 8
-    if (mode != "rn" and (exact or result.kind != "f")) or (source.kind == "f" != result.kind and not integral):
+    to_integer = source.kind == "f" and result.kind != "f"
+    # float64, in which other roundings than to the nearest start, must hold what is rounded.
+    roundable = result.kind == "f" and (source.kind == "f" or source.itemsize < 8)
+    if (mode != "rn" and not roundable) or (to_integer and not integral):
         raise instruction.unsupported()
 
     def convert(values):
@@ -564,7 +583,7 @@ def decode_convert(instruction: Instruction) -> Callable[["Block"], None]:
             values = flushed(values)
         if integral:
             values = integral(values)
-        if source.kind == "f" and result.kind != "f":
+        if to_integer:
             return float_to_integer(values.astype(DOUBLE), result)
         if result.kind != "f":
             if saturate:
@@ -600,14 +619,12 @@ def decode_call(instruction: Instruction) -> Callable[["Block"], None]:
             raise instruction.unsupported()
         function = functions[name]
         lanes = block.active.lanes
-
-        def copy(sources, targets):
-            for (start, size), (target, _) in zip(sources, targets, strict=True):
-                block.local[lanes, target : target + size] = block.local[lanes, start : start + size]
-
-        copy([(symbols[a], p.size) for a, p in zip(arguments, function.parameters, strict=True)], function.places(function.parameters))
+        places = function.places(function.parameters)
+        for argument, (start, size) in zip(arguments, places, strict=True):
+            block.local[lanes, start : start + size] = block.local[lanes, symbols[argument] : symbols[argument] + size]
         block.call(function)
-        copy(function.places(function.results), [(symbols[result], 0) for result in results])
+        for result, (start, size) in zip(results, function.places(function.results), strict=True):
+            block.local[lanes, symbols[result] : symbols[result] + size] = block.local[lanes, start : start + size]
 
     return run
 
@@ -630,16 +647,18 @@ class Function:
     Parameters, those of calls included, and local arrays stand in local memory at fixed places, as no function may call itself.
     """
 
-    def __init__(self, kernel: "Kernel", name: str, results: str | None, parameters: str | None):
+    def __init__(self, kernel: "Kernel", name: str, results: str | None, parameters: str | None, body: list[tuple[str, Any]]):
         self.kernel, self.name = kernel, name
         self.registers: dict[str, tuple[int, np.dtype]] = {}
         self.symbols: dict[str, int] = {}
         self.labels: dict[str, int] = {}
         self.statements: list[Statement] = []
+        self.undecoded: list[tuple[str, dict[str, str]]] = []
         self.scopes = 0
         self.results, self.parameters = (
             [self.declare(part.strip(), {}) for part in split_operands((text or "").strip())] for text in (results, parameters)
         )
+        self.flatten(body, {})
 
     def places(self, variables: list[Variable]) -> list[tuple[int, int]]:
         """(place in local memory, size) of parameters."""
@@ -665,37 +684,32 @@ class Function:
             self.kernel.declare(space[1], variable)
         return variable
 
-    def decode(self, body: list[tuple[str, Any]]) -> None:
-        """Fill in the statements of the function's scope."""
-        raw: list[tuple[str, dict[str, str]]] = []
-        self.flatten(body, {}, raw)
-        self.statements = [self.statement(text, names) for text, names in raw]
+    def decode(self) -> None:
+        """Decode the statements, once all symbols are known."""
+        self.statements = [self.statement(text, names) for text, names in self.undecoded]
         # Index of the next statement, from each on, at which the scheduler has something to do.
-        self.controls = np.arange(len(raw) + 1)
-        for i in range(len(raw) - 1, -1, -1):
+        self.controls = list(range(len(self.statements) + 1))
+        for i in reversed(range(len(self.statements))):
             if self.statements[i].kind == "plain":
                 self.controls[i] = self.controls[i + 1]
-        self.controls = self.controls.tolist()
 
-    def flatten(self, items: list[tuple[str, Any]], outer: dict[str, str], raw: list[tuple[str, dict[str, str]]]) -> None:
-        """Collect statements; what inner scopes declare is renamed, as they repeat names."""
+    def flatten(self, items: list[tuple[str, Any]], outer: dict[str, str]) -> None:
+        """Collect statements of a scope, and declare its names; what inner scopes declare is renamed, as they repeat names."""
         names = dict(outer)
         if self.scopes:
-            own = [item for kind, item in items if kind == "label"]
-            for kind, item in items:
-                if kind == "statement" and DECLARATION.match(item):
-                    own += [name for name in NAME.findall(item[DECLARATION.match(item).end() :]) if name not in TYPES]
-            names |= {name: f"{name}@{self.scopes}" for name in own}
+            declarations = [NAME.findall(item) for kind, item in items if kind == "statement" and DECLARATION.match(item)]
+            declarations.append([item for kind, item in items if kind == "label"])
+            names |= {name: f"{name}@{self.scopes}" for declared in declarations for name in declared}
         self.scopes += 1
         for kind, item in items:
             if kind == "scope":
-                self.flatten(item, names, raw)
+                self.flatten(item, names)
             elif kind == "label":
-                self.labels[names.get(item, item)] = len(raw)
+                self.labels[names.get(item, item)] = len(self.undecoded)
             elif DECLARATION.match(item):
                 self.declare(item, names)
             elif item and not item.startswith("."):
-                raw.append((item, names))
+                self.undecoded.append((item, names))
 
     def statement(self, text: str, names: dict[str, str]) -> Statement:
         """Decode one statement. What is unknown raises when it is executed: a library's rare paths may hold it."""
@@ -706,11 +720,11 @@ class Function:
         name, target, run = instruction.name, None, None
         if name == "bra":
             kind, target = "branch", self.labels[operands]
-        elif name in ("ret", "exit"):
+        elif name == "ret":
             kind = "return"
         elif name in ("bar", "barrier") and "warp" not in instruction.modifiers:
             kind, target = "barrier", operands
-            if instruction.modifiers not in (["sync"], ["sync", "aligned"], ["cta", "sync"]) or not INTEGER.fullmatch(operands):
+            if not {"sync"} <= set(instruction.modifiers) <= {"sync", "cta", "aligned"} or not INTEGER.fullmatch(operands):
                 kind, run = "plain", raising(instruction.unsupported())
         else:
             kind = "plain"
@@ -747,25 +761,32 @@ def guarded(run: Callable[["Block"], None], guard: Reader) -> Callable[["Block"]
 
 
 class Active:
-    """The threads that execute a statement: a mask, the numbers of those in it, and whether it is all of them."""
+    """The threads that execute a statement: a mask, their numbers, and whether they are all of the block's.
 
-    def __init__(self, mask: Any):
+    They are alone if no other thread will use the registers any more, which may then be overwritten.
+    """
+
+    def __init__(self, mask: Any, alone: bool = False):
         self.mask, self.lanes = mask, np.flatnonzero(mask)
         self.full = len(self.lanes) == len(mask)
+        self.alone = alone or self.full
 
 
 class Block:
     """One block of threads while it runs."""
 
-    def __init__(self, kernel: "Kernel", global_: Memory, shared: SharedMemory, special: dict[str, Any]):
-        self.kernel = kernel
-        self.thread = special["%thread"]
+    def __init__(
+        self, kernel: "Kernel", shape: tuple[int, int, int], special: dict[str, Any], memory: Memory, shared: SharedMemory
+    ):
+        self.thread = np.arange(np.prod(shape))
         self.threads = len(self.thread)
-        self.special = special
+        places = np.unravel_index(self.thread, shape[::-1])[::-1]
+        self.special = {f"%tid.{axis}": place.astype(WORD) for axis, place in zip("xyz", places, strict=True)}
+        self.special |= {"%laneid": (self.thread % WARP).astype(WORD), "%warpid": (self.thread // WARP).astype(WORD), **special}
         local = Memory("local", kernel.local, threads=self.threads)
         self.local = local.bytes.reshape(self.threads, -1)
-        self.spaces = Spaces(global_, shared, local)
-        self.copies = AsyncCopies(shared, global_, self.threads)
+        self.spaces = Spaces(memory, shared, local)
+        self.copies = AsyncCopies(shared, memory, self.threads)
         self.alive = np.ones(self.threads, bool)
         self.active = Active(self.alive)
         self.registers: list[Any] = []
@@ -776,7 +797,7 @@ class Block:
         """Set a register of the active threads. A vector that is a register's value is never changed: others may share it."""
         if np.shape(values) != self.thread.shape:
             values = np.broadcast_to(values, self.threads)
-        self.registers[slot] = values if self.active.full else np.where(self.active.mask, values, self.registers[slot])
+        self.registers[slot] = values if self.active.alone else np.where(self.active.mask, values, self.registers[slot])
 
     def pick(self, values: Any) -> Any:
         """The active threads' values."""
@@ -820,7 +841,7 @@ class Block:
             start = int(place[ready].min())
             here = ready & (place == start)
             others = place[ready & ~here]
-            self.active = Active(here)
+            self.active = Active(here, alone=np.count_nonzero(place < end) == np.count_nonzero(here))
             place[here] = self.advance(function, start, int(others.min(initial=end)), place, waiting)
 
     def advance(self, function: Function, position: int, limit: int, place: Any, waiting: Any) -> Any:
@@ -862,16 +883,14 @@ class Block:
             raise Fault(f"threads wait for different barriers: {sorted(barriers)}")
         if (waiting != self.alive).any():
             raise Fault(f"a barrier in {function.name} is for threads that are not in that function, too")
-        warps = np.arange(self.threads) // 32
-        for warp in np.unique(warps[waiting]):
-            if len(np.unique(place[waiting & (warps == warp)])) > 1:
-                raise Fault(f"the threads of warp {warp} wait at different places")
+        for first in range(0, self.threads, WARP):
+            if len(set(place[first : first + WARP][waiting[first : first + WARP]].tolist())) > 1:
+                raise Fault(f"the threads of warp {first // WARP} wait at different places")
         self.spaces.memories["shared"].barrier()
         waiting[:] = False
 
 
-AXES = "xyz"
-SPECIAL = {f"%{kind}.{axis}" for kind in ("tid", "ntid", "ctaid", "nctaid") for axis in AXES}
+SPECIAL = {f"%{kind}.{axis}" for kind in ("tid", "ntid", "ctaid", "nctaid") for axis in "xyz"}
 SPECIAL |= {"%laneid", "%warpid", "%dynamic_smem_size"}
 
 
@@ -881,25 +900,115 @@ def extent(sizes: int | tuple[int, ...]) -> tuple[int, int, int]:
     return (*sizes, *(1,) * (3 - len(sizes)))
 
 
+def along_axes(kind: str, values: tuple[int, int, int]) -> dict[str, Any]:
+    """Special registers that are the same in all threads of a block."""
+    return {f"%{kind}.{axis}": WORD.type(value) for axis, value in zip("xyz", values, strict=True)}
+
+
 class Kernel:
     """The one `.entry` of PTX text, ready to run."""
 
     def __init__(self, text: str):
-        text = re.sub(r"//[^\n]*|/\*.*?\*/|^\s*\.(?:loc|file)\b[^\n]*", "", text, flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+        text = re.sub(r"^\s*\.(?:loc|file|version|target|address_size)\b.*", "", text, flags=re.MULTILINE)
         self.functions: dict[str, Function] = {}
         self.symbols: dict[str, int] = {}
         self.shared, self.local, self.constants = Layout(), Layout(), Layout()
-        self.values: list[tuple[int, Any]] = []
-        self.dynamic: list[Variable] = []
+        self.initial: list[tuple[int, Any]] = []
+        self.dynamic: list[str] = []
         self.granule = 8
-        bodies = []
-        rest, position, entry = "", 0, None
+        functions, outside, position = [], "", 0
         for match in FUNCTION.finditer(text):
-            if match[5] == "{" and match.start() >= position:
-                rest += text[position : match.start()]
-                body, position = parse_scope(text, match.end())
-                bodies.append((match, body))
-        for part in re.split(r";", rest + text[position:]):
-            found = DECLARATION.search(part)
-            if found and not FUNCTION.search(part + ";"):
-                self.declare(found[1], Variable.parse(part[found.end() :]), external=".extern" in part)
+            outside += text[position : match.start()]
+            position = match.end()
+            if match[5] == "{":
+                body, position = parse_scope(text, position)
+                functions.append((match, body))
+        for part in (outside + text[position:]).split(";"):
+            if part.strip():
+                space = DECLARATION.search(part)
+                self.declare(space[1], Variable.parse(part[space.end() :]), ".extern" in part)
+        for match, body in functions:
+            self.functions[match[3]] = Function(self, match[3], match[2], match[4], body)
+        self.symbols |= dict.fromkeys(self.dynamic, self.shared.size)
+        for function in self.functions.values():
+            function.decode()
+        (self.entry,) = (self.functions[match[3]] for match, _ in functions if match[1] == "entry")
+
+    def declare(self, space: str, variable: Variable, external: bool = False) -> None:
+        """A symbol of shared or global memory; external ones are the dynamic part of shared memory."""
+        if space == "shared" and external:
+            self.dynamic.append(variable.name)
+        elif space == "shared":
+            self.symbols[variable.name] = self.shared.reserve(variable.name, variable.size, variable.alignment)
+        else:
+            offset = self.constants.reserve(variable.name, variable.size, variable.alignment)
+            self.symbols[variable.name] = GLOBAL + offset
+            dtype = TYPES[variable.type]
+            values = np.zeros(variable.size // dtype.itemsize, dtype)
+            given = [int(value, 0) for value in split_operands((variable.values or "").strip("{} "))]
+            values.view(f"u{dtype.itemsize}")[: len(given)] = given
+            self.initial.append((offset, values))
+
+    def launch(
+        self,
+        grid: int | tuple[int, ...],
+        block: int | tuple[int, ...],
+        arguments: Sequence[Any],
+        dynamic_shared: int = 0,
+        check_races: bool = True,
+    ) -> int:
+        """Run all blocks, one after another; returns how many statements were executed.
+
+        `arguments` are those of the entry, in its order: contiguous arrays for pointers, NumPy scalars for what is no pointer. The
+        kernel writes to the arrays themselves, but not to read-only ones. A view of an array is misaligned as it is in its base.
+        """
+        grid, block = extent(grid), extent(block)
+        layout, initial = Layout(self.constants.regions, WIDE_GUARD), list(self.initial)
+        values = [self.place(number, argument, layout, initial) for number, argument in enumerate(arguments)]
+        parameters = self.entry.places(self.entry.parameters)
+        if [value.nbytes for value in values] != [size for _, size in parameters]:
+            sizes = [f"{variable.type} ({variable.size} bytes)" for variable in self.entry.parameters]
+            raise TypeError(f"the kernel's parameters are {sizes}, not {[value.dtype.name for value in values]}")
+        memory = Memory("global", layout, GLOBAL)
+        for offset, array in initial:
+            memory.bytes[offset : offset + array.nbytes] = as_bytes(array)
+        region = Region("dynamic shared memory", self.shared.size, dynamic_shared)
+        shared_layout = Layout([*self.shared.regions, region])
+        special = {"%dynamic_smem_size": WORD.type(dynamic_shared)} | along_axes("ntid", block) | along_axes("nctaid", grid)
+        executed = 0
+        for index in np.ndindex(grid[::-1]):
+            index = index[::-1]
+            shared = SharedMemory(shared_layout, self.granule, check_races)
+            threads = Block(self, block, special | along_axes("ctaid", index), memory, shared)
+            for value, (start, size) in zip(values, parameters, strict=True):
+                threads.local[:, start : start + size] = as_bytes(value)
+            with np.errstate(all="ignore"):
+                try:
+                    threads.call(self.entry)
+                except Fault as fault:
+                    raise type(fault)(f"block {index}: {fault}") from None
+            executed += threads.executed
+        for offset, array in initial[len(self.initial) :]:
+            if array.flags.writeable:
+                as_bytes(array)[:] = memory.bytes[offset : offset + array.nbytes]
+        return executed
+
+    def place(self, number: int, argument: Any, layout: Layout, initial: list[tuple[int, Any]]) -> Any:
+        """What a parameter holds; an array is put into global memory, once if it is given twice."""
+        if isinstance(argument, np.generic):
+            return np.array(argument)
+        if not isinstance(argument, np.ndarray) or not argument.flags.c_contiguous:
+            raise TypeError(f"argument {number} must be a contiguous array or a NumPy scalar, not {type(argument).__name__}")
+        offset = next((offset for offset, array in initial if array is argument), None)
+        if offset is None:
+            base = argument.base if isinstance(argument.base, np.ndarray) else argument
+            skew = (argument.ctypes.data - base.ctypes.data) % GUARD
+            offset = layout.reserve(f"argument {number}", argument.nbytes, skew=skew, writable=argument.flags.writeable)
+            initial.append((offset, argument))
+        return np.array(GLOBAL + offset, LONG)
+
+
+def as_bytes(array: Any) -> Any:
+    """The bytes of a contiguous array, as a view."""
+    return array.reshape(-1).view(np.uint8)

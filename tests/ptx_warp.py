@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 WARP = 32
-# Bytes that belong to nobody on either side of a region, more than any access is wide.
-GUARD = 256
+# Bytes that belong to nobody on either side of a region: more than any access is wide; and around what a kernel is given, where it
+# strides through arrays, far enough to tell a wrong stride from another array.
+GUARD, WIDE_GUARD = 256, 1 << 16
 # The upper bits of a generic address say which space it is in; global addresses are generic ones.
 WINDOW_BITS = 40
 GLOBAL, SHARED, LOCAL = (number << WINDOW_BITS for number in (1, 2, 3))
@@ -49,24 +50,24 @@ class Region(NamedTuple):
 class Layout:
     """Regions of one space, each with a guard on either side."""
 
-    def __init__(self, regions=()):
-        self.regions = list(regions)
+    def __init__(self, regions=(), guard: int = GUARD):
+        self.regions, self.guard = list(regions), guard
 
     @property
     def size(self) -> int:
         """Bytes, guards included."""
         end = max((region.offset + region.size for region in self.regions), default=0)
-        return round_up(end, GUARD) + GUARD
+        return round_up(end, self.guard) + self.guard
 
     def reserve(self, name: str, size: int, alignment: int = 1, skew: int = 0, writable: bool = True) -> int:
         """Offset of a new region, `skew` bytes past a multiple of `alignment`."""
-        offset = round_up(self.size, max(alignment, GUARD)) + skew
+        offset = round_up(self.size, max(alignment, self.guard)) + skew
         self.regions.append(Region(name, offset, size, writable))
         return offset
 
 
 class Memory:
-    """Bytes of one space, which start as NaN, and whose every access is checked. Each thread has its own copy if `threads` is not 0."""
+    """Bytes of one space, which start as NaN, and whose every access is checked; each of `threads`, if any, has its own."""
 
     def __init__(self, space: str, layout: Layout, base: int = 0, threads: int = 0):
         self.space, self.layout, self.base = space, layout, base
@@ -92,7 +93,8 @@ class Memory:
         misaligned = addresses % (width if alignment is None else alignment) != 0
         if misaligned.any():
             at = misaligned.argmax()
-            raise AccessFault(f"thread {lanes[at]}: {verb} of {width} bytes at {addresses[at]:#x} of {self.space} memory is misaligned")
+            place = f"{addresses[at]:#x} of {self.space} memory"
+            raise AccessFault(f"thread {lanes[at]}: {verb} of {width} bytes at {place} is misaligned")
         return offsets + lanes * self.stride if self.stride else offsets
 
     def check(self, lanes, addresses, offsets, width: int, verb: str):
@@ -211,9 +213,10 @@ class SharedMemory(Memory):
                     f"thread {threads[at]}: {verb} of {width} bytes at {where:#x} of shared memory"
                     f"{self.nearest(where)} races with an earlier {other} by {culprit}: no barrier is between"
                 )
-        self.touched[verb].mark(cells, threads)
-        if verb == "write" and (several := self.touched[verb].thread[cells] == SEVERAL).any():
-            raise RaceFault(f"thread {threads[several.argmax()]}: write of shared memory that another thread writes at the same time")
+        touched = self.touched[verb]
+        touched.mark(cells, threads)
+        if verb == "write" and (several := touched.thread[cells] == SEVERAL).any():
+            raise RaceFault(f"thread {threads[several.argmax()]}: write of shared memory that another thread writes, too")
 
     def barrier(self):
         """All threads of the block have met."""
@@ -286,8 +289,8 @@ class AsyncCopies:
 class Spaces:
     """Every memory that a block sees, by the name of its space in PTX."""
 
-    def __init__(self, global_, shared: SharedMemory, local: Memory):
-        self.memories = {"global": global_, "const": global_, "shared": shared, "local": local, "param": local}
+    def __init__(self, arrays: Memory, shared: SharedMemory, local: Memory):
+        self.memories = {"global": arrays, "const": arrays, "shared": shared, "local": local, "param": local}
 
     def split(self, space: str, lanes, addresses):
         """(memory, which lanes, their addresses in it) of an access: several for a generic one whose lanes disagree."""
@@ -434,6 +437,8 @@ def decode_async_copy(instruction):
 
 def decode_warp_barrier(instruction):
     """bar.warp.sync: orders what threads of a warp did."""
+    instruction.require("warp")
+    instruction.require("sync")
     members = instruction.read(instruction.operands[0], np.dtype(np.uint32))
 
     def run(block):
@@ -493,25 +498,6 @@ def decode_shuffle(instruction):
         target(block, np.where(exists, values[other], np.uint32(0xFFFFFFFF)))
         if found:
             found(block, np.broadcast_to(inside, block.threads))
-
-    return run
-
-
-def decode_vote(instruction):
-    """vote.sync: all, any, or the bits, of a predicate over a warp."""
-    instruction.require("sync")
-    mode = instruction.require("all", "any", "ballot")
-    instruction.require("b32" if mode == "ballot" else "pred")
-    target = instruction.write(instruction.operands[0], np.dtype(np.uint32 if mode == "ballot" else bool))
-    predicate = instruction.read(instruction.operands[1], np.dtype(bool))
-    members = instruction.read(instruction.operands[2], np.dtype(np.uint32))
-
-    def run(block):
-        take_part(block, members(block))
-        yes = by_warp(block, np.broadcast_to(predicate(block), block.threads) & block.active.mask)
-        no = by_warp(block, ~np.broadcast_to(predicate(block), block.threads) & block.active.mask)
-        warps = {"all": ~no.any(axis=1), "any": yes.any(axis=1), "ballot": bits_of(yes)}[mode]
-        target(block, np.repeat(warps, WARP)[: block.threads])
 
     return run
 
@@ -660,7 +646,6 @@ DECODERS = {
     "red": decode_atomic,
     "cp": decode_async_copy,
     "shfl": decode_shuffle,
-    "vote": decode_vote,
     "activemask": decode_active_mask,
     "ldmatrix": decode_load_matrix,
     "mma": decode_multiply,

@@ -87,19 +87,24 @@ def _kernel(code, device, shared):
     return Kernel(cuda.jit(function), kinds)
 
 
-def _launch(stream, config, kernel, *arguments):
-    grid, threads, shared = config
-    values, left = [], list(arguments)
-    for kind in kernel.kinds:
-        if hasattr(kind, "instance_class"):
-            values.append(kind.instance_class(*(left.pop(0) for _ in range(kind.count))))
-        elif hasattr(kind, "dtype"):
-            values.append(Flat(left.pop(0), kind.dtype.name))
-        else:
-            values.append(left.pop(0))
-    assert not left
-    with np.errstate(all="ignore"):
-        kernel.function[grid, threads, 0, shared](*values)
+class Launch:
+    """As the driver's."""
+
+    def __init__(self, kernel, grid, threads, shared, scalars, addresses):
+        self.kernel, self.sizes, self.scalars = kernel, (grid, threads, 0, shared), scalars
+
+    def __call__(self, stream, *addresses):
+        values, left = [], [*addresses, *self.scalars]
+        for kind in self.kernel.kinds:
+            if hasattr(kind, "instance_class"):
+                values.append(kind.instance_class(*(left.pop(0) for _ in range(kind.count))))
+            elif hasattr(kind, "dtype"):
+                values.append(Flat(left.pop(0), kind.dtype.name))
+            else:
+                values.append(left.pop(0))
+        assert not left
+        with np.errstate(all="ignore"):
+            self.kernel.function[self.sizes](*values)
 
 
 def _table(content, device):
@@ -118,8 +123,7 @@ def install(monkeypatch):
         "Memory": Memory,
         "table": _table,
         "kernel": _kernel,
-        "config": lambda grid, threads, shared: (grid, threads, shared),
-        "launch": _launch,
+        "Launch": Launch,
     }
     for name, value in replaced.items():
         monkeypatch.setattr(driver, name, value)

@@ -26,6 +26,7 @@ class Tile(NamedTuple):
     thread_rows: int
     thread_columns: int
     stages: int
+    interleaved: int = 0  # whether eight neighbouring threads of a warp form 2 x 4 instead of 1 x 8
 
     @property
     def threads(self) -> int:
@@ -89,7 +90,7 @@ def make_correlate(sizes: tuple[int, ...], name: str, out_name: str, function: A
     tile, dtype, memory = Tile(*sizes), scalars.stored(name), scalars.STORED[name]
     narrow, widen, activation = scalars.narrow(out_name), scalars.widen(name), scalars.activation(function)
     ROWS, COLUMNS, DEPTH, THREADS, STAGES = tile.rows, tile.columns, tile.depth, tile.threads, tile.stages
-    A_PITCH, B_PITCH = ROWS + PAD, COLUMNS + PAD
+    A_PITCH, B_PITCH, INTERLEAVED = ROWS + PAD, COLUMNS + PAD, tile.interleaved
     STAGE = DEPTH * (A_PITCH + B_PITCH)
     # threads of a block side by side over columns, and a warp 4 x 8 of them
     ACROSS = COLUMNS // tile.thread_columns
@@ -145,8 +146,12 @@ def make_correlate(sizes: tuple[int, ...], name: str, out_name: str, function: A
         rows_left = int32(g.rows - first_row - a_row)
 
         warp, lane = int32(thread // 32), int32(thread % 32)
-        row = int32((warp // WARPS_ACROSS * 4 + lane // 8) * RUN)
-        across = int32((warp % WARPS_ACROSS * 8 + lane % 8) * RUN)
+        if INTERLEAVED:
+            row = int32((warp // WARPS_ACROSS * 4 + lane // 16 * 2 + lane % 2) * RUN)
+            across = int32((warp % WARPS_ACROSS * 8 + lane % 16 // 2) * RUN)
+        else:
+            row = int32((warp // WARPS_ACROSS * 4 + lane // 8) * RUN)
+            across = int32((warp % WARPS_ACROSS * 8 + lane % 8) * RUN)
 
         sums = start()
         blocks = int32((last - first + DEPTH - 1) // DEPTH)
@@ -257,9 +262,9 @@ class GradGeometry(NamedTuple):
 def make_weight_grad(sizes: tuple[int, ...], name: str, out_name: str) -> Any:
     """The kernel for one tile, dtype of operands and of results."""
     tile, dtype, narrow = Tile(*sizes), scalars.stored(name), scalars.narrow(out_name)
-    memory = scalars.STORED[name]
+    memory, PLACES = scalars.STORED[name], 2 * tile.columns
     ROWS, COLUMNS, DEPTH, THREADS, STAGES = tile.rows, tile.columns, tile.depth, tile.threads, tile.stages
-    A_PITCH, B_PITCH = ROWS + PAD, COLUMNS + PAD
+    A_PITCH, B_PITCH, INTERLEAVED = ROWS + PAD, COLUMNS + PAD, tile.interleaved
     STAGE = DEPTH * (A_PITCH + B_PITCH)
     ACROSS = COLUMNS // tile.thread_columns
     WARPS_ACROSS = ACROSS // 8
@@ -277,8 +282,7 @@ def make_weight_grad(sizes: tuple[int, ...], name: str, out_name: str) -> Any:
     def weight_grad(dy, x, out, terms, g):
         """Compute the weights of one block, summed over one split of the pixels; `terms` as in `correlate`."""
         shared = cuda.shared.array(0, memory)
-        offsets = cuda.local.array(B_COPIES, int32)
-        taps = cuda.local.array(B_COPIES, int32)
+        places = cuda.shared.array(PLACES, int32)
         thread = int32(cuda.threadIdx.x)
         group, split = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
         row_tiles = int32((g.rows + ROWS - 1) // ROWS)
@@ -294,15 +298,19 @@ def make_weight_grad(sizes: tuple[int, ...], name: str, out_name: str) -> Any:
         y_step = int64(g.y_row) * STEP
         rows_left = int32(g.rows - first_row - other)
         x_group = int64(group) * g.x_group
-        for i in range(B_COPIES):
-            column = first_column + other + i * STEP
-            known = column < g.columns
-            offsets[i] = terms[4 * column] if known else 0
-            taps[i] = terms[4 * column + 1] if known else 63
+        for i in range(thread, COLUMNS, THREADS):
+            known = first_column + i < g.columns
+            places[2 * i] = terms[4 * (first_column + i)] if known else 0
+            places[2 * i + 1] = terms[4 * (first_column + i) + 1] if known else 63
+        cuda.syncthreads()
 
         warp, lane = int32(thread // 32), int32(thread % 32)
-        row = int32((warp // WARPS_ACROSS * 4 + lane // 8) * RUN)
-        across = int32((warp % WARPS_ACROSS * 8 + lane % 8) * RUN)
+        if INTERLEAVED:
+            row = int32((warp // WARPS_ACROSS * 4 + lane // 16 * 2 + lane % 2) * RUN)
+            across = int32((warp % WARPS_ACROSS * 8 + lane % 16 // 2) * RUN)
+        else:
+            row = int32((warp // WARPS_ACROSS * 4 + lane // 8) * RUN)
+            across = int32((warp % WARPS_ACROSS * 8 + lane % 8) * RUN)
 
         sums = start()
         blocks = int32((last - first + DEPTH - 1) // DEPTH)
@@ -344,8 +352,9 @@ def make_weight_grad(sizes: tuple[int, ...], name: str, out_name: str) -> Any:
                 for i in range(A_COPIES):
                     copy_async(shared, at + a_place + i * STEP, dy, from_y + i * y_step, here and i * STEP < rows_left)
                 for i in range(B_COPIES):
-                    ok = (inside >> uint64(uint32(taps[i]))) & uint64(1) != 0
-                    copy_async(shared, at + b_place + i * STEP, x, from_x + offsets[i], ok)
+                    at_term = 2 * (other + i * STEP)
+                    ok = (inside >> uint64(uint32(places[at_term + 1]))) & uint64(1) != 0
+                    copy_async(shared, at + b_place + i * STEP, x, from_x + places[at_term], ok)
                 pixel += DEPTH
                 into += 1
                 if into == STAGES:

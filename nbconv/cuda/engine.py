@@ -39,11 +39,9 @@ class Place(NamedTuple):
 class Step(NamedTuple):
     """A launch whose addresses are yet to be filled in."""
 
-    kernel: Any
-    config: Any
+    launch: Any
     places: tuple[Place, ...]
     tables: tuple[int, ...]
-    scalars: tuple[Any, ...]
     keep: Any
 
 
@@ -90,9 +88,10 @@ class _Builder:
         if len(grid) > 1 and max(grid[1:]) > 65535:
             raise ValueError(f"groups or splits exceed what a GPU launches at once, got a grid of {grid}")
         kept = driver.table(table, self.device) if table is not None else None
-        config = driver.config(grid, code.threads, shared)
         pointers = (kept.pointer,) if kept else ()
-        self.steps.append(Step(driver.kernel(code, self.device, shared), config, places, pointers, scalars, kept))
+        found = driver.kernel(code, self.device, shared)
+        launch = driver.Launch(found, grid, code.threads, shared, scalars, len(places) + len(pointers))
+        self.steps.append(Step(launch, places, pointers, kept))
 
     def done(self) -> Prepared:
         return Prepared(tuple(self.steps), self.workspace)
@@ -164,7 +163,7 @@ class _Builder:
 
     def shared(self) -> int:
         assert self.plan.tile
-        rows, columns, depth, down, _, stages = self.plan.tile.sizes
+        rows, columns, depth, down, _, stages, *_ = self.plan.tile.sizes
         elements = max(stages * depth * (rows + columns + 2 * PAD), rows // 2 * (columns + PAD))
         return elements * self.plan.dtype.itemsize
 
@@ -419,8 +418,8 @@ def _prepare_bias_grad(name: str, device: int, sizes: Five, ys: Five, step: int)
     scalars = (np.int64(step), *(np.int64(value) for value in values.values()), *map(np.int64, ys))
     if sizes[1] == 0:
         return Prepared((), 0)
-    config = driver.config((sizes[1],), THREADS, 0)
-    step_ = Step(driver.kernel(code, device, 0), config, (Place(X), Place(OUT)), (), scalars, None)
+    launch = driver.Launch(driver.kernel(code, device, 0), (sizes[1],), THREADS, 0, scalars, 2)
+    step_ = Step(launch, (Place(X), Place(OUT)), (), None)
     return Prepared((step_,), 0)
 
 
@@ -432,7 +431,7 @@ def _launch(prepared: Prepared, like: View, x: int, weight: int, bias: int, out:
     try:
         for step in prepared.steps:
             pointers = [bases[slot] + offset for slot, offset in step.places]
-            driver.launch(like.stream, step.config, step.kernel, *pointers, *step.tables, *step.scalars)
+            step.launch(like.stream, *pointers, *step.tables)
     finally:
         driver.leave(before)
 

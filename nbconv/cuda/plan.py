@@ -23,14 +23,14 @@ PROCESSORS = {(7, 5): 72, (8, 0): 108, (8, 6): 84, (8, 9): 142, (9, 0): 132, (10
 class TileRow(NamedTuple):
     """A tile of the tiled kernels, and what the time model knows about it."""
 
-    sizes: tuple[int, int, int, int, int, int]  # rows, columns, depth, thread rows, thread columns, stages
+    sizes: tuple[int, ...]  # rows, columns, depth, thread rows, thread columns, stages
     blocks: int  # of a multiprocessor at once
     dtypes: tuple[str, ...]
 
     @property
     def threads(self) -> int:
         """Threads of a block."""
-        rows, columns, _, down, across, _ = self.sizes
+        rows, columns, _, down, across, *_ = self.sizes
         return rows * columns // (down * across)
 
 
