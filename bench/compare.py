@@ -75,6 +75,18 @@ def call(direction: str, x: Array, w: Array, dy: Array, options: dict[str, Any])
     return choices[direction]
 
 
+def torch_call(problem: nbconv.ConvProblem, direction: str, x: Any, w: Any, dy: Any) -> Call:
+    """PyTorch's call in one direction, on tensors."""
+    import torch
+
+    inner = slice(3 - problem.axes, 3)
+    options = problem.stride[inner], problem.before[inner], problem.dilation[inner], False, (0,) * problem.axes, problem.groups
+    if direction == "forward":
+        return lambda: torch.ops.aten.convolution(x, w, None, *options)
+    mask = (direction == "input_grad", direction == "weight_grad", False)
+    return lambda: torch.ops.aten.convolution_backward(dy, x, w, None, *options, mask)
+
+
 def calls(layer: Layer, direction: str, dtype: str, against: str | None) -> tuple[nbconv.ConvProblem, Call, Call | None]:
     """The problem, nbconv's call and the peer's, on the same arrays."""
     problem = layer.problem
@@ -84,14 +96,7 @@ def calls(layer: Layer, direction: str, dtype: str, against: str | None) -> tupl
         return problem, ours, None
     import torch
 
-    tensors = [torch.from_numpy(array) for array in (dy, x, w)]
-    inner = slice(3 - problem.axes, 3)
-    sides = problem.stride[inner], problem.before[inner], problem.dilation[inner]
-    rest = False, (0,) * problem.axes, problem.groups
-    if direction == "forward":
-        return problem, ours, lambda: torch.ops.aten.convolution(*tensors[1:], None, *sides, *rest)
-    mask = (direction == "input_grad", direction == "weight_grad", False)
-    return problem, ours, lambda: torch.ops.aten.convolution_backward(*tensors, None, *sides, *rest, mask)
+    return problem, ours, torch_call(problem, direction, *(torch.from_numpy(array) for array in (x, w, dy)))
 
 
 def medians(functions: Iterable[Call], seconds: float) -> list[float]:

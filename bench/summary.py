@@ -1,6 +1,6 @@
 """The README's table out of the JSON files of `python -m nbconv bench`.
 
-Run it as `python bench/summary.py bench/results/cpu-float32-1.json ...`.
+Run it as `python bench/summary.py bench/results/cpu-float32-1.json bench/results/cuda-tf32.json ...`.
 """
 
 import json
@@ -13,18 +13,20 @@ from nbconv.bench.compare import geometric_mean
 from nbconv.dispatch import DIRECTIONS
 
 
-def ratio(row: dict[str, Any], about: dict[str, Any]) -> float:
-    """The peer's time over nbconv's."""
-    return float(row["peer_seconds"] / row["seconds"])
+def ratio(row: dict[str, Any], about: dict[str, Any]) -> float | None:
+    """The peer's time over nbconv's, where both were measured."""
+    return float(row["peer_seconds"] / row["seconds"]) if row["seconds"] and row["peer_seconds"] else None
 
 
-def share(row: dict[str, Any], about: dict[str, Any]) -> float:
+def share(row: dict[str, Any], about: dict[str, Any]) -> float | None:
     """The time that the measured roofline allows, over nbconv's; above 1 where caches serve what memory is counted for."""
+    if not row["seconds"]:
+        return None
     least = max(row["flops"] / about["peak_gflops"], row["bytes"] / about["bandwidth_gbs"]) / 1e9
     return float(least / row["seconds"])
 
 
-COLUMNS: tuple[tuple[str, str, Callable[..., float]], ...] = (("", ".2f", ratio), (" of roofline", ".0%", share))
+COLUMNS: tuple[tuple[str, str, Callable[..., float | None]], ...] = (("", ".2f", ratio), (" of roofline", ".0%", share))
 
 
 def main(paths: list[str]) -> None:
@@ -33,7 +35,8 @@ def main(paths: list[str]) -> None:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         about, rows = content["about"], content["rows"]
         versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
-        print(f"{about['dtype']}, {about['threads']} thread(s), {about['cpu']}, measured peak {about['peak_gflops']} GFLOP/s;")
+        where = f"{about['threads']} thread(s), {about['cpu']}" if "cpu" in about else about["device"]
+        print(f"{about['dtype']}, {where}, measured peak {about['peak_gflops']} GFLOP/s;")
         print(f"{versions}; {about['date']}\n")
         titles = [direction + title for title, _, _ in COLUMNS for direction in DIRECTIONS]
         print("| suite | " + " | ".join(titles) + " |\n|---|" + "---|" * len(titles))
@@ -41,8 +44,9 @@ def main(paths: list[str]) -> None:
             cells = []
             for _, form, measure in COLUMNS:
                 for direction in DIRECTIONS:
-                    values = [measure(row, about) for row in rows if (row["suite"], row["direction"]) == (suite, direction)]
-                    cells.append(f"{geometric_mean(values):{form}} ({min(values):{form}})")
+                    chosen = [row for row in rows if (row["suite"], row["direction"]) == (suite, direction)]
+                    values = [value for row in chosen if (value := measure(row, about)) is not None]
+                    cells.append(f"{geometric_mean(values):{form}} ({min(values):{form}})" if values else "-")
             print(f"| {suite} | " + " | ".join(cells) + " |")
         print()
 

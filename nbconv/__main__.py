@@ -23,10 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench = commands.add_parser("bench", help="measure speed, alternating with a peer; needs nbconv[bench]")
     bench.add_argument("--suite", action="append", help="resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large (all)")
     bench.add_argument("--direction", action="append", choices=DIRECTIONS, help="(all)")
-    bench.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="(%(default)s)")
-    bench.add_argument("--threads", type=int, default=1, help="for both (%(default)s)")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
+    dtypes = ("float32", "tf32", "float16", "bfloat16", "float64")
+    bench.add_argument("--dtype", action="append", choices=dtypes, help="(float32; on cuda, which alone has the others, all)")
+    bench.add_argument("--threads", type=int, default=1, help="cpu: for both (%(default)s)")
     bench.add_argument("--against", choices=("torch",), help="the peer (none)")
-    bench.add_argument("--seconds", type=float, default=0.3, help="for each layer and library (%(default)s)")
+    bench.add_argument("--seconds", type=float, default=0.3, help="cpu: for each layer and library (%(default)s)")
+    bench.add_argument("--limit", type=float, help="cuda: seconds after which the peer is left out (never)")
     bench.add_argument("--output", type=Path, default=Path("nbconv-bench"), help="folder for JSON and roofline (%(default)s)")
     profile = commands.add_parser(
         "profile", help="measure overhead, threads, borders, activations, sizes, layouts, algorithms; needs nbconv[bench]"
@@ -58,27 +61,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 profile.error(f"--section must be one of {', '.join(properties.SECTIONS)}, got {', '.join(unknown)}")
             properties.run(chosen.section or list(properties.SECTIONS), chosen.dtype, chosen.seconds, chosen.output)
             return 0
-        from .bench import compare
-        from .bench.shapes import SUITES
-
-        unknown = set(chosen.suite or ()) - set(SUITES)
-        if unknown:
-            bench.error(f"--suite must be one of {', '.join(SUITES)}, got {', '.join(unknown)}")
-        if not 1 <= chosen.threads <= numba.config.NUMBA_NUM_THREADS:
-            bench.error(f"--threads must be 1 to {numba.config.NUMBA_NUM_THREADS}, got {chosen.threads}")
-        compare.run(
-            chosen.suite or list(SUITES),
-            chosen.direction or list(DIRECTIONS),
-            chosen.dtype,
-            chosen.threads,
-            chosen.against,
-            chosen.seconds,
-            chosen.output,
-        )
+        return _bench(bench, chosen, dtypes)
     except ImportError as error:
         extra = "demo" if chosen.command == "demo" else "bench"
         print(f"'{chosen.command}' needs {error.name}: pip install 'nbconv[{extra}]'", file=sys.stderr)
         return 1
+    return 0
+
+
+def _bench(parser: argparse.ArgumentParser, chosen: argparse.Namespace, dtypes: Sequence[str]) -> int:
+    from .bench import compare
+    from .bench.shapes import SUITES
+
+    unknown = set(chosen.suite or ()) - set(SUITES)
+    if unknown:
+        parser.error(f"--suite must be one of {', '.join(SUITES)}, got {', '.join(unknown)}")
+    suites, directions = chosen.suite or list(SUITES), chosen.direction or list(DIRECTIONS)
+    if chosen.device == "cuda":
+        from .bench import cuda
+
+        return cuda.run(suites, directions, chosen.dtype or list(dtypes), chosen.against, chosen.limit, chosen.output)
+    unknown = set(chosen.dtype or ()) - {"float32", "float64"}
+    if unknown:
+        parser.error(f"--dtype must be float32 or float64 on the CPU, got {', '.join(unknown)}")
+    if not 1 <= chosen.threads <= numba.config.NUMBA_NUM_THREADS:
+        parser.error(f"--threads must be 1 to {numba.config.NUMBA_NUM_THREADS}, got {chosen.threads}")
+    for dtype in chosen.dtype or ["float32"]:
+        compare.run(suites, directions, dtype, chosen.threads, chosen.against, chosen.seconds, chosen.output)
     return 0
 
 

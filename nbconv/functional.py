@@ -4,6 +4,7 @@ Each verb exists four times: `conv` takes 1 to 3 spatial axes, as many as the we
 theirs. All are made from one implementation whose first argument is that number, or None.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -372,15 +373,19 @@ def _conv_transpose(
     )
 
 
-def _engine(*arrays: Array | None) -> Any:
-    """The engine of the device that all arrays are on."""
-    if not any(isinstance(array, View) for array in arrays):
-        return cpu_engine
-    if any(isinstance(array, np.ndarray) for array in arrays):
-        raise TypeError("arrays must all be on one device, got some on the CPU and some on a GPU")
-    from .cuda import engine as cuda_engine
+def _engine(*arrays: Array | View | None) -> Any:
+    """The engine of the device that arrays are on; the engine itself sees to it that all are there."""
+    for array in arrays:
+        if type(array) is View:
+            return _cuda_engine()
+    return cpu_engine
 
-    return cuda_engine
+
+@functools.cache
+def _cuda_engine() -> Any:
+    from .cuda import engine
+
+    return engine
 
 
 def _result_dtype(dtype: npt.DTypeLike | None, **arrays: Array | None) -> np.dtype[Any]:

@@ -13,3 +13,17 @@ def case(request):
 @pytest.fixture(params=DTYPES)
 def dtype(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, where it finds a GPU."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no GPU")
+    return torch
+
+
+@pytest.fixture
+def cupy(torch):
+    return pytest.importorskip("cupy")

@@ -1,6 +1,6 @@
-"""A GPU that is not there: nbconv's driver on top of numba's simulator, for arrays in ordinary memory.
+"""A GPU that is not there: nbconv's driver on top of numba's simulator, or of an interpreter of PTX, for arrays in ordinary memory.
 
-Kernels see memory through `Flat`, which lets them reach the arrays that are known here and nothing else.
+Kernels reach the arrays that are known here and nothing else.
 """
 
 import bisect
@@ -11,14 +11,25 @@ import numpy as np
 from numba import cuda
 
 from nbconv.cuda import driver
+from nbconv.kernels.cuda.ptx import SIMULATED
 
 _starts: list[int] = []
 _ends: dict[int, int] = {}
+_bases: dict[int, object] = {}
 
 
 def _forget(start):
     _starts.remove(start)
-    del _ends[start]
+    del _ends[start], _bases[start]
+
+
+def _know(base):
+    """Let kernels reach an array that owns its memory."""
+    start, end = np.lib.array_utils.byte_bounds(base)
+    if start not in _ends:
+        bisect.insort(_starts, start)
+        _ends[start], _bases[start] = end, weakref.ref(base)
+        weakref.finalize(base, _forget, start)
 
 
 class Array:
@@ -29,11 +40,8 @@ class Array:
         base = array
         while isinstance(base.base, np.ndarray):
             base = base.base
-        start, end = np.lib.array_utils.byte_bounds(base)
-        if start not in _ends:
-            bisect.insort(_starts, start)
-            _ends[start] = end
-            weakref.finalize(base, _forget, start)
+        if base.size:
+            _know(base)
         self.array = array
 
     @property
@@ -76,7 +84,7 @@ class Flat:
 
 
 class Kernel(NamedTuple):
-    """A kernel of the simulator, and what it takes."""
+    """A kernel of the simulator or of the interpreter, and what it takes."""
 
     function: object
     kinds: tuple
@@ -84,7 +92,20 @@ class Kernel(NamedTuple):
 
 def _kernel(code, device, shared):
     function, kinds = code.function()
-    return Kernel(cuda.jit(function), kinds)
+    if SIMULATED:
+        return Kernel(cuda.jit(function), kinds)
+    import ptx
+
+    return Kernel(ptx.Kernel(driver.compile_ptx(code, (9, 0))), kinds)
+
+
+def _memory(address, dtype):
+    """The array from an address on; a null pointer, if it is that of an array without elements."""
+    at = bisect.bisect_right(_starts, address) - 1
+    if at < 0 or address >= _ends[_starts[at]]:
+        return np.uint64(0)
+    base = _bases[_starts[at]]()
+    return base.reshape(-1).view(np.uint8)[address - _starts[at] :].view(dtype)
 
 
 class Launch:
@@ -97,12 +118,17 @@ class Launch:
         values, left = [], [*addresses, *self.scalars]
         for kind in self.kernel.kinds:
             if hasattr(kind, "instance_class"):
-                values.append(kind.instance_class(*(left.pop(0) for _ in range(kind.count))))
+                fields = [left.pop(0) for _ in range(kind.count)]
+                values += [kind.instance_class(*fields)] if SIMULATED else fields
             elif hasattr(kind, "dtype"):
-                values.append(Flat(left.pop(0), kind.dtype.name))
+                values.append((Flat if SIMULATED else _memory)(left.pop(0), kind.dtype.name))
             else:
                 values.append(left.pop(0))
         assert not left
+        grid, threads, _, shared = self.sizes
+        if not SIMULATED:
+            self.kernel.function.launch(grid, threads, values, dynamic_shared=shared)
+            return
         with np.errstate(all="ignore"):
             self.kernel.function[self.sizes](*values)
 

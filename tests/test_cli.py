@@ -1,6 +1,7 @@
 """The command line, run as a user runs it."""
 
 import json
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -15,9 +16,10 @@ from nbconv.bench.shapes import SUITES
 from nbconv.dispatch import DIRECTIONS
 
 
-def run(*arguments, code=None, cwd=None):
+def run(*arguments, code=None, cwd=None, **variables):
     start = ["-m", "nbconv"] if code is None else ["-c", code]
-    return subprocess.run([sys.executable, *start, *arguments], capture_output=True, text=True, timeout=300, cwd=cwd)
+    command, environment = [sys.executable, *start, *arguments], os.environ | variables
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
 
 
 def test_info():
@@ -70,6 +72,60 @@ def test_bench(tmp_path):
         assert row["share"] > 0
         assert row["seconds"] > 0
     assert min(pyplot.imread(tmp_path / "cpu-float32-1.png").shape[:2]) >= 400
+
+
+def test_bench_of_several_dtypes():
+    code = "from nbconv.bench import compare; compare.run = lambda *given: print(given[2])"
+    code += "; import sys; from nbconv.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    for dtypes in (["float32"], ["float64", "float32"]):
+        result = run("bench", *(word for dtype in dtypes for word in ("--dtype", dtype)), code=code)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.split() == dtypes
+    assert run("bench", code=code).stdout.split() == ["float32"]
+
+
+def test_bench_without_gpu(tmp_path):
+    """One line that says what is missing, and nothing written."""
+    pytest.importorskip("torch")
+    result = run("bench", "--device", "cuda", "--output", str(tmp_path / "results"), CUDA_VISIBLE_DEVICES="")
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert "needs a GPU that PyTorch can use" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "results").exists()
+
+
+def test_bench_on_gpu_without_torch():
+    code = "import sys; sys.modules['torch'] = None; from nbconv.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    result = run("bench", "--device", "cuda", code=code)
+    assert result.returncode == 1
+    assert result.stderr == "'bench' needs torch: pip install 'nbconv[bench]'\n"
+
+
+def test_bench_on_gpu_hands_on_its_options(tmp_path):
+    """All modes unless some are chosen; the exit status is the measurement's."""
+    pytest.importorskip("torch")
+    code = "import json, sys; from nbconv.bench import cuda; from nbconv.__main__ import main"
+    code += "; cuda.run = lambda *given: print(json.dumps(given, default=str)) or 3; sys.exit(main(sys.argv[1:]))"
+    result = run("bench", "--device", "cuda", code=code)
+    assert result.returncode == 3, result.stderr
+    modes = ["float32", "tf32", "float16", "bfloat16", "float64"]
+    assert json.loads(result.stdout) == [list(SUITES), list(DIRECTIONS), modes, None, None, "nbconv-bench"]
+    chosen = ("--suite", "1d", "--direction", "forward", "--dtype", "tf32", "--dtype", "float16", "--against", "torch")
+    result = run("bench", "--device", "cuda", *chosen, "--limit", "9", "--output", str(tmp_path), code=code)
+    assert json.loads(result.stdout) == [["1d"], ["forward"], ["tf32", "float16"], "torch", 9.0, str(tmp_path)]
+
+
+def test_summary_of_gpu(tmp_path, capsys):
+    """Rows without a peer count for the roofline alone; rows that failed count for nothing."""
+    about = {"dtype": "tf32", "device": "any", "peak_gflops": 1, "bandwidth_gbs": 1, "date": "today", "versions": {}}
+    row = {"suite": "1d", "direction": "forward", "flops": 4e9, "bytes": 1e9}
+    rows = [row | {"seconds": seconds, "peer_seconds": peer} for seconds, peer in ((8, 32), (32, None), (None, None))]
+    (tmp_path / "results.json").write_text(json.dumps({"about": about, "rows": rows}))
+    summary.main([str(tmp_path / "results.json")])
+    out = capsys.readouterr().out
+    assert "tf32, any, measured peak 1 GFLOP/s" in out
+    assert "| 1d | 4.00 (4.00) | - | - | 25% (12%) | - | - |" in out
 
 
 def test_summary(tmp_path, capsys):
@@ -138,7 +194,9 @@ def test_profile_of_one_section(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["cpu-profile-float64.json"]
 
 
-BAD_BENCH = [("bench", "--suite", "none"), ("bench", "--threads", "0"), ("bench", "--dtype", "int8")]
+BAD_BENCH = [("bench", "--suite", "none"), ("bench", "--threads", "0"), ("bench", "--dtype", "int8"), ("bench", "--dtype", "tf32")]
+BAD_BENCH += [("bench", "--device", "tpu"), ("bench", "--device", "cuda", "--limit", "soon")]
+BAD_BENCH += [("bench", "--device", "cuda", "--suite", "none")]
 BAD_PROFILE = [("profile", "--section", "none"), ("profile", "--dtype", "int8")]
 
 

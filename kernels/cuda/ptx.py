@@ -16,11 +16,11 @@ from numba import config
 from numba.cuda import types
 from numba.cuda.extending import intrinsic
 
+from .tile import RUN
+
 SIMULATED = bool(config.ENABLE_CUDASIM)
 WORD = ir.IntType(32)
 SHARED = 3
-# Columns and rows of a thread's tile come in runs of this many neighbours, each run one 16-byte load of float32.
-RUN = 4
 
 
 def word(value: int) -> ir.Constant:
@@ -54,16 +54,26 @@ def global_place(context: Any, builder: Any, kind: Any, array: Any, index: Any) 
     return builder.gep(base, [index])
 
 
-def item(kind: Any) -> Any:
-    """Element type of a flat array or a pointer."""
-    return kind.dtype
-
-
 if SIMULATED:
 
-    def copy_async(target, at, source, start, valid):
-        """target[at] = source[start] if valid, else 0; the copy has landed after `wait` and a barrier."""
-        target[at] = source[start] if valid else 0
+    def address(array, index):
+        """Where element `index` of flat memory is, or `index` elements further than another address."""
+        return (array[0], array[1] + index) if isinstance(array, tuple) else (array, index)
+
+    def copy_async(target, at, source, offset, valid):
+        """target[at] = the element `offset` from address `source` on if valid, else 0; it has landed after `wait` and a barrier."""
+        array, start = source
+        target[at] = array[start + offset] if valid else 0
+
+    def copy_quad(target, at, source, start):
+        """target[at : at + 4] = source[start : start + 4], as `copy_async`; for elements of 4 bytes, 16 bytes aligned."""
+        source, first = source if isinstance(source, tuple) else (source, 0)
+        for i in range(4):
+            target[at + i] = source[first + start + i]
+
+    def load_quad(array, at):
+        """Four neighbouring elements of 4 bytes each, 16 bytes aligned, of shared memory."""
+        return tuple(array[at + i] for i in range(4))
 
     def commit():
         """Close a group of copies."""
@@ -93,34 +103,77 @@ if SIMULATED:
         return multiply
 
     @functools.cache
-    def put(rows: int, columns: int, first: int, count: int, pitch: int, column_step: int):
+    def put(first: int, count: int, columns: int, row_step: int, column_step: int, pitch: int):
         """As below."""
 
         def store(sums, shared, at):
             for i in range(count):
                 for j in range(columns):
-                    shared[at + i * pitch + j // RUN * column_step + j % RUN] = sums[(first + i) * columns + j]
+                    place = at + (i // RUN * row_step + i % RUN) * pitch + j // RUN * column_step + j % RUN
+                    shared[place] = sums[(first + i) * columns + j]
 
         return store
+
+    def matrix_products(*arguments: Any):
+        """The simulator has no matrix units."""
+        raise NotImplementedError
+
+    put_matrix = matrix_products
 
 else:
 
     @intrinsic
-    def copy_async(typingctx, target, at, source, start, valid):
-        """target[at] = source[start] if valid, else 0; the copy has landed after `wait` and a barrier."""
+    def address(typingctx, array, index):
+        """Where element `index` of flat memory is, or `index` elements further than another address."""
+
+        def codegen(context, builder, signature, arguments):
+            return global_place(context, builder, signature.args[0], *arguments)
+
+        return types.CPointer(array.dtype)(array, index), codegen
+
+    @intrinsic
+    def copy_async(typingctx, target, at, source, offset, valid):
+        """target[at] = the element `offset` from address `source` on if valid, else 0; it has landed after `wait` and a barrier."""
+
+        def codegen(context, builder, signature, arguments):
+            kinds = signature.args
+            to = builder.ptrtoint(shared_place(context, builder, kinds[0], arguments[0], arguments[1]), WORD)
+            origin = builder.gep(arguments[2], [arguments[3]])
+            size = kinds[0].dtype.bitwidth // 8
+            read = builder.select(builder.trunc(arguments[4], ir.IntType(1)), word(size), word(0))
+            kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
+            builder.asm(kind, f"cp.async.ca.shared.global [$0], [$1], {size}, $2;", "r,l,r", [to, origin, read], True)
+            return context.get_dummy_value()
+
+        return types.void(target, at, source, offset, types.boolean), codegen
+
+    @intrinsic
+    def copy_quad(typingctx, target, at, source, start):
+        """target[at : at + 4] = source[start : start + 4], as `copy_async`; for elements of 4 bytes, 16 bytes aligned."""
 
         def codegen(context, builder, signature, arguments):
             kinds = signature.args
             to = builder.ptrtoint(shared_place(context, builder, kinds[0], arguments[0], arguments[1]), WORD)
             origin = global_place(context, builder, kinds[2], arguments[2], arguments[3])
-            size = kinds[0].dtype.bitwidth // 8
-            read = builder.select(builder.trunc(arguments[4], ir.IntType(1)), word(size), word(0))
-            how = "cg" if size == 16 else "ca"
-            kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
-            builder.asm(kind, f"cp.async.{how}.shared.global [$0], [$1], {size}, $2;", "r,l,r,~{memory}", [to, origin, read], True)
+            kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type])
+            builder.asm(kind, "cp.async.cg.shared.global [$0], [$1], 16;", "r,l,~{memory}", [to, origin], True)
             return context.get_dummy_value()
 
-        return types.void(target, at, source, start, types.boolean), codegen
+        return types.void(target, at, source, start), codegen
+
+    @intrinsic
+    def load_quad(typingctx, array, at):
+        """Four neighbouring elements of 4 bytes each, 16 bytes aligned, of shared memory."""
+
+        def codegen(context, builder, signature, arguments):
+            kind = signature.args[0]
+            scalar = context.get_value_type(kind.dtype)
+            place = shared_place(context, builder, kind, arguments[0], arguments[1])
+            vector = builder.load(builder.bitcast(place, ir.VectorType(scalar, 4).as_pointer(SHARED)))
+            vector.align = 16
+            return pack(builder, [builder.extract_element(vector, word(i)) for i in range(4)])
+
+        return types.UniTuple(array.dtype, 4)(array, at), codegen
 
     def _statement(ptx: str) -> Any:
         @intrinsic
@@ -196,8 +249,11 @@ else:
         return multiply
 
     @functools.cache
-    def put(rows: int, columns: int, first: int, count: int, pitch: int, column_step: int) -> Any:
-        """A function that stores rows `first` to `first + count` of a thread's sums to shared memory, `pitch` elements apart."""
+    def put(first: int, count: int, columns: int, row_step: int, column_step: int, pitch: int) -> Any:
+        """A function that stores `count` rows of a thread's sums, from the `first` on, to shared memory.
+
+        Rows lie `pitch` elements apart, their runs `row_step` rows; runs of columns lie `column_step` elements apart.
+        """
 
         @intrinsic
         def store(typingctx, sums, shared, at):
@@ -206,8 +262,110 @@ else:
                 base = shared_place(context, builder, kind, arguments[1], arguments[2])
                 for i in range(count):
                     for j in range(columns):
-                        place = builder.gep(base, [word(i * pitch + j // RUN * column_step + j % RUN)])
+                        offset = (i // RUN * row_step + i % RUN) * pitch + j // RUN * column_step + j % RUN
+                        place = builder.gep(base, [word(offset)])
                         builder.store(builder.extract_value(arguments[0], (first + i) * columns + j), place)
+                return context.get_dummy_value()
+
+            return types.void(sums, shared, at), codegen
+
+        return store
+
+    # instruction, types in LLVM of operands and sums, and the operands' kinds in inline PTX
+    _UNITS = {
+        "tf32": ("m16n8k8.row.col.f32.tf32.tf32.f32", WORD, ir.FloatType(), "r", "f", 8),
+        "f64": ("m8n8k4.row.col.f64.f64.f64.f64", ir.DoubleType(), ir.DoubleType(), "d", "d", 8),
+        "float16": ("m16n8k16.row.col.f32.f16.f16.f32", WORD, ir.FloatType(), "r", "f", 16),
+        "bfloat16": ("m16n8k16.row.col.f32.bf16.bf16.f32", WORD, ir.FloatType(), "r", "f", 16),
+    }
+
+    def _mma(builder: Any, unit: str, a: list[Any], b: list[Any], sums: list[Any]) -> list[Any]:
+        """Add the product of a matrix unit: operands and sums of this thread."""
+        shape, operand, result, operand_kind, result_kind, _ = _UNITS[unit]
+        groups, at = [], 0
+        for count in (len(sums), len(a), len(b), len(sums)):
+            groups.append("{" + ", ".join(f"${i}" for i in range(at, at + count)) + "}")
+            at += count
+        kinds = [f"={result_kind}"] * len(sums) + [operand_kind] * (len(a) + len(b)) + [result_kind] * len(sums)
+        function = ir.FunctionType(ir.LiteralStructType([result] * len(sums)), [operand] * (len(a) + len(b)) + [result] * len(sums))
+        values = builder.asm(function, f"mma.sync.aligned.{shape} {', '.join(groups)};", ",".join(kinds), a + b + sums, False)
+        return unpack(builder, values, len(sums))
+
+    def _load_matrices(builder: Any, place: Any) -> list[Any]:
+        """Four 8 x 8 matrices of 16 bits, transposed, from the rows that the warp's threads point to."""
+        kind = ir.FunctionType(ir.LiteralStructType([WORD] * 4), [WORD])
+        ptx = "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {$0, $1, $2, $3}, [$4];"
+        loaded = builder.asm(kind, ptx, "=r,=r,=r,=r,r,~{memory}", [builder.ptrtoint(place, WORD)], True)
+        return unpack(builder, loaded, 4)
+
+    @functools.cache
+    def matrix_products(unit: str, rows: int, columns: int, depth: int, row_pitch: int, column_pitch: int) -> Any:
+        """A function that adds to a warp's sums, spread over its threads, `rows` times `columns` over `depth` terms.
+
+        Operands stand in shared memory as [term][row], terms `row_pitch` elements apart, and [term][column]; `a` and `b` are the
+        places that this thread reads for the first terms. Fragments as in the PTX manual, "Warp-level matrix instructions": sums
+        are those of 16 x 8 tiles, four a thread.
+        """
+        step = _UNITS[unit][-1]
+
+        @intrinsic
+        def multiply(typingctx, sums, shared, a, b):
+            def codegen(context, builder, signature, arguments):
+                kind = signature.args[1]
+                values = unpack(builder, arguments[0], rows * columns // 32)
+                a_base, b_base = (shared_place(context, builder, kind, arguments[1], index) for index in arguments[2:])
+
+                def load(base, offset):
+                    value = builder.load(builder.gep(base, [word(offset)]))
+                    if unit == "tf32":
+                        cvt = ir.FunctionType(WORD, [ir.FloatType()])
+                        value = builder.asm(cvt, "cvt.rna.tf32.f32 $0, $1;", "=r,f", [value], False)
+                    return value
+
+                for k in range(0, depth, step):
+                    tops, lefts = k * row_pitch, k * column_pitch
+                    if step == 16:
+                        xs = [_load_matrices(builder, builder.gep(a_base, [word(tops + m)])) for m in range(0, rows, 16)]
+                        pairs = [_load_matrices(builder, builder.gep(b_base, [word(lefts + n)])) for n in range(0, columns, 16)]
+                        ys = [pair[i : i + 2] for pair in pairs for i in (0, 2)]
+                    else:
+                        corners = (0, 8, 4 * row_pitch, 4 * row_pitch + 8)
+                        xs = [[load(a_base, tops + m + corner) for corner in corners] for m in range(0, rows, 16)]
+                        ys = [[load(b_base, lefts + n + far) for far in (0, 4 * column_pitch)] for n in range(0, columns, 8)]
+                    for i, x in enumerate(xs):
+                        for j, y in enumerate(ys):
+                            at = (i * len(ys) + j) * 4
+                            tile = values[at : at + 4]
+                            if unit == "f64":
+                                for half in (0, 1):
+                                    for part in (0, 1):
+                                        tile[2 * half : 2 * half + 2] = _mma(
+                                            builder, unit, [x[half + 2 * part]], [y[part]], tile[2 * half : 2 * half + 2]
+                                        )
+                            else:
+                                tile = _mma(builder, unit, x, y, tile)
+                            values[at : at + 4] = tile
+                return pack(builder, values)
+
+            return sums(sums, shared, a, b), codegen
+
+        return multiply
+
+    @functools.cache
+    def put_matrix(rows: int, columns: int, pitch: int) -> Any:
+        """A function that stores a warp's sums to shared memory, rows `pitch` elements apart."""
+
+        @intrinsic
+        def store(typingctx, sums, shared, at):
+            def codegen(context, builder, signature, arguments):
+                kind = signature.args[1]
+                base = shared_place(context, builder, kind, arguments[1], arguments[2])
+                for tile in range(rows * columns // 128):
+                    i, j = divmod(tile, columns // 8)
+                    for part in range(4):
+                        offset = (i * 16 + part // 2 * 8) * pitch + j * 8 + part % 2
+                        value = builder.extract_value(arguments[0], tile * 4 + part)
+                        builder.store(value, builder.gep(base, [word(offset)]))
                 return context.get_dummy_value()
 
             return types.void(sums, shared, at), codegen

@@ -1,9 +1,9 @@
 """What comes before and after a product: a padded copy, the fold of a padded gradient, the sum of splits."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
-from numba import cuda, int64
+from numba import cuda, int32, int64, uint32
 
 from . import scalars
 
@@ -64,28 +64,45 @@ def make_fold(name: str) -> Any:
     return fold
 
 
+class Sum(NamedTuple):
+    """Sizes and strides, in elements, of what parts are summed to."""
+
+    count: int
+    splits: int
+    channels: int
+    cells1: int  # cells of one channel, of a plane, of a row
+    cells2: int
+    cells3: int
+    y_image: int
+    y_channel: int
+    y0: int
+    y1: int
+    y2: int
+    biased: int
+
+
 @functools.cache
 def make_sum_splits(name: str, function: Any = None) -> Any:
-    """out[i] = activation(bias[k] + sum_s parts[s, i]) for the five axes of out, in the order of s; parts are contiguous."""
+    """out[i] = activation(bias[k] + sum_s parts[s, i]) in the order of s; parts are contiguous, out has strides."""
     widen, narrow, zero = scalars.widen(name), scalars.narrow(name), scalars.summed(name)(0)
     activation = scalars.activation(function)
 
-    def sum_splits(parts, bias, out, biased, splits, sizes, ys):
-        i = int64(cuda.grid(1))
-        count = sizes.s0 * sizes.s1 * sizes.s2 * sizes.s3 * sizes.s4
-        if i >= count:
+    def sum_splits(parts, bias, out, g):
+        i = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
+        if i >= uint32(g.count):
             return
         total = zero
-        for split in range(splits):
-            total += parts[split * count + i]
-        i4, i = i % sizes.s4, i // sizes.s4
-        i3, i = i % sizes.s3, i // sizes.s3
-        i2, i = i % sizes.s2, i // sizes.s2
-        i1, i0 = i % sizes.s1, i // sizes.s1
-        if biased:
-            total += widen(bias[i1])
+        for split in range(g.splits):
+            total += parts[int64(split) * g.count + i]
+        plane, cell = uint32(i // uint32(g.cells1)), uint32(i % uint32(g.cells1))
+        n, k = int32(plane // uint32(g.channels)), int32(plane % uint32(g.channels))
+        o0, rest = int32(cell // uint32(g.cells2)), uint32(cell % uint32(g.cells2))
+        o1, o2 = int32(rest // uint32(g.cells3)), int32(rest % uint32(g.cells3))
+        if g.biased:
+            total += widen(bias[k])
         if activation is not None:
             total = activation(total)
-        out[i0 * ys.s0 + i1 * ys.s1 + i2 * ys.s2 + i3 * ys.s3 + i4 * ys.s4] = narrow(total)
+        place = int64(n) * g.y_image + int64(k) * g.y_channel + int64(o0) * g.y0 + int64(o1) * g.y1 + int64(o2) * g.y2
+        out[place] = narrow(total)
 
     return sum_splits

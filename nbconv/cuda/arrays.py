@@ -3,6 +3,7 @@
 No library is imported that the caller has not imported: an array is recognised by its type's module.
 """
 
+import functools
 import sys
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class View(NamedTuple):
         return int(np.prod(self.shape, dtype=np.int64))
 
 
+@functools.lru_cache(maxsize=4096)
 def dense(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Strides, in elements, of a contiguous array."""
     strides = [1]
@@ -141,3 +143,47 @@ def empty(like: View, shape: tuple[int, ...], dtype: np.dtype[Any]) -> View:
 
 
 _torch_names: dict[np.dtype[Any], Any] = {}
+
+
+def _extent(array: View) -> tuple[int, int]:
+    """The first byte of an array's elements, and the one after the last."""
+    ends = [(size - 1) * step for size, step in zip(array.shape, array.strides, strict=True)]
+    size = array.dtype.itemsize
+    low, high = sum(min(end, 0) for end in ends), sum(max(end, 0) for end in ends)
+    return array.pointer + low * size, array.pointer + (high + 1) * size
+
+
+def overlap(one: View, other: View) -> bool:
+    """Whether two arrays may share memory."""
+    if 0 in one.shape or 0 in other.shape:
+        return False
+    (first, last), (begin, end) = _extent(one), _extent(other)
+    return first < end and begin < last
+
+
+def cast(array: View, dtype: np.dtype[Any]) -> View:
+    """An array in another dtype, converted by its own library."""
+    if array.dtype == dtype:
+        return array
+    if array.library == "torch":
+        if not _torch_names:
+            _torch_names.update({each: kind for kind, each in _torch_dtypes.items()})
+        found = view(array.owner.to(_torch_names[dtype]), "array")
+    elif hasattr(array.owner, "astype"):
+        found = view(array.owner.astype(dtype), "array")
+    else:
+        raise TypeError(f"arrays of {array.library} must have the dtype of the result, {dtype}, got {array.dtype}")
+    assert found
+    return found
+
+
+def copy(source: View, target: View) -> None:
+    """Copy an array into another of its shape and dtype by their own library."""
+    if target.library == "torch":
+        target.owner.copy_(source.owner)
+    elif target.library == "cupy":
+        target.owner[...] = source.owner
+    elif hasattr(target.owner, "copy_to_device"):
+        target.owner.copy_to_device(source.owner)
+    else:
+        raise ValueError(f"out must not overlap an input where arrays are of {target.library}")

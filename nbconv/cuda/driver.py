@@ -231,27 +231,35 @@ def kernel(code: Code, device_index: int, shared: int) -> Any:
     return found
 
 
+class _Options(ctypes.Structure):
+    """The driver's list of options: what holds a kernel's parameters, and where their size in bytes stands."""
+
+    _fields_ = (
+        ("buffer_pointer", ctypes.c_void_p),
+        ("buffer", ctypes.c_char_p),
+        ("buffer_size", ctypes.c_void_p),
+        ("size", ctypes.c_void_p),
+        ("end", ctypes.c_void_p),
+    )
+
+
 class Launch:
     """A kernel with all that a launch of it needs, but the addresses."""
 
-    # entries of the driver's list of options: what holds the parameters, and how many bytes they are
-    _POINTER, _SIZE = 1, 2
-
     def __init__(self, kernel: Any, grid: tuple[int, ...], threads: int, shared: int, scalars: tuple[Any, ...], addresses: int):
-        self.kernel = kernel
+        self.kernel = kernel  # keeps the code loaded
         self._handle = int(kernel.handle)
         self._sizes = (*grid, *(1,) * (3 - len(grid)), threads, 1, 1, shared)
         self._tail = _packed(scalars, addresses * 8)
-        self._head = struct.Struct(f"<{addresses}Q")
+        self._pack = struct.Struct(f"<{addresses}Q").pack
         self._bytes = ctypes.c_size_t(addresses * 8 + len(self._tail))
-        self._options = ctypes.c_void_p * 5
+        self._size = ctypes.addressof(self._bytes)
+        self._call = _library().cuLaunchKernel
 
     def __call__(self, stream: int, *addresses: int) -> None:
         """Queue it on a stream."""
-        parameters = self._head.pack(*addresses) + self._tail
-        place = ctypes.cast(parameters, ctypes.c_void_p).value
-        options = self._options(self._POINTER, place, self._SIZE, ctypes.addressof(self._bytes), None)
-        status = _library().cuLaunchKernel(self._handle, *self._sizes, stream, None, options)
+        options = _Options(1, self._pack(*addresses) + self._tail, 2, self._size, None)
+        status = self._call(self._handle, *self._sizes, stream, None, ctypes.addressof(options))
         if status != 0:
             check((bindings().CUresult(status),), "launching a kernel")
 

@@ -13,20 +13,25 @@ import numpy as np
 from numba.core.errors import NumbaError
 
 from ..kernels.activations import NAMED
+from ..kernels.cuda.tile import Tile
 from ..kernels.padding import MODES
-from ..phases import Slab, input_grad_phases, interior
+from ..phases import Slab, input_grad_phases, interior, triple
 from ..problem import ConvProblem, Triple
-from . import driver
-from .arrays import View, dense, empty, view
+from . import depthwise, driver
+from ..dispatch import AUTO, Wish
+from .arrays import View, cast, copy, dense, empty, overlap, view
 from .driver import Code
-from .plan import CudaPlan, dtype_name, select, summing
+from .plan import CudaPlan, TileRow, dtype_name, select, slices, summing
+from .records import fields as _fields
+from .records import magic as _magic
+from .records import record as _record
+from .records import triples as _triples
 
 Five = tuple[int, int, int, int, int]
 X, WEIGHT, BIAS, OUT, WORK = range(5)
 THREADS = 256
+BYTE = np.dtype(np.uint8)
 _NAMES = {function: name for name, function in NAMED.items()}  # a name is known to the cache on disk
-PAD = 4  # as in kernels/cuda/tiled.py
-OUTSIDE = 63
 
 
 class Place(NamedTuple):
@@ -52,10 +57,10 @@ class Prepared(NamedTuple):
     workspace: int
 
 
-def _five(view: View, axes: int, batched: bool = True) -> Five:
+def _five(strides: tuple[int, ...], axes: int) -> Five:
     """The strides of an input, output or weight with all of its two leading and three spatial axes."""
-    lead = view.strides[: view.ndim - axes]
-    return (0,) * (2 - len(lead)) + lead + (0,) * (3 - axes) + view.strides[view.ndim - axes :]  # type: ignore[return-value]
+    lead, inner = strides[: len(strides) - axes], strides[len(strides) - axes :]
+    return (0,) * (2 - len(lead)) + lead + (0,) * (3 - axes) + inner  # type: ignore[return-value]
 
 
 def _dense(*shape: int) -> Five:
@@ -134,10 +139,15 @@ class _Builder:
     def sum_splits(
         self, parts: Place, out: Place, out_name: str, sizes: Five, strides: Five, biased: bool, function: Any, splits: int
     ) -> None:
-        kinds = (f"{self.sum_name}*", f"{out_name}*", f"{out_name}*", "int64", "int64", STRIDES, STRIDES)
-        scalars = (np.int64(biased), np.int64(splits), *map(np.int64, sizes), *map(np.int64, strides))
+        kinds = (f"{self.sum_name}*", f"{out_name}*", f"{out_name}*", ("stage", "Sum", "int32"))
+        count = math.prod(sizes)
+        values = {
+            "count": count, "splits": splits, "channels": sizes[1], "cells1": math.prod(sizes[2:]), "cells2": sizes[3] * sizes[4],
+            "cells3": sizes[4], "y_image": strides[0], "y_channel": strides[1], "y0": strides[2], "y1": strides[3],
+            "y2": strides[4], "biased": biased,
+        }  # fmt: skip
         places = (parts, Place(BIAS if biased else OUT), out)
-        self.generic("stage", "make_sum_splits", (out_name, function), kinds, places, scalars, math.prod(sizes))
+        self.generic("stage", "make_sum_splits", (out_name, function), kinds, places, _record("stage", "Sum", values), count)
 
     # -- products of tiles
 
@@ -145,54 +155,37 @@ class _Builder:
         self, source: Place, out: Place, out_name: str, numbers: dict[str, Any], terms: "np.ndarray[Any, Any]", groups: int,
         function: Any = None,
     ) -> None:  # fmt: skip
-        plan = self.plan
-        assert plan.tile
-        rows, columns, depth, *_ = plan.tile.sizes
-        count = len(terms)
-        splits = numbers.pop("splits")
-        chunk = -(-(-(-count // depth)) // splits) * depth if count else depth
+        tile = self.tile
+        count, splits = len(terms), numbers.pop("splits")
+        chunk = max(-(-slices(count, tile.depth) // splits), 1) * tile.depth
         padded = np.zeros((splits * chunk, 4), np.int32)
-        padded[:, 1] = OUTSIDE
         padded[:count] = terms
-        pixels = numbers["pixels"]
-        values = numbers | {"terms": count, "chunk": chunk}
-        code = self.tiled_code("make_correlate", out_name, function, ("correlate",))
-        grid = (-(-numbers["rows"] // rows) * -(-pixels // columns), groups, splits)
+        by_row = numbers["w_row"] == 1 and tile.threads % tile.rows == 0
+        pointer = "uint16*" if tile.unit == "half" else f"{self.name}*"
+        code = Code(
+            "tiled", "make_correlate", (tile, by_row, self.name, out_name, function),
+            (pointer, pointer, f"{self.name}*", f"{out_name}*", "int32*", ("tiled", "Geometry", "int32")), tile.threads, self.row.blocks,
+        )  # fmt: skip
+        grid = (-(-numbers["rows"] // tile.rows) * -(-numbers["pixels"] // tile.columns), groups, splits)
         places = source, Place(WEIGHT), Place(BIAS if numbers["biased"] else OUT), out
-        self.add(code, grid, places, _record("tiled", "Geometry", values), padded.tobytes(), self.shared())
+        values = _record("tiled", "Geometry", numbers | {"terms": count, "chunk": chunk})
+        self.add(code, grid, places, values, padded.tobytes(), self.shared())
+
+    @property
+    def row(self) -> TileRow:
+        assert self.plan.tile
+        return self.plan.tile
+
+    @property
+    def tile(self) -> Tile:
+        return self.row.tile
 
     def shared(self) -> int:
-        assert self.plan.tile
-        rows, columns, depth, down, _, stages, *_ = self.plan.tile.sizes
-        elements = max(stages * depth * (rows + columns + 2 * PAD), rows // 2 * (columns + PAD))
-        return elements * self.plan.dtype.itemsize
-
-    def tiled_code(self, maker: str, out_name: str, function: Any, what: tuple[str, ...]) -> Code:
-        tile = self.plan.tile
-        assert tile
-        pointer, result = f"{self.name}*", f"{out_name}*"
-        if maker == "make_correlate":
-            kinds: tuple[Any, ...] = (pointer, pointer, pointer, result, "int32*", ("tiled", "Geometry", "int32"))
-            arguments: tuple[Any, ...] = (tile.sizes, self.name, out_name, function)
-        else:
-            kinds = (pointer, pointer, result, "int32*", ("tiled", "GradGeometry", "int32"))
-            arguments = (tile.sizes, self.name, out_name)
-        return Code("tiled", maker, arguments, kinds, tile.threads, tile.blocks)
+        return self.tile.shared_bytes(self.plan.dtype.itemsize)
 
 
 SIZES = ("direct", "Sizes", "int64")
 STRIDES = ("direct", "Strides", "int64")
-
-
-@functools.cache
-def _fields(module: str, record: str) -> tuple[str, ...]:
-    import importlib
-
-    return tuple(getattr(importlib.import_module(f"nbconv.kernels.cuda.{module}"), record)._fields)
-
-
-def _record(module: str, record: str, values: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(np.int32(values[field]) for field in _fields(module, record))
 
 
 def _padded_size(p: ConvProblem) -> Triple:
@@ -200,29 +193,40 @@ def _padded_size(p: ConvProblem) -> Triple:
     return d, h, w
 
 
-def _triples(**values: Any) -> dict[str, Any]:
-    return {f"{name}{axis}": value[axis] for name, value in values.items() for axis in range(3)}
+def _bits(words: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+    """Words of 64 bits as the last two columns of a table: the lower half, then the upper."""
+    return words.astype("<u8")[..., None].view("<i4")
 
 
-def _magic(name: str, divisor: int) -> dict[str, int]:
-    """n // divisor = n * magic >> shift for n < 2**31 (Granlund & Montgomery 1994, theorem 4.2)."""
-    bits = max(divisor - 1, 0).bit_length()
-    magic = -(-(1 << (31 + bits)) // divisor)
-    return {f"{name}_magic": magic - (1 << 32) if magic >= 1 << 31 else magic, f"{name}_shift": 31 + bits}
-
-
-def _terms(channels: range, kernel: Triple, x: Five, reach: Triple, weights: Callable[[int, Triple], int], taps: bool) -> Any:
-    """For each channel and tap: offset in x, number of the tap (0 if all lie inside), offset in weight, 0."""
+def _terms(channels: int, kernel: Triple, x: Five, reach: Triple, weights: Callable[[int, Triple], int], taps: bool) -> Any:
+    """For each channel and tap: offset in x, in weight, and the bit of the tap; the first bit for all if every tap lies inside."""
     cells = list(itertools.product(*map(range, kernel)))
     tap_x = np.array([sum(r * d * s for r, d, s in zip(cell, reach, x[2:], strict=True)) for cell in cells], np.int64)
     tap_w = np.array([weights(0, cell) for cell in cells], np.int64)
     step_w = weights(1, (0, 0, 0)) - weights(0, (0, 0, 0))
-    c = np.arange(len(channels), dtype=np.int64)[:, None]
-    table = np.zeros((len(channels), len(cells), 4), np.int32)
+    c = np.arange(channels, dtype=np.int64)[:, None]
+    table = np.zeros((channels, len(cells), 4), np.int32)
     table[..., 0] = c * x[1] + tap_x
-    table[..., 1] = np.arange(len(cells)) if taps else 0
-    table[..., 2] = c * step_w + tap_w
+    table[..., 1] = c * step_w + tap_w
+    table[..., 2:] = _bits(np.uint64(1) << (np.arange(len(cells)) if taps else np.zeros(len(cells), int)).astype(np.uint64))
     return table.reshape(-1, 4)
+
+
+def _axis_tables(p: ConvProblem, x: Five, start: Triple, size: Triple, taps: bool) -> list[Any]:
+    """For each output coordinate of each axis: offset of its first cell in x, 0, and the bits of the taps that lie inside."""
+    tables = []
+    for axis in range(3):
+        first = np.arange(p.out[axis], dtype=np.int64) * p.stride[axis] + start[axis]
+        table = np.zeros((p.out[axis], 4), np.int32)
+        table[:, 0] = first * x[2 + axis]
+        bits = np.zeros(p.out[axis], np.uint64)
+        step = math.prod(p.kernel[axis + 1 :])
+        for r in range(p.kernel[axis] if taps else 1):
+            cell = first + r * p.dilation[axis]
+            bits |= np.where((cell >= 0) & (cell < size[axis]), np.uint64(1 << r * step), np.uint64(0))
+        table[:, 2:] = _bits(bits)
+        tables.append(table)
+    return tables
 
 
 @functools.lru_cache(maxsize=2048)
@@ -241,27 +245,15 @@ def _prepare_forward(plan: CudaPlan, device: int, xs: Five, ws: Five, ys: Five, 
         start = (0, 0, 0)
     channels, filters = p.channels // p.groups, p.filters // p.groups
     if plan.kernel == "depthwise":
-        values = _triples(start=start, size=size, out=p.out, x=xs[2:], w=ws[2:], y=ys[2:]) | {
-            "batch": p.batch, "groups": p.groups, "channels": channels, "filters": filters, "kernel0": p.kernel[0],
-            "stride0": p.stride[0], "dilation0": p.dilation[0], "x_image": xs[0], "x_channel": xs[1], "w_filter": ws[0],
-            "w_channel": ws[1], "y_image": ys[0], "y_filter": ys[1], "w_group": filters * ws[0], "biased": biased,
-        }  # fmt: skip
-        down = 4 if p.out[1] > 1 else 1
-        window = (*p.kernel[1:], *p.stride[1:], *p.dilation[1:])
-        code = Code(
-            "depthwise", "make_correlate", (name, window, function, down), (*(f"{name}*",) * 4, ("depthwise", "Planes", "int32")),
-            128, 1,
-        )  # fmt: skip
-        grid = (-(--(-p.out[1] // down) * p.out[2] // 128), p.filters, p.batch * p.out[0])
-        grid = (-(-(-(-p.out[1] // down) * p.out[2]) // 128), p.filters, p.batch * p.out[0])
+        call = depthwise.forward(p, name, function, size, triple(start), xs, ws, ys, biased)
         places = source, Place(WEIGHT), Place(BIAS if biased else OUT), Place(OUT)
-        b.add(code, grid, places, _record("depthwise", "Planes", values))
+        b.add(call.code, call.grid, places, call.scalars)
         return b.done()
     inside = start == (0, 0, 0) and all(
         (o - 1) * s + (k - 1) * d < n for o, s, k, d, n in zip(p.out, p.stride, p.kernel, p.dilation, size, strict=True)
     )
     terms = _terms(
-        range(channels), p.kernel, xs, p.dilation, lambda c, r: c * ws[1] + sum(i * s for i, s in zip(r, ws[2:], strict=True)),
+        channels, p.kernel, xs, p.dilation, lambda c, r: c * ws[1] + sum(i * s for i, s in zip(r, ws[2:], strict=True)),
         not inside,
     )  # fmt: skip
     target, out_name, to = Place(OUT), name, ys
@@ -300,18 +292,9 @@ def _prepare_input_grad(plan: CudaPlan, device: int, ys: Five, ws: Five, xs: Fiv
         places = Place(X), Place(WEIGHT), Place(BIAS if biased else OUT), target
         b.generic("direct", "make_input_grad", (name, out_name, conjugated), kinds, places, scalars, count)
     elif plan.kernel == "depthwise":
-        start = tuple(-side for side in low)
-        values = _triples(start=start, size=p.out, out=size, x=ys[2:], w=ws[2:], y=to[2:]) | {
-            "batch": p.batch, "groups": p.groups, "channels": filters, "filters": channels, "kernel0": p.kernel[0],
-            "stride0": p.stride[0], "dilation0": p.dilation[0], "x_image": ys[0], "x_channel": ys[1], "w_filter": ws[1],
-            "w_channel": ws[0], "y_image": to[0], "y_filter": to[1], "w_group": filters * ws[0], "biased": biased,
-        }  # fmt: skip
-        window = (*p.kernel[1:], *p.stride[1:], *p.dilation[1:])
-        kinds = (*(f"{name}*",) * 3, f"{out_name}*", ("depthwise", "Planes", "int32"))
-        code = Code("depthwise", "make_input_grad", (name, out_name, window), kinds, 128, 1)
-        grid = (-(-size[1] * size[2] // 128), p.channels, p.batch * size[0])
+        call = depthwise.input_grad(p, name, out_name, size, low, ys, ws, to, biased)
         places = Place(X), Place(WEIGHT), Place(BIAS if biased else OUT), target
-        b.add(code, grid, places, _record("depthwise", "Planes", values))
+        b.add(call.code, call.grid, places, call.scalars)
     else:
         final, final_strides = target, to
         if splits > 1:
@@ -331,7 +314,7 @@ def _prepare_input_grad(plan: CudaPlan, device: int, ys: Five, ws: Five, xs: Fiv
                 return k * ws[0] + sum(t[i] * s for t, i, s in zip(taps, r, ws[2:], strict=True))
 
             if all(kernel):
-                terms = _terms(range(filters), kernel, ys, reach, weights, True)
+                terms = _terms(filters, kernel, ys, reach, weights, True)
             else:
                 terms, kernel = np.zeros((0, 4), np.int32), (1, 1, 1)
             offset = sum(phase.start * s for phase, s in zip(phases, to[2:], strict=True))
@@ -372,34 +355,30 @@ def _prepare_weight_grad(plan: CudaPlan, device: int, ys: Five, xs: Five, ws: Fi
         scalars = (np.int64(splits), np.int64(count), *b.sizes(), *map(np.int64, (*ys, *xs, *to)))
         b.generic("direct", "make_weight_grad", (name, out_name), kinds, (Place(WEIGHT), source, target), scalars, count * splits)
     elif plan.kernel == "depthwise":
-        values = _triples(start=start, size=size, out=p.out, x=xs[2:], w=to[2:], y=ys[2:]) | {
-            "batch": p.batch, "groups": p.groups, "channels": channels, "filters": filters, "kernel0": p.kernel[0],
-            "stride0": p.stride[0], "dilation0": p.dilation[0], "x_image": xs[0], "x_channel": xs[1], "w_filter": to[0],
-            "w_channel": to[1], "y_image": ys[0], "y_filter": ys[1], "w_group": 0, "biased": 0,
-        }  # fmt: skip
-        window = (*p.kernel[1:], *p.stride[1:], *p.dilation[1:])
-        taps1, taps2 = min(p.kernel[1], 4), min(p.kernel[2], 8)
-        kinds = (f"{name}*", f"{name}*", f"{out_name}*", "int32", "int64", ("depthwise", "Planes", "int32"))
-        code = Code("depthwise", "make_weight_grad", (name, out_name, window, taps1, taps2, THREADS), kinds, THREADS, 1)
-        grid = (p.kernel[0] * -(-p.kernel[1] // taps1) * -(-p.kernel[2] // taps2), p.filters * channels, splits)
-        scalars = (np.int32(splits), np.int64(count), *_record("depthwise", "Planes", values))
-        b.add(code, grid, (Place(WEIGHT), source, target), scalars)
+        call = depthwise.weight_grad(p, name, out_name, b.width, size, triple(start), splits, ys, xs, to)
+        b.add(call.code, call.grid, (Place(WEIGHT), source, target), call.scalars)
     else:
-        assert plan.tile
-        rows, columns, depth, *_ = plan.tile.sizes
+        tile = b.tile
         bordered = not plan.padded and any((*p.before, *p.after))
-        terms = _terms(range(channels), p.kernel, xs, p.dilation, lambda c, r: 0, bordered)
-        pixels = p.batch * math.prod(p.out)
-        chunk = -(-(-(-pixels // depth)) // splits) * depth
-        values = _triples(step=p.stride, start=start, size=size, kernel=p.kernel, reach=p.dilation, x=xs[2:], y=ys[2:]) | {
-            "rows": filters, "columns": len(terms), "pixels": pixels, "chunk": chunk, "out1": p.out[1], "out2": p.out[2],
-            "image_cells": math.prod(p.out), "bordered": bordered, "x_image": xs[0], "x_group": channels * xs[1],
-            "y_image": ys[0], "y_group": filters * ys[1], "y_row": ys[1], "w_split": count, "w_group": filters * to[0],
-            "w_row": to[0], **_magic("image", math.prod(p.out)), **_magic("plane", p.out[1] * p.out[2]), **_magic("row", p.out[2]),
+        terms = _terms(channels, p.kernel, xs, p.dilation, lambda c, r: 0, bordered)
+        tables = _axis_tables(p, xs, start, size, bordered)
+        pixels, first = p.batch * math.prod(p.out), len(terms) + 1
+        values = _triples(y=ys[2:]) | {
+            "rows": filters, "columns": len(terms), "pixels": pixels, "out1": p.out[1], "out2": p.out[2],
+            "chunk": -(-slices(pixels, tile.depth) // splits) * tile.depth, "image_cells": math.prod(p.out),
+            "table0": first, "table1": first + p.out[0], "table2": first + p.out[0] + p.out[1], "x_image": xs[0],
+            "x_group": channels * xs[1], "y_image": ys[0], "y_group": filters * ys[1], "y_row": ys[1], "w_split": count,
+            "w_group": filters * to[0], "w_row": to[0], **_magic("image", math.prod(p.out)),
+            **_magic("plane", p.out[1] * p.out[2]), **_magic("row", p.out[2]),
         }  # fmt: skip
-        grid = (-(-filters // rows) * -(-len(terms) // columns), p.groups, splits)
-        code = b.tiled_code("make_weight_grad", out_name, None, ())
-        b.add(code, grid, (Place(WEIGHT), source, target), _record("tiled", "GradGeometry", values), terms.tobytes(), b.shared())
+        pointer = "uint16*" if tile.unit == "half" else f"{name}*"
+        code = Code(
+            "tiled", "make_weight_grad", (tile, name, out_name),
+            (pointer, pointer, f"{out_name}*", "int32*", ("tiled", "GradGeometry", "int32")), tile.threads, b.row.blocks,
+        )  # fmt: skip
+        grid = (-(-filters // tile.rows) * -(-len(terms) // tile.columns), p.groups, splits)
+        table = np.concatenate([terms, np.zeros((1, 4), np.int32), *tables]).tobytes()
+        b.add(code, grid, (Place(WEIGHT), source, target), _record("tiled", "GradGeometry", values), table, b.shared())
     if through:
         b.sum_splits(target, Place(OUT), name, shape, ws, False, None, splits)  # type: ignore[arg-type]
     return b.done()
@@ -425,36 +404,40 @@ def _prepare_bias_grad(name: str, device: int, sizes: Five, ys: Five, step: int)
 
 def _launch(prepared: Prepared, like: View, x: int, weight: int, bias: int, out: int) -> None:
     """Queue all launches on the caller's stream."""
-    work = empty(like, (prepared.workspace,), np.dtype(np.uint8)) if prepared.workspace else None
+    work = empty(like, (prepared.workspace,), BYTE) if prepared.workspace else None
     bases = (x, weight, bias, out, work.pointer if work else 0)
     before = driver.enter(like.device)
     try:
         for step in prepared.steps:
-            pointers = [bases[slot] + offset for slot, offset in step.places]
-            step.launch(like.stream, *pointers, *step.tables)
+            step.launch(like.stream, *[bases[slot] + offset for slot, offset in step.places], *step.tables)
     finally:
         driver.leave(before)
 
 
-def _together(**arrays: View | None) -> None:
-    """Raise unless all arrays are of one library, device and stream."""
-    present = {name: array for name, array in arrays.items() if array is not None}
-    (first, one), *others = present.items()
-    for name, other in others:
-        if other.library != one.library:
-            raise TypeError(f"{name} must be of the library of {first}, {one.library}, got {other.library}")
-        if other.device != one.device:
-            raise ValueError(f"{name} must be on the device of {first}, {one.device}, got {other.device}")
+def _together(first: View, second: View, third: View | None) -> None:
+    """Raise unless all arrays are of one library and device."""
+    for other in (first, second, third):
+        if other is not None and type(other) is not View:
+            raise TypeError(f"arrays must all be on one device, got some on a GPU and one on the CPU: {type(other)!r}")
+        if other is not None and (other.library != first.library or other.device != first.device):
+            one, two = (f"{array.library} on device {array.device}" for array in (first, other))
+            raise TypeError(f"arrays must be of one library and on one device, got arrays of {one} and of {two}")
 
 
-def _target(like: View, shape: tuple[int, ...], dtype: np.dtype[Any], wanted: Any) -> View:
-    """The view that a result is to be written to: of `wanted`, or of a new array."""
+def _owner(result: View) -> Any:
+    return result.owner
+
+
+def _target(
+    like: View, shape: tuple[int, ...], dtype: np.dtype[Any], wanted: Any, *others: View | None
+) -> tuple[View, Callable[[View], Any]]:
+    """Where a result is to be written, and what hands it to the caller: `wanted`, or a new array."""
     if wanted is None:
-        return empty(like, shape, dtype)
+        return empty(like, shape, dtype), _owner
     out = view(wanted, "out")
     if out is None:
         raise TypeError(f"out must be an array on a GPU, as the inputs are, got {type(wanted)!r}")
-    _together(input=like, out=out)
+    _together(like, out, None)
     if out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     if out.dtype != dtype:
@@ -463,73 +446,89 @@ def _target(like: View, shape: tuple[int, ...], dtype: np.dtype[Any], wanted: An
         raise ValueError("out must be writeable, got a read-only array")
     if any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"out must not write to one place twice, got an array with strides {out.strides}")
-    return out
+    if not any(array is not None and overlap(out, array) for array in (like, *others)):
+        return out, lambda result: wanted
+
+    def copied(result: View) -> Any:
+        copy(result, out)
+        return wanted
+
+    return empty(like, shape, dtype), copied
+
+
+@functools.lru_cache(maxsize=4096)
+def _launches(
+    direction: str,
+    problem: ConvProblem,
+    dtype: np.dtype[Any],
+    wish: Wish,
+    device: int,
+    strides: tuple[tuple[int, ...], ...],
+    *rest: Any,
+) -> Prepared:
+    """The launches of a call, from the strides of its operands and of its result."""
+    found = driver.device(device)
+    plan = select(direction, problem, dtype, found.cc, found.processors, wish)
+    prepare = {"forward": _prepare_forward, "input_grad": _prepare_input_grad, "weight_grad": _prepare_weight_grad}[direction]
+    return prepare(plan, device, *(_five(each, problem.axes) for each in strides), *rest)
 
 
 def forward(
     problem: ConvProblem, dtype: np.dtype[Any], input: View, weight: View, bias: View | None = None,
-    activation: Callable[..., Any] | None = None, out: View | None = None, wish: Any = None,
+    activation: Callable[..., Any] | None = None, out: Any = None, wish: Wish = AUTO,
 ) -> Any:  # fmt: skip
     """As the CPU's."""
-    function: Any = _NAMES.get(activation, activation)
-    _together(input=input, weight=weight, bias=bias)
-    found = driver.device(input.device)
-    plan = select("forward", problem, dtype, found.cc, found.processors)
-    y = _target(input, problem.output_shape, dtype, out)
-    if y.size:
-        axes = problem.axes
+    _together(input, weight, bias)
+    input, weight, bias = cast(input, dtype), cast(weight, dtype), bias and cast(bias, dtype)
+    y, done = _target(input, problem.output_shape, dtype, out, weight, bias)
+    function: Any = _NAMES.get(activation, activation) if activation else None
+    if 0 not in y.shape:
+        strides = input.strides, weight.strides, y.strides
         try:
-            prepared = _prepare_forward(
-                plan, input.device, _five(input, axes), _five(weight, axes), _five(y, axes), bias is not None, function
-            )
+            launches = _launches("forward", problem, dtype, wish, input.device, strides, bias is not None, function)
         except NumbaError as error:
-            if activation is None:
+            if function is None:
                 raise
             reason = str(error).strip().splitlines()[0]
             raise TypeError(f"activation {activation!r} cannot be compiled for a scalar of dtype {dtype}: {reason}") from error
-        _launch(prepared, input, input.pointer, weight.pointer, bias.pointer if bias else 0, y.pointer)
-    return y.owner
+        _launch(launches, input, input.pointer, weight.pointer, bias.pointer if bias else 0, y.pointer)
+    return done(y)
 
 
 def input_grad(
     problem: ConvProblem, dtype: np.dtype[Any], grad_output: View, weight: View, bias: View | None = None,
-    out: View | None = None, wish: Any = None, conjugate: bool = False,
+    out: Any = None, wish: Wish = AUTO, conjugate: bool = False,
 ) -> Any:  # fmt: skip
     """As the CPU's."""
-    _together(grad_output=grad_output, weight=weight, bias=bias)
-    found = driver.device(grad_output.device)
-    plan = select("input_grad", problem, dtype, found.cc, found.processors)
-    x = _target(grad_output, problem.input_shape, dtype, out)
-    if x.size:
-        axes = problem.axes
-        prepared = _prepare_input_grad(
-            plan, grad_output.device, _five(grad_output, axes), _five(weight, axes), _five(x, axes), bias is not None, conjugate
-        )
-        _launch(prepared, grad_output, grad_output.pointer, weight.pointer, bias.pointer if bias else 0, x.pointer)
-    return x.owner
+    _together(grad_output, weight, bias)
+    x, done = _target(grad_output, problem.input_shape, dtype, out, weight, bias)
+    if 0 not in x.shape:
+        strides = grad_output.strides, weight.strides, x.strides
+        launches = _launches("input_grad", problem, dtype, wish, x.device, strides, bias is not None, conjugate)
+        _launch(launches, grad_output, grad_output.pointer, weight.pointer, bias.pointer if bias else 0, x.pointer)
+    return done(x)
 
 
 def weight_grad(
-    problem: ConvProblem, dtype: np.dtype[Any], grad_output: View, input: View, out: View | None = None, wish: Any = None
+    problem: ConvProblem, dtype: np.dtype[Any], grad_output: View, input: View, out: Any = None, wish: Wish = AUTO
 ) -> Any:
     """As the CPU's."""
-    _together(grad_output=grad_output, input=input)
-    found = driver.device(input.device)
-    plan = select("weight_grad", problem, dtype, found.cc, found.processors)
-    w = _target(grad_output, problem.weight_shape, dtype, out)
-    if w.size:
-        axes = problem.axes
-        prepared = _prepare_weight_grad(plan, input.device, _five(grad_output, axes), _five(input, axes), _five(w, axes))
-        _launch(prepared, input, input.pointer, grad_output.pointer, 0, w.pointer)
-    return w.owner
+    _together(grad_output, input, None)
+    w, done = _target(grad_output, problem.weight_shape, dtype, out, input)
+    if 0 not in w.shape:
+        strides = grad_output.strides, input.strides, w.strides
+        launches = _launches("weight_grad", problem, dtype, wish, w.device, strides)
+        _launch(launches, grad_output, input.pointer, grad_output.pointer, 0, w.pointer)
+    return done(w)
 
 
-def bias_grad(dtype: np.dtype[Any], grad_output: View, axes: int, out: View | None = None) -> Any:
+def bias_grad(dtype: np.dtype[Any], grad_output: View, axes: int, out: Any = None) -> Any:
     """As the CPU's."""
     channels = grad_output.shape[-axes - 1]
-    db = _target(grad_output, (channels,), dtype, out)
+    db, done = _target(grad_output, (channels,), dtype, out)
     batch = grad_output.shape[0] if grad_output.ndim == axes + 2 else 1
     sizes = (batch, channels, *(1,) * (3 - axes), *grad_output.shape[-axes:])
-    prepared = _prepare_bias_grad(dtype_name(dtype), grad_output.device, sizes, _five(grad_output, axes), db.strides[0])
-    _launch(prepared, grad_output, grad_output.pointer, 0, 0, db.pointer)
-    return db.owner
+    strides = _five(grad_output.strides, axes)
+    launches = _prepare_bias_grad(dtype_name(dtype), grad_output.device, sizes, strides, db.strides[0])
+    _launch(launches, grad_output, grad_output.pointer, 0, 0, db.pointer)
+    return done(db)
