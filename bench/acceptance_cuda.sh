@@ -4,7 +4,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$(command -v python || command -v python3)}
 # compiling takes longest, and several processes share it
-parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-n 8")
+parallel=$("$python" -c 'import xdist' 2>/dev/null && echo "-p no:benchmark -n 8")
 # shellcheck disable=SC2086
 "$python" -m pytest -m gpu -q ${parallel} tests
 tests=$?

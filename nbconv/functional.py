@@ -7,7 +7,7 @@ theirs. All are made from one implementation whose first argument is that number
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -373,7 +373,16 @@ def _conv_transpose(
     )
 
 
-def _engine(*arrays: Array | View | None) -> Any:
+class _Engine(Protocol):
+    """What computes on one kind of device."""
+
+    forward: Callable[..., Array]
+    input_grad: Callable[..., Array]
+    weight_grad: Callable[..., Array]
+    bias_grad: Callable[..., Array]
+
+
+def _engine(*arrays: Array | View | None) -> _Engine:
     """The engine of the device that arrays are on; the engine itself sees to it that all are there."""
     for array in arrays:
         if type(array) is View:
@@ -382,7 +391,7 @@ def _engine(*arrays: Array | View | None) -> Any:
 
 
 @functools.cache
-def _cuda_engine() -> Any:
+def _cuda_engine() -> _Engine:
     from .cuda import engine
 
     return engine

@@ -76,6 +76,9 @@ class ConvProblem:
         TypeError
             If an argument is of the wrong kind.
         """
+        if isinstance(input_shape, tuple) and isinstance(weight_shape, tuple):
+            # a subclass, as PyTorch's shapes are, would not be found in the cache
+            input_shape, weight_shape = tuple(input_shape), tuple(weight_shape)
         if _is_plain(input_shape) and _is_plain(weight_shape):
             return problem_of(input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)
         return _make(input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)

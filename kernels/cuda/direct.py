@@ -88,7 +88,7 @@ def make_forward(name: str, function: Any = None) -> Any:
 
 @functools.cache
 def make_input_grad(name: str, out_name: str, conjugated: bool) -> Any:
-    """out[n,c,i] = bias[c] + sum over the taps r that reach padded cell i from an output; the cells are `g.size` from `g.before` on."""
+    """out[n,c,i] = bias[c] + sum over the taps r that reach padded cell i from an output; `g.size` cells from `g.before` on."""
     widen, narrow, zero = scalars.widen(name), scalars.narrow(out_name), scalars.summed(name)(0)
 
     def input_grad(dy, weight, bias, out, biased, g, ys, ws, xs):

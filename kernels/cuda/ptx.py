@@ -61,7 +61,7 @@ if SIMULATED:
         return (array[0], array[1] + index) if isinstance(array, tuple) else (array, index)
 
     def copy_async(target, at, source, offset, valid):
-        """target[at] = the element `offset` from address `source` on if valid, else 0; it has landed after `wait` and a barrier."""
+        """target[at] = the element `offset` from address `source` on if valid, else 0, after `wait` and a barrier."""
         array, start = source
         target[at] = array[start + offset] if valid else 0
 
@@ -133,7 +133,7 @@ else:
 
     @intrinsic
     def copy_async(typingctx, target, at, source, offset, valid):
-        """target[at] = the element `offset` from address `source` on if valid, else 0; it has landed after `wait` and a barrier."""
+        """target[at] = the element `offset` from address `source` on if valid, else 0, after `wait` and a barrier."""
 
         def codegen(context, builder, signature, arguments):
             kinds = signature.args
@@ -212,7 +212,7 @@ else:
     ) -> Any:
         """A function that adds to a thread's sums its rows times its columns, over `depth` terms in shared memory.
 
-        Rows stand from element `a` on, in runs of RUN that lie `row_step` apart, terms `row_pitch` apart; columns likewise from `b`.
+        Rows stand from element `a` on, in runs that lie `row_step` apart, terms `row_pitch` apart; columns likewise from `b`.
         """
 
         @intrinsic

@@ -15,11 +15,9 @@ from numba.cuda.extending import intrinsic
 from .. import activations, padding
 from .ptx import SIMULATED
 
-STORED = {
-    name: getattr(types, name)
-    for name in ("float16", "float32", "float64", "complex64", "complex128", "int8", "int16", "int32", "int64")
-    + ("uint8", "uint16", "uint32", "uint64")
-} | {"bfloat16": types.uint16}
+_NAMES: tuple[str, ...] = ("float16", "float32", "float64", "complex64", "complex128", "int8", "int16", "int32", "int64")
+_NAMES += ("uint8", "uint16", "uint32", "uint64")
+STORED = {name: getattr(types, name) for name in _NAMES} | {"bfloat16": types.uint16}
 
 
 def stored(name: str) -> Any:
@@ -92,4 +90,5 @@ def activation(function: Callable[..., Any] | None) -> Callable[..., Any] | None
     if function is None:
         return None
     function = activations.NAMED.get(function, function) if isinstance(function, str) else function
-    return cuda.jit(device=True)(getattr(function, "py_func", function))
+    compiled: Callable[..., Any] = cuda.jit(device=True)(getattr(function, "py_func", function))
+    return compiled

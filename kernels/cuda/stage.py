@@ -67,7 +67,7 @@ def make_fold(name: str) -> Any:
 class Sum(NamedTuple):
     """Sizes and strides, in elements, of what parts are summed to."""
 
-    count: int
+    results: int
     splits: int
     channels: int
     cells1: int  # cells of one channel, of a plane, of a row
@@ -89,11 +89,11 @@ def make_sum_splits(name: str, function: Any = None) -> Any:
 
     def sum_splits(parts, bias, out, g):
         i = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
-        if i >= uint32(g.count):
+        if i >= uint32(g.results):
             return
         total = zero
         for split in range(g.splits):
-            total += parts[int64(split) * g.count + i]
+            total += parts[int64(split) * g.results + i]
         plane, cell = uint32(i // uint32(g.cells1)), uint32(i % uint32(g.cells1))
         n, k = int32(plane // uint32(g.channels)), int32(plane % uint32(g.channels))
         o0, rest = int32(cell // uint32(g.cells2)), uint32(cell % uint32(g.cells2))

@@ -4,6 +4,11 @@ from typing import NamedTuple
 
 # A thread's rows and columns come in runs of this many neighbours: 16 bytes of float32.
 RUN = 4
+# What each of several phases of a grid has at the head of the table of terms, in this order.
+PHASE = (
+    "pixels", "terms", "chunk", "out0", "out1", "out2", "start0", "start1", "start2", "kernel0", "kernel1", "kernel2", "first",
+    "y_start", "unused0", "unused1",
+)  # fmt: skip
 
 
 class Tile(NamedTuple):

@@ -8,9 +8,9 @@ dW: m filters of a group, t terms, summed over the outputs n
 
     out[m, t] = sum_n dy[m, n] * x[t, n]
 
-A block of threads computes a tile of `rows` x `columns`. Copies run `stages - 1` slices of `depth` summands ahead of the products and
-do not pass through registers. Each thread multiplies `thread_rows` x `thread_columns`, in runs of four. Whether a tap lies inside is
-a bit: every output has a word of bits, one for each tap, and a term has the bit of its tap.
+A block of threads computes a tile of `rows` x `columns`. Copies run `stages - 1` slices of `depth` summands ahead of the products
+and do not pass through registers, but for operands of two bytes. Each thread multiplies `thread_rows` x `thread_columns`. Whether
+a tap lies inside is a bit: every output has a word of bits, one for each tap, and a term has the bit of its tap.
 """
 
 import functools
@@ -76,6 +76,7 @@ class Geometry(NamedTuple):
     y1: int
     y2: int
     biased: int
+    splits: int  # of each phase; what differs from phase to phase is read from the head of the terms
 
 
 class GradGeometry(NamedTuple):
@@ -168,10 +169,11 @@ class Product(NamedTuple):
 
 
 @functools.cache
-def make_correlate(sizes: tuple[int, ...], by_row: bool, name: str, out_name: str, function: Any = None) -> Any:
+def make_correlate(sizes: Any, by_row: bool, phased: bool, name: str, out_name: str, function: Any = None) -> Any:
     """The kernel for one tile, dtype of operands and of results, and activation.
 
-    `by_row`: neighbouring threads copy weights of neighbouring rows, and not of neighbouring terms.
+    `by_row`: neighbouring threads copy weights of neighbouring rows, and not of neighbouring terms. `phased`: several phases of a
+    grid in one launch.
     """
     tile = Tile(*sizes)
     narrow, widen, activation = scalars.narrow(out_name), scalars.widen(name), scalars.activation(function)
@@ -197,10 +199,23 @@ def make_correlate(sizes: tuple[int, ...], by_row: bool, name: str, out_name: st
         a_held, b_held = cuda.local.array(A_COPIES, memory), cuda.local.array(B_COPIES, memory)
         thread = uint32(cuda.threadIdx.x)
         group, split = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
+        pixels, count, chunk, begin, y_start = g.pixels, g.terms, g.chunk, int32(0), int32(0)
+        out0, out1, out2, start0, start1, start2 = g.out0, g.out1, g.out2, g.start0, g.start1, g.start2
+        kernel0, kernel1, kernel2 = g.kernel0, g.kernel1, g.kernel2
+        if phased:
+            head = int32(16 * (split // g.splits))
+            split = int32(split % g.splits)
+            pixels, count, chunk = terms[head], terms[head + 1], terms[head + 2]
+            out0, out1, out2 = terms[head + 3], terms[head + 4], terms[head + 5]
+            start0, start1, start2 = terms[head + 6], terms[head + 7], terms[head + 8]
+            kernel0, kernel1, kernel2 = terms[head + 9], terms[head + 10], terms[head + 11]
+            begin, y_start = terms[head + 12], terms[head + 13]
         row_tiles = int32((g.rows + ROWS - 1) // ROWS)
         first_row = int32(int32(cuda.blockIdx.x) % row_tiles * ROWS)
         first_column = int32(int32(cuda.blockIdx.x) // row_tiles * COLUMNS)
-        first, last = int32(split * g.chunk), int32(min(split * g.chunk + g.chunk, g.terms))
+        if first_column >= pixels:
+            return
+        first, last = int32(begin + split * chunk), int32(begin + min(split * chunk + chunk, count))
         slices = int32((last - first + DEPTH - 1) // DEPTH)
         for i in range(thread, (RING - 2) * DEPTH, THREADS):
             if i < slices * DEPTH:
@@ -208,25 +223,25 @@ def make_correlate(sizes: tuple[int, ...], by_row: bool, name: str, out_name: st
 
         # the output whose column of x this thread copies, and stores in the end
         column = int32(thread % COLUMNS)
-        pixel = uint32(min(first_column + column, g.pixels - 1))
-        plane = uint32(g.out1 * g.out2)
-        image = int32(pixel // uint32(plane * uint32(g.out0)))
-        cell = uint32(pixel % uint32(plane * uint32(g.out0)))
-        o0, o1, o2 = int32(cell // plane), int32(cell % plane // uint32(g.out2)), int32(cell % uint32(g.out2))
-        p0, p1, p2 = int32(o0 * g.step0 + g.start0), int32(o1 * g.step1 + g.start1), int32(o2 * g.step2 + g.start2)
+        pixel = uint32(min(first_column + column, pixels - 1))
+        plane = uint32(out1 * out2)
+        image = int32(pixel // uint32(plane * uint32(out0)))
+        cell = uint32(pixel % uint32(plane * uint32(out0)))
+        o0, o1, o2 = int32(cell // plane), int32(cell % plane // uint32(out2)), int32(cell % uint32(out2))
+        p0, p1, p2 = int32(o0 * g.step0 + start0), int32(o1 * g.step1 + start1), int32(o2 * g.step2 + start2)
         x_place = int64(image) * g.x_image + int64(group) * g.x_group + int64(p0) * g.x0 + int64(p1) * g.x1 + int64(p2) * g.x2
         inside = uint64(0)
-        for r2 in range(g.kernel2):
+        for r2 in range(kernel2):
             if uint32(p2 + r2 * g.reach2) < uint32(g.size2):
                 inside |= uint64(1) << uint64(r2)
         rows_inside = uint64(0)
-        for r1 in range(g.kernel1):
+        for r1 in range(kernel1):
             if uint32(p1 + r1 * g.reach1) < uint32(g.size1):
-                rows_inside |= inside << uint64(r1 * g.kernel2)
+                rows_inside |= inside << uint64(r1 * kernel2)
         inside = uint64(0)
-        for r0 in range(g.kernel0):
+        for r0 in range(kernel0):
             if uint32(p0 + r0 * g.reach0) < uint32(g.size0):
-                inside |= rows_inside << uint64(r0 * g.kernel1 * g.kernel2)
+                inside |= rows_inside << uint64(r0 * kernel1 * kernel2)
         low, high = int32(uint32(inside)), int32(uint32(inside >> uint64(32)))
         b_term = int32(thread // COLUMNS)
         b_place = int32(DEPTH * A_PITCH + b_term * B_PITCH + column)
@@ -305,7 +320,7 @@ def make_correlate(sizes: tuple[int, ...], by_row: bool, name: str, out_name: st
 
         wait_all()
         y_place = (
-            int64(split) * g.y_split + int64(image) * g.y_image + int64(group) * g.y_group
+            int64(split) * g.y_split + y_start + int64(image) * g.y_image + int64(group) * g.y_group
             + int64(o0) * g.y0 + int64(o1) * g.y1 + int64(o2) * g.y2
         )  # fmt: skip
         for part in range(PARTS):
@@ -315,7 +330,7 @@ def make_correlate(sizes: tuple[int, ...], by_row: bool, name: str, out_name: st
             else:
                 put_lower(sums, output, result)
             cuda.syncthreads()
-            if first_column + column < g.pixels:
+            if first_column + column < pixels:
                 for r in range(thread // COLUMNS, KEPT, B_STEP):
                     m = first_row + part * KEPT + r
                     if m < g.rows:
@@ -330,7 +345,7 @@ def make_correlate(sizes: tuple[int, ...], by_row: bool, name: str, out_name: st
 
 
 @functools.cache
-def make_weight_grad(sizes: tuple[int, ...], name: str, out_name: str) -> Any:
+def make_weight_grad(sizes: Any, name: str, out_name: str) -> Any:
     """The kernel for one tile, dtype of operands and of results."""
     tile, narrow = Tile(*sizes), scalars.narrow(out_name)
     ROWS, COLUMNS, DEPTH, THREADS, STAGES, STAGE = (

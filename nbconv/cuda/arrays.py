@@ -82,14 +82,14 @@ def _torch_view(value: Any, name: str) -> View | None:
     if not value.is_cuda:
         raise TypeError(f"{name} must be a numpy.ndarray or an array on a CUDA device, got a tensor on {value.device}")
     if not _torch_dtypes:
-        names = ("float16", "float32", "float64", "complex64", "complex128", "int8", "int16", "int32", "int64")
+        names: tuple[str, ...] = ("float16", "float32", "float64", "complex64", "complex128", "int8", "int16", "int32", "int64")
         names += ("uint8", "uint16", "uint32", "uint64")
         _torch_dtypes.update({getattr(torch, each): np.dtype(each) for each in names if hasattr(torch, each)})
         _torch_dtypes[torch.bfloat16] = BFLOAT16
     dtype = _torch_dtypes.get(value.dtype)
     if dtype is None:
         raise TypeError(f"{name} must have a float16/32/64, bfloat16, complex64/128 or integer dtype, got {value.dtype}")
-    if value.is_conj() or value.is_neg():
+    if value.is_neg() or (dtype.kind == "c" and value.is_conj()):
         value = value.resolve_conj().resolve_neg()
     device = value.get_device()
     stream = torch._C._cuda_getCurrentRawStream(device)
@@ -116,10 +116,9 @@ def empty(like: View, shape: tuple[int, ...], dtype: np.dtype[Any]) -> View:
     """A new contiguous array of the library, device and stream of another."""
     strides = dense(shape)
     if like.library == "torch":
-        torch = sys.modules["torch"]
         if not _torch_names:
             _torch_names.update({each: kind for kind, each in _torch_dtypes.items()})
-        owner = torch.empty(shape, dtype=_torch_names[dtype], device=like.owner.device)
+        owner = like.owner.new_empty(shape, dtype=None if dtype is like.dtype else _torch_names[dtype])
         return View(owner.data_ptr(), shape, strides, dtype, like.device, like.stream, "torch", owner)
     if like.library == "cupy":
         cupy = sys.modules["cupy"]

@@ -87,8 +87,8 @@ def weight_grad(
     chunk = -(-schedule.items // splits)
     values = triples(start=start, size=size, x=xs[2:], w=ws[2:], y=ys[2:], out=p.out) | {
         "total": schedule.items, "windows": 1, "positions": 1, "rows": -(-p.out[1] // schedule.down), "columns": p.out[2],
-        "planes": p.filters, "filters": filters, "channels": channels, "kernel0": p.kernel[0], "stride0": p.stride[0], "dilation0": p.dilation[0],
-        "x_image": xs[0], "x_channel": xs[1], "w_group": 0, "w_filter": ws[0], "w_channel": ws[1],
+        "planes": p.filters, "filters": filters, "channels": channels, "kernel0": p.kernel[0], "stride0": p.stride[0],
+        "dilation0": p.dilation[0], "x_image": xs[0], "x_channel": xs[1], "w_group": 0, "w_filter": ws[0], "w_channel": ws[1],
         "y_image": ys[0], "y_filter": ys[1], "biased": 0,
     }  # fmt: skip
     threads = _grad_threads(schedule, chunk, width)

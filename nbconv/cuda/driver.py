@@ -167,20 +167,33 @@ def architecture(cc: tuple[int, int]) -> tuple[Any, ...]:
     return (*cc, "a") if cc >= (9, 0) else cc
 
 
+class _Target(NamedTuple):
+    compute_capability: tuple[int, int]
+
+
+@contextlib.contextmanager
+def _compiling_for(cc: tuple[int, int]) -> Iterator[None]:
+    """Have numba compile functions that kernels call for `cc`, where it would ask a device."""
+    from numba.cuda import compiler, dispatcher
+
+    asked = [(module, module.get_current_device) for module in (compiler, dispatcher)]
+    for module, _ in asked:
+        module.get_current_device = lambda: _Target(cc)
+    try:
+        yield
+    finally:
+        for module, function in asked:
+            module.get_current_device = function
+
+
 def compile_ptx(code: Code, cc: tuple[int, int]) -> str:
     """PTX of a kernel; needs no GPU."""
-    from unittest import mock
-
     from numba import cuda
 
     if cuda.implementation != "NVIDIA":
         raise ImportError("nbconv needs the package numba-cuda for arrays on a GPU: pip install 'nbconv[cuda13]'")
     function, kinds = code.function()
-    here = mock.Mock(compute_capability=cc)
-    with (
-        mock.patch("numba.cuda.dispatcher.get_current_device", lambda: here),
-        mock.patch("numba.cuda.compiler.get_current_device", lambda: here),
-    ):
+    with _compiling_for(cc):
         ptx, _ = cuda.compile(
             function, kinds, device=False, abi="numba", output="ptx", cc=architecture(cc), launch_bounds=(code.threads, code.blocks)
         )

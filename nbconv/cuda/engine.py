@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.core.errors import NumbaError
 
+from ..dispatch import AUTO, Wish
 from ..kernels.activations import NAMED
-from ..kernels.cuda.tile import Tile
+from ..kernels.cuda.tile import PHASE, Tile
 from ..kernels.padding import MODES
 from ..phases import Slab, input_grad_phases, interior, triple
 from ..problem import ConvProblem, Triple
 from . import depthwise, driver
-from ..dispatch import AUTO, Wish
 from .arrays import View, cast, copy, dense, empty, overlap, view
 from .driver import Code
 from .plan import CudaPlan, TileRow, dtype_name, select, slices, summing
@@ -28,6 +28,7 @@ from .records import record as _record
 from .records import triples as _triples
 
 Five = tuple[int, int, int, int, int]
+Sizes = tuple[int, ...]
 X, WEIGHT, BIAS, OUT, WORK = range(5)
 THREADS = 256
 BYTE = np.dtype(np.uint8)
@@ -142,7 +143,7 @@ class _Builder:
         kinds = (f"{self.sum_name}*", f"{out_name}*", f"{out_name}*", ("stage", "Sum", "int32"))
         count = math.prod(sizes)
         values = {
-            "count": count, "splits": splits, "channels": sizes[1], "cells1": math.prod(sizes[2:]), "cells2": sizes[3] * sizes[4],
+            "results": count, "splits": splits, "channels": sizes[1], "cells1": math.prod(sizes[2:]), "cells2": sizes[3] * sizes[4],
             "cells3": sizes[4], "y_image": strides[0], "y_channel": strides[1], "y0": strides[2], "y1": strides[3],
             "y2": strides[4], "biased": biased,
         }  # fmt: skip
@@ -152,24 +153,31 @@ class _Builder:
     # -- products of tiles
 
     def product(
-        self, source: Place, out: Place, out_name: str, numbers: dict[str, Any], terms: "np.ndarray[Any, Any]", groups: int,
+        self, source: Place, out: Place, out_name: str, common: dict[str, Any], phases: list[tuple[dict[str, Any], Any]],
         function: Any = None,
     ) -> None:  # fmt: skip
-        tile = self.tile
-        count, splits = len(terms), numbers.pop("splits")
-        chunk = max(-(-slices(count, tile.depth) // splits), 1) * tile.depth
-        padded = np.zeros((splits * chunk, 4), np.int32)
-        padded[:count] = terms
-        by_row = numbers["w_row"] == 1 and tile.threads % tile.rows == 0
+        """Launch products for all phases of a grid, each with its numbers and its terms."""
+        tile, splits, phased = self.tile, self.plan.splits, len(phases) > 1
+        heads, tables, first = [], [], 4 * len(phases) if phased else 0
+        for numbers, terms in phases:
+            chunk = max(-(-slices(len(terms), tile.depth) // splits), 1) * tile.depth
+            table = np.zeros((splits * chunk, 4), np.int32)
+            table[: len(terms)] = terms
+            tables.append(table)
+            heads.append(numbers | {"terms": len(terms), "chunk": chunk, "first": first, "unused0": 0, "unused1": 0})
+            first += len(table)
+        if phased:
+            tables.insert(0, np.array([[head[field] for field in PHASE] for head in heads], np.int32).reshape(-1, 4))
+        by_row = common["w_row"] == 1 and tile.threads % tile.rows == 0
         pointer = "uint16*" if tile.unit == "half" else f"{self.name}*"
-        code = Code(
-            "tiled", "make_correlate", (tile, by_row, self.name, out_name, function),
-            (pointer, pointer, f"{self.name}*", f"{out_name}*", "int32*", ("tiled", "Geometry", "int32")), tile.threads, self.row.blocks,
-        )  # fmt: skip
-        grid = (-(-numbers["rows"] // tile.rows) * -(-numbers["pixels"] // tile.columns), groups, splits)
-        places = source, Place(WEIGHT), Place(BIAS if numbers["biased"] else OUT), out
-        values = _record("tiled", "Geometry", numbers | {"terms": count, "chunk": chunk})
-        self.add(code, grid, places, values, padded.tobytes(), self.shared())
+        kinds = pointer, pointer, f"{self.name}*", f"{out_name}*", "int32*", ("tiled", "Geometry", "int32")
+        arguments = tile, by_row, phased, self.name, out_name, function
+        code = Code("tiled", "make_correlate", arguments, kinds, tile.threads, self.row.blocks)
+        pixels = max(head["pixels"] for head in heads)
+        grid = (-(-common["rows"] // tile.rows) * -(-pixels // tile.columns), self.problem.groups, splits * len(phases))
+        places = source, Place(WEIGHT), Place(BIAS if common["biased"] else OUT), out
+        values = _record("tiled", "Geometry", heads[0] | common | {"splits": splits})
+        self.add(code, grid, places, values, np.concatenate(tables).tobytes(), self.shared())
 
     @property
     def row(self) -> TileRow:
@@ -198,7 +206,7 @@ def _bits(words: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
     return words.astype("<u8")[..., None].view("<i4")
 
 
-def _terms(channels: int, kernel: Triple, x: Five, reach: Triple, weights: Callable[[int, Triple], int], taps: bool) -> Any:
+def _terms(channels: int, kernel: Sizes, x: Five, reach: Sizes, weights: Callable[[int, Sizes], int], taps: bool) -> Any:
     """For each channel and tap: offset in x, in weight, and the bit of the tap; the first bit for all if every tap lies inside."""
     cells = list(itertools.product(*map(range, kernel)))
     tap_x = np.array([sum(r * d * s for r, d, s in zip(cell, reach, x[2:], strict=True)) for cell in cells], np.int64)
@@ -212,7 +220,7 @@ def _terms(channels: int, kernel: Triple, x: Five, reach: Triple, weights: Calla
     return table.reshape(-1, 4)
 
 
-def _axis_tables(p: ConvProblem, x: Five, start: Triple, size: Triple, taps: bool) -> list[Any]:
+def _axis_tables(p: ConvProblem, x: Five, start: Sizes, size: Sizes, taps: bool) -> list[Any]:
     """For each output coordinate of each axis: offset of its first cell in x, 0, and the bits of the taps that lie inside."""
     tables = []
     for axis in range(3):
@@ -261,12 +269,12 @@ def _prepare_forward(plan: CudaPlan, device: int, xs: Five, ws: Five, ys: Five, 
     if splits > 1:
         target, out_name, to = b.reserve(count * b.width * splits), b.sum_name, _dense(p.batch, p.filters, *p.out)
     kernel = (1, 1, 1) if inside else p.kernel
-    numbers = _triples(out=p.out, step=p.stride, start=start, size=size, kernel=kernel, reach=p.dilation, x=xs[2:], y=to[2:]) | {
-        "rows": filters, "pixels": p.batch * math.prod(p.out), "splits": splits, "x_image": xs[0], "x_group": channels * xs[1],
-        "w_group": filters * ws[0], "w_row": ws[0], "y_split": count, "y_image": to[0], "y_group": filters * to[1],
-        "y_row": to[1], "biased": biased and splits == 1,
+    phase = _triples(out=p.out, start=start, kernel=kernel) | {"pixels": p.batch * math.prod(p.out), "y_start": 0}
+    common = _triples(step=p.stride, size=size, reach=p.dilation, x=xs[2:], y=to[2:]) | {
+        "rows": filters, "x_image": xs[0], "x_group": channels * xs[1], "w_group": filters * ws[0], "w_row": ws[0],
+        "y_split": count, "y_image": to[0], "y_group": filters * to[1], "y_row": to[1], "biased": biased and splits == 1,
     }  # fmt: skip
-    b.product(source, target, out_name, numbers, terms, p.groups, function if splits == 1 else None)
+    b.product(source, target, out_name, common, [(phase, terms)], function if splits == 1 else None)
     if splits > 1:
         b.sum_splits(target, Place(OUT), name, (p.batch, p.filters, *p.out), ys, biased, function, splits)
     return b.done()
@@ -299,35 +307,32 @@ def _prepare_input_grad(plan: CudaPlan, device: int, ys: Five, ws: Five, xs: Fiv
         final, final_strides = target, to
         if splits > 1:
             target, to = b.reserve(count * b.width * splits), _dense(p.batch, p.channels, *size)
-        result = b.sum_name if splits > 1 else out_name
+        # taps lie `steps` apart, which is steps * dilation / stride outputs
+        steps = tuple(s // math.gcd(s, d) for s, d in zip(p.stride, p.dilation, strict=True))
+        reach = tuple(t * d // s for t, d, s in zip(steps, p.dilation, p.stride, strict=True))
+        found = []
         for phases in itertools.product(*(input_grad_phases(p, a, low[a], size[a]) for a in range(3))):
             kernel = tuple(len(phase.taps) for phase in phases)
-            stride = p.stride
-            out = tuple(-(-(n - phase.start) // s) for n, phase, s in zip(size, phases, stride, strict=True))
-            # taps lie step apart, which is step * dilation / stride outputs
-            steps = tuple(s // math.gcd(s, d) for s, d in zip(stride, p.dilation, strict=True))
-            reach = tuple(t * d // s for t, d, s in zip(steps, p.dilation, stride, strict=True))
-            start = tuple(phase.offset for phase in phases)
+            out = tuple(-(-(n - phase.start) // s) for n, phase, s in zip(size, phases, p.stride, strict=True))
             taps = [phase.taps for phase in phases]
 
-            def weights(k: int, r: Triple, taps: list[range] = taps) -> int:
+            def weights(k: int, r: Sizes, taps: list[range] = taps) -> int:
                 return k * ws[0] + sum(t[i] * s for t, i, s in zip(taps, r, ws[2:], strict=True))
 
             if all(kernel):
                 terms = _terms(filters, kernel, ys, reach, weights, True)
             else:
                 terms, kernel = np.zeros((0, 4), np.int32), (1, 1, 1)
-            offset = sum(phase.start * s for phase, s in zip(phases, to[2:], strict=True))
-            steps_out = tuple(s * n for s, n in zip(to[2:], stride, strict=True))
-            numbers = _triples(
-                out=out, step=(1, 1, 1), start=start, size=p.out, kernel=kernel, reach=reach, x=ys[2:], y=steps_out
-            ) | {
-                "rows": channels, "pixels": p.batch * math.prod(out), "splits": splits, "x_image": ys[0],
-                "x_group": filters * ys[1], "w_group": filters * ws[0], "w_row": ws[1], "y_split": count, "y_image": to[0],
-                "y_group": channels * to[1], "y_row": to[1], "biased": biased and splits == 1,
+            numbers = _triples(out=out, start=[phase.offset for phase in phases], kernel=kernel) | {
+                "pixels": p.batch * math.prod(out), "y_start": sum(a.start * s for a, s in zip(phases, to[2:], strict=True)),
             }  # fmt: skip
-            item = b.width if result == b.sum_name else plan.dtype.itemsize
-            b.product(Place(X), Place(target.slot, target.offset + offset * item), result, numbers, terms, p.groups)
+            found.append((numbers, terms))
+        y_steps = tuple(s * n for s, n in zip(to[2:], p.stride, strict=True))
+        common = _triples(step=(1, 1, 1), size=p.out, reach=reach, x=ys[2:], y=y_steps) | {
+            "rows": channels, "x_image": ys[0], "x_group": filters * ys[1], "w_group": filters * ws[0], "w_row": ws[1],
+            "y_split": count, "y_image": to[0], "y_group": channels * to[1], "y_row": to[1], "biased": biased and splits == 1,
+        }  # fmt: skip
+        b.product(Place(X), target, b.sum_name if splits > 1 else out_name, common, found)
         if splits > 1:
             b.sum_splits(target, final, out_name, (p.batch, p.channels, *size), final_strides, biased, None, splits)
     if plan.padded:
@@ -380,7 +385,7 @@ def _prepare_weight_grad(plan: CudaPlan, device: int, ys: Five, xs: Five, ws: Fi
         table = np.concatenate([terms, np.zeros((1, 4), np.int32), *tables]).tobytes()
         b.add(code, grid, (Place(WEIGHT), source, target), _record("tiled", "GradGeometry", values), table, b.shared())
     if through:
-        b.sum_splits(target, Place(OUT), name, shape, ws, False, None, splits)  # type: ignore[arg-type]
+        b.sum_splits(target, Place(OUT), name, shape, ws, False, None, splits)
     return b.done()
 
 

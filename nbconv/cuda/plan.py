@@ -19,6 +19,7 @@ from .arrays import BFLOAT16
 
 MASK_TAPS = 63  # taps of a channel that one mask has bits for
 INT32 = 2**31 - 1
+GRID = 65535  # blocks on the second and third axis of a launch
 # Multiprocessors of the largest member of each generation, for plans made without a device.
 PROCESSORS = {(7, 5): 72, (8, 0): 108, (8, 6): 84, (8, 9): 142, (9, 0): 132, (10, 0): 148, (12, 0): 170}
 
@@ -61,8 +62,8 @@ def slices(count: int, depth: int) -> int:
     return -(-count // depth)
 
 
-# The time model, fitted to 1693 times of 13 layers, forward and dW, on an H100: 15 % off in the root mean square; what it picks takes
-# 1.2 % longer than the best of what was tried. Cycles of a launch, a block and a slice, and of summing the splits of 10,000 results.
+# The time model, fitted to 1693 times of 13 layers, forward and dW, on an H100: 15 % off in the root mean square; what it picks
+# takes 1.2 % longer than the best that was tried. Cycles of a launch, a block, a slice, and of summing a split of 10,000 results.
 LAUNCH, BLOCK, SLICE, SUM = 16000.0, 3350.0, 170.0, 59.0
 # A multiprocessor with fewer warps than this is slower by the ratio to this power.
 WARPS, FALL = 8.6, 0.48
@@ -143,7 +144,7 @@ def cycles(row: TileRow, rows: int, columns: int, terms: int, groups: int, split
     full, left = divmod(-(-blocks // processors), row.blocks)
 
     def wave(resident: int) -> float:
-        share = min(1.0, (resident * tile.threads / 32 / WARPS) ** FALL)
+        share = min(1.0, math.pow(resident * tile.threads / 32 / WARPS, FALL))
         products = resident * tile.rows * tile.columns * tile.depth * steps
         return products / (row.rate * share) + BLOCK + SLICE * steps
 
@@ -199,7 +200,7 @@ def select(
     padded_cells = math.prod(b + s + a for b, s, a in zip(p.before, p.size, p.after, strict=True))
     small = max(p.batch * p.channels * padded_cells, p.batch * p.filters * outs, p.filters * channels * taps) <= INT32
     fold = p.batch * p.channels * padded_cells * width if copied and direction == "input_grad" else 0
-    if not small or p.flops == 0 or p.batch * max(p.out[0], p.size[0]) > 65535:
+    if not small or p.flops == 0 or p.batch * max(p.out[0], p.size[0]) > GRID or p.groups * math.prod(p.stride) > GRID // 128:
         return make("direct", None, 1, copied and direction == "input_grad", fold, "plain loops serve every size")
     few = channels <= 4 and filters <= 4 if p.groups > 1 else (channels == 1 and filters == 1)
     if few and name in ("float16", "bfloat16", "float32", "float64"):
