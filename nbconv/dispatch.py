@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from .kernels.jit import DISABLED
 from .problem import ConvProblem, Triple
 from .schedule import DIRECT, DOTS, OUTER, PANELS, Limits, Schedule, Sweep
 from .winograd_schedule import GRAD_TILES, TILES
+
+if TYPE_CHECKING:
+    from .cuda.plan import CudaPlan
 
 DIRECTIONS = ("forward", "input_grad", "weight_grad")
 ALGORITHMS = ("auto", "direct", "winograd", "fft")
@@ -176,8 +179,9 @@ def plan(
     algorithm: str = "auto",
     precision: str | None = None,
     workspace_limit: int | None = None,
+    cc: tuple[int, int] | None = None,
     **options: Any,
-) -> Plan:
+) -> "Plan | CudaPlan":
     """Tell how a convolution or one of its gradients would be computed, without computing it.
 
     Parameters
@@ -186,18 +190,20 @@ def plan(
         The convolution, its gradient for the input, or its gradient for the weight.
     input_shape, weight_shape : tuple of ints
         ([N,] C, *size) and (K, C / groups, *kernel).
-    dtype : numpy dtype
+    dtype : numpy dtype, or "bfloat16" on a GPU
         Of the result.
-    device : {"cpu"}
+    device : {"cpu", "cuda"}
         Where.
     algorithm, precision, workspace_limit
         As in `nbconv.conv`.
+    cc : tuple of two ints, optional
+        Compute capability of the GPU, (9, 0) for example; by default that of device 0. With it no GPU is needed.
     **options
         stride, padding, dilation, groups, padding_mode as in `nbconv.conv`.
 
     Returns
     -------
-    Plan
+    Plan, or CudaPlan for a GPU
 
     Raises
     ------
@@ -210,10 +216,16 @@ def plan(
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"direction must be one of {', '.join(map(repr, DIRECTIONS))}, got {direction!r}")
-    if device != "cpu":
-        raise ValueError(f"device must be 'cpu', got {device!r}")
-    problem, result = ConvProblem.make(input_shape, weight_shape, **options), check_dtype(dtype)
-    return select(direction, problem, result, None, wish(algorithm, precision, workspace_limit))
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"device must be 'cpu' or 'cuda', got {device!r}")
+    problem, wanted = ConvProblem.make(input_shape, weight_shape, **options), wish(algorithm, precision, workspace_limit)
+    if device == "cuda":
+        from .cuda.plan import plan as cuda_plan
+
+        return cuda_plan(direction, problem, dtype, cc, wanted)
+    if cc is not None:
+        raise ValueError(f"cc is of a GPU, got {cc!r} for device 'cpu'")
+    return select(direction, problem, check_dtype(dtype), None, wanted)
 
 
 def wish(algorithm: str, precision: str | None, workspace_limit: int | None) -> Wish:

@@ -125,7 +125,7 @@ def test_graph(torch, dtype):
 
 def test_out_of_memory(torch):
     """The library's own error, or MemoryError where there is no library; the next call works."""
-    x, w = torch.zeros((1, 1, 1), device="cuda").expand(4096, 1, 65536), torch.zeros((1, 1, 1), device="cuda").expand(64, 1, 1)
+    x, w = torch.zeros((1, 1, 1), device="cuda").expand(16384, 1, 65536), torch.zeros((1, 1, 1), device="cuda").expand(64, 1, 1)
     with pytest.raises((MemoryError, torch.OutOfMemoryError)):
         nbconv.conv1d(x, w)
     plain = [Plain(tensor, stream=1) for tensor in (x, w)]
@@ -137,7 +137,7 @@ def test_out_of_memory(torch):
 
 
 def test_cupy_out_of_memory(cupy):
-    x, w = cupy.broadcast_to(cupy.zeros((1, 1, 1), "f4"), (4096, 1, 65536)), cupy.zeros((64, 1, 1), "f4")
+    x, w = cupy.broadcast_to(cupy.zeros((1, 1, 1), "f4"), (16384, 1, 65536)), cupy.zeros((64, 1, 1), "f4")
     with pytest.raises(MemoryError):
         nbconv.conv1d(x, w)
     assert nbconv.conv1d(x[:2, :, :5], w).shape == (2, 64, 5)

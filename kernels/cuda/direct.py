@@ -52,7 +52,8 @@ class Sizes(NamedTuple):
 @functools.cache
 def make_forward(name: str, function: Any = None) -> Any:
     """out[n,k,o] = activation(bias[k] + sum weight[k,c,r] * x[n, c, source of o * stride + r * dilation - before])."""
-    widen, narrow, zero = scalars.widen(name), scalars.narrow(name), scalars.summed(name)(0)
+    widen, narrow, kind = scalars.widen(name), scalars.narrow(name), scalars.summed(name)
+    zero = kind(0)
     activation, source_index = scalars.activation(function), scalars.source_index
 
     def forward(x, weight, bias, out, biased, g, xs, ws, ys):
@@ -80,7 +81,7 @@ def make_forward(name: str, function: Any = None) -> Any:
                         for c in range(channels):
                             total += widen(weight[wi + c * ws.s1]) * widen(x[xi + c * xs.s1])
         if activation is not None:
-            total = activation(total)
+            total = activation(kind(total))  # which integers may have outgrown
         out[n * ys.s0 + k * ys.s1 + o0 * ys.s2 + o1 * ys.s3 + o2 * ys.s4] = narrow(total)
 
     return forward

@@ -84,7 +84,8 @@ class Sum(NamedTuple):
 @functools.cache
 def make_sum_splits(name: str, function: Any = None) -> Any:
     """out[i] = activation(bias[k] + sum_s parts[s, i]) in the order of s; parts are contiguous, out has strides."""
-    widen, narrow, zero = scalars.widen(name), scalars.narrow(name), scalars.summed(name)(0)
+    widen, narrow, kind = scalars.widen(name), scalars.narrow(name), scalars.summed(name)
+    zero = kind(0)
     activation = scalars.activation(function)
 
     def sum_splits(parts, bias, out, g):
@@ -101,7 +102,7 @@ def make_sum_splits(name: str, function: Any = None) -> Any:
         if g.biased:
             total += widen(bias[k])
         if activation is not None:
-            total = activation(total)
+            total = activation(kind(total))
         place = int64(n) * g.y_image + int64(k) * g.y_channel + int64(o0) * g.y0 + int64(o1) * g.y1 + int64(o2) * g.y2
         out[place] = narrow(total)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numba.core.errors import NumbaError
 
 from ..dispatch import AUTO, Wish
+from ..families import Direction
 from ..kernels.activations import NAMED
 from ..kernels.cuda.tile import PHASE, Tile
 from ..kernels.padding import MODES
@@ -21,7 +22,7 @@ from ..problem import ConvProblem, Triple
 from . import depthwise, driver
 from .arrays import View, cast, copy, dense, empty, overlap, view
 from .driver import Code
-from .plan import CudaPlan, TileRow, dtype_name, select, slices, summing
+from .plan import CudaPlan, TileRow, dtype_name, region, select, slices, summing
 from .records import fields as _fields
 from .records import magic as _magic
 from .records import record as _record
@@ -82,7 +83,7 @@ class _Builder:
 
     def reserve(self, size: int) -> Place:
         place = Place(WORK, self.workspace)
-        self.workspace += -(-size // 256) * 256
+        self.workspace += region(size)
         return place
 
     def add(
@@ -449,7 +450,7 @@ def _target(
         raise TypeError(f"out must have dtype {dtype_name(dtype)}, got {dtype_name(out.dtype)}")
     if not out.writeable:
         raise ValueError("out must be writeable, got a read-only array")
-    if any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
+    if 0 not in shape and any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"out must not write to one place twice, got an array with strides {out.strides}")
     if not any(array is not None and overlap(out, array) for array in (like, *others)):
         return out, lambda result: wanted
@@ -461,9 +462,30 @@ def _target(
     return empty(like, shape, dtype), copied
 
 
+@functools.lru_cache(maxsize=512)
+def _prepare_dense(name: str, device: int, size: int, step: int) -> Prepared:
+    """Copy elements that lie `step` apart side by side."""
+    kinds = f"{name}*", f"{name}*", SIZES, STRIDES
+    values = dict.fromkeys(_fields("direct", "Sizes"), 1) | {"channels": size, "mode": 0, "before0": 0, "before1": 0, "before2": 0}
+    scalars = (*map(np.int64, values.values()), *map(np.int64, (0, step, 0, 0, 0)))
+    code = Code("stage", "make_pad", (name,), kinds, THREADS, 1)
+    launch = driver.Launch(driver.kernel(code, device, 0), (-(-size // THREADS),), THREADS, 0, scalars, 2)
+    return Prepared((Step(launch, (Place(X), Place(OUT)), (), None),), 0)
+
+
+def _dense_bias(bias: View | None) -> View | None:
+    """A bias whose elements lie side by side, as kernels read them."""
+    if bias is None or bias.strides == (1,) or bias.shape[0] < 2:
+        return bias
+    found = empty(bias, bias.shape, bias.dtype)
+    launches = _prepare_dense(dtype_name(bias.dtype), bias.device, bias.shape[0], bias.strides[0])
+    _launch(launches, bias, bias.pointer, 0, 0, found.pointer)
+    return found
+
+
 @functools.lru_cache(maxsize=4096)
 def _launches(
-    direction: str,
+    direction: Direction,
     problem: ConvProblem,
     dtype: np.dtype[Any],
     wish: Wish,
@@ -484,7 +506,7 @@ def forward(
 ) -> Any:  # fmt: skip
     """As the CPU's."""
     _together(input, weight, bias)
-    input, weight, bias = cast(input, dtype), cast(weight, dtype), bias and cast(bias, dtype)
+    input, weight, bias = cast(input, dtype), cast(weight, dtype), _dense_bias(bias and cast(bias, dtype))
     y, done = _target(input, problem.output_shape, dtype, out, weight, bias)
     function: Any = _NAMES.get(activation, activation) if activation else None
     if 0 not in y.shape:
@@ -506,6 +528,7 @@ def input_grad(
 ) -> Any:  # fmt: skip
     """As the CPU's."""
     _together(grad_output, weight, bias)
+    bias = _dense_bias(bias)
     x, done = _target(grad_output, problem.input_shape, dtype, out, weight, bias)
     if 0 not in x.shape:
         strides = grad_output.strides, weight.strides, x.strides

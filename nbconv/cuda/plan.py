@@ -10,8 +10,11 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from ..arrays import check_dtype
 from ..dispatch import AUTO, Wish
+from ..families import Direction
 from ..kernels.cuda.tile import Tile
 from ..problem import ConvProblem
 from . import depthwise
@@ -20,6 +23,7 @@ from .arrays import BFLOAT16
 MASK_TAPS = 63  # taps of a channel that one mask has bits for
 INT32 = 2**31 - 1
 GRID = 65535  # blocks on the second and third axis of a launch
+MOST_SPLITS = 128
 # Multiprocessors of the largest member of each generation, for plans made without a device.
 PROCESSORS = {(7, 5): 72, (8, 0): 108, (8, 6): 84, (8, 9): 142, (9, 0): 132, (10, 0): 148, (12, 0): 170}
 
@@ -57,6 +61,11 @@ TILES = (
 )
 
 
+def region(size: int) -> int:
+    """Bytes of workspace that `size` bytes take, aligned for every kernel."""
+    return -(-size // 256) * 256
+
+
 def slices(count: int, depth: int) -> int:
     """Slices of `depth` summands that `count` of them fill."""
     return -(-count // depth)
@@ -65,6 +74,8 @@ def slices(count: int, depth: int) -> int:
 # The time model, fitted to 1693 times of 13 layers, forward and dW, on an H100: 15 % off in the root mean square; what it picks
 # takes 1.2 % longer than the best that was tried. Cycles of a launch, a block, a slice, and of summing a split of 10,000 results.
 LAUNCH, BLOCK, SLICE, SUM = 16000.0, 3350.0, 170.0, 59.0
+# A second launch took the device no longer, but the host some 10 us on that machine: what it is worth to do without.
+SECOND = 4000.0
 # A multiprocessor with fewer warps than this is slower by the ratio to this power.
 WARPS, FALL = 8.6, 0.48
 
@@ -97,7 +108,7 @@ class CudaPlan:
         Why this kernel.
     """
 
-    direction: str
+    direction: Direction
     problem: ConvProblem
     dtype: np.dtype[Any]
     cc: tuple[int, int]
@@ -149,28 +160,50 @@ def cycles(row: TileRow, rows: int, columns: int, terms: int, groups: int, split
         return products / (row.rate * share) + BLOCK + SLICE * steps
 
     total = LAUNCH + full * wave(row.blocks) + (wave(left) if left else 0)
-    return total + (SUM * splits * rows * columns * groups / 1e4 if splits > 1 else 0)
+    return total + (SECOND + SUM * splits * rows * columns * groups / 1e4 if splits > 1 else 0)
 
 
 @functools.lru_cache(maxsize=4096)
 def choose(
-    mode: str, rows: int, columns: int, terms: int, groups: int, processors: int, cc: tuple[int, int]
+    mode: str, rows: int, columns: int, terms: int, groups: int, processors: int, cc: tuple[int, int], most: int = MOST_SPLITS
 ) -> tuple[TileRow, int] | None:
     """The tile and the number of splits that the model likes best; None where no tile serves."""
     best: tuple[float, TileRow, int] | None = None
     for row in TILES:
         if mode not in row.modes or cc < row.least:
             continue
-        for splits in range(1, max(1, min(128, terms // (2 * row.tile.depth))) + 1):
+        for splits in range(1, max(1, min(most, terms // (2 * row.tile.depth))) + 1):
             price = cycles(row, rows, columns, terms, groups, splits, processors)
             if best is None or price < best[0]:
                 best = price, row, splits
     return best and best[1:]
 
 
+def plan(
+    direction: Direction, problem: ConvProblem, dtype: npt.DTypeLike, cc: tuple[int, int] | None = None, wish: Wish = AUTO
+) -> CudaPlan:
+    """The plan for a compute capability, by default that of device 0."""
+    result = BFLOAT16 if dtype == "bfloat16" else check_dtype(dtype)
+    if cc is None:
+        from .driver import device
+
+        try:
+            found = device(0)
+        except ImportError as error:
+            raise ImportError(
+                f"a plan for this machine's GPU needs {error.name}: pip install 'nbconv[cuda13]'; or give cc"
+            ) from error
+        except Exception as error:
+            raise RuntimeError(f"no GPU was found: give cc, as cc=(9, 0), to plan without one ({error})") from error
+        return select(direction, problem, result, found.cc, found.processors, wish)
+    if not isinstance(cc, tuple) or len(cc) != 2 or not all(type(part) is int for part in cc):
+        raise TypeError(f"cc must be a tuple of two ints, as (9, 0), got {cc!r}")
+    return select(direction, problem, result, cc, None, wish)
+
+
 @functools.lru_cache(maxsize=4096)
 def select(
-    direction: str,
+    direction: Direction,
     problem: ConvProblem,
     dtype: np.dtype[Any],
     cc: tuple[int, int],
@@ -178,6 +211,27 @@ def select(
     wish: Wish = AUTO,
 ) -> CudaPlan:
     """The plan for a problem that is already valid."""
+    if wish.algorithm not in ("auto", "direct"):
+        raise ValueError(f"algorithm must be 'auto' or 'direct' on a GPU, got {wish.algorithm!r}")
+    found = _select(direction, problem, dtype, cc, processors, wish, MOST_SPLITS)
+    limit = wish.workspace_limit
+    if limit is not None and found.workspace > limit:
+        found = _select(direction, problem, dtype, cc, processors, wish, 1)
+        if found.workspace > limit:
+            raise ValueError(f"workspace_limit must be at least {found.workspace} bytes for this problem, got {limit}")
+    return found
+
+
+def _select(
+    direction: Direction,
+    problem: ConvProblem,
+    dtype: np.dtype[Any],
+    cc: tuple[int, int],
+    processors: int | None,
+    wish: Wish,
+    most_splits: int,
+) -> CudaPlan:
+    """The plan with at most so many splits."""
     p = problem
     processors = processors or PROCESSORS.get(cc, PROCESSORS[9, 0])
     name = dtype_name(dtype)
@@ -187,31 +241,34 @@ def select(
     copied = p.mode != "zeros" and bordered
     width = summing(dtype).itemsize
 
-    def make(kernel: str, tile: TileRow | None, splits: int, padded: bool, workspace: int, reason: str) -> CudaPlan:
+    def make(kernel: str, tile: TileRow | None, splits: int, padded: bool, regions: tuple[int, ...], reason: str) -> CudaPlan:
+        workspace = sum(map(region, regions))
         return CudaPlan(direction, problem, dtype, cc, kernel, tile, splits, padded, workspace, reason)
 
     def direct() -> CudaPlan:
         splits = 1
         if direction == "weight_grad":
-            splits = max(1, min(p.batch * p.out[0], 64, 64 * 2048 // max(p.filters * channels * taps, 1)))
+            splits = max(1, min(most_splits, p.batch * p.out[0], 64, 64 * 2048 // max(p.filters * channels * taps, 1)))
         parts = p.filters * channels * taps * width * splits if splits > 1 else 0
-        return make("direct", None, splits, copied and direction == "input_grad", fold + parts, "plain loops serve every dtype")
+        return make("direct", None, splits, copied and direction == "input_grad", (fold, parts), "plain loops serve every dtype")
 
     padded_cells = math.prod(b + s + a for b, s, a in zip(p.before, p.size, p.after, strict=True))
     small = max(p.batch * p.channels * padded_cells, p.batch * p.filters * outs, p.filters * channels * taps) <= INT32
     fold = p.batch * p.channels * padded_cells * width if copied and direction == "input_grad" else 0
-    if not small or p.flops == 0 or p.batch * max(p.out[0], p.size[0]) > GRID or p.groups * math.prod(p.stride) > GRID // 128:
-        return make("direct", None, 1, copied and direction == "input_grad", fold, "plain loops serve every size")
+    if not small or p.flops == 0:
+        return make("direct", None, 1, copied and direction == "input_grad", (fold,), "plain loops serve every size")
     few = channels <= 4 and filters <= 4 if p.groups > 1 else (channels == 1 and filters == 1)
     if few and name in ("float16", "bfloat16", "float32", "float64"):
-        pad = copied and p.batch * p.channels * padded_cells * dtype.itemsize
+        pad = p.batch * p.channels * padded_cells * dtype.itemsize if copied else 0
         if direction == "weight_grad":
-            splits = depthwise.weight_grad_splits(p, processors)
+            splits = min(most_splits, depthwise.weight_grad_splits(p, processors))
             parts = p.filters * channels * taps * width * splits if splits > 1 else 0
-            return make("depthwise", None, splits, copied, pad + parts, "few channels a group")
+            return make("depthwise", None, splits, copied, (pad, parts), "few channels a group")
         if direction == "input_grad" and not depthwise.served(p):
-            return make("direct", None, 1, copied, fold, "steps that a thread's block of cells cannot span")
-        return make("depthwise", None, 1, copied, fold or pad, "few channels a group")
+            return make("direct", None, 1, copied, (fold,), "steps that a thread's block of cells cannot span")
+        return make("depthwise", None, 1, copied, (fold or pad,), "few channels a group")
+    if p.groups > GRID or math.prod(p.stride) > GRID // MOST_SPLITS:
+        return direct()
     mode = "tf32" if wish.precision == "tf32" and name == "float32" else name
     if dtype.kind == "f" or dtype == BFLOAT16:
         if direction == "forward":
@@ -220,7 +277,7 @@ def select(
             shape = channels, max(1, p.batch * cells // math.prod(p.stride)), max(1, filters * taps // math.prod(p.stride))
         else:
             shape = filters, channels * taps, p.batch * outs
-        chosen = choose(mode, *shape, p.groups, processors, cc)
+        chosen = choose(mode, *shape, p.groups, processors, cc, most_splits)
         if chosen is None:
             return direct()
         tile, splits = chosen
@@ -228,12 +285,12 @@ def select(
         results = {"forward": p.batch * p.filters * outs, "weight_grad": p.filters * channels * taps}.get(
             direction, p.batch * p.channels * (padded_cells if copied else cells)
         )
-        workspace = results * width * splits if splits > 1 else 0
+        parts = results * width * splits if splits > 1 else 0
         if direction == "input_grad":
             if taps > MASK_TAPS:
-                return make("direct", None, 1, copied, fold, "more taps than a mask has bits")
-            return make("tiled", tile, splits, copied, workspace + fold, "products of tiles in shared memory")
+                return make("direct", None, 1, copied, (fold,), "more taps than a mask has bits")
+            return make("tiled", tile, splits, copied, (parts, fold), "products of tiles in shared memory")
         copy = p.batch * p.channels * padded_cells * dtype.itemsize if pad else 0
         if pad or taps <= MASK_TAPS or not bordered:
-            return make("tiled", tile, splits, bool(pad), workspace + copy, "products of tiles in shared memory")
+            return make("tiled", tile, splits, pad, (parts, copy), "products of tiles in shared memory")
     return direct()
