@@ -30,6 +30,13 @@ def check_array(value: Any, name: str) -> Array:
     return value
 
 
+def check_numpy(value: Any, name: str) -> Array:
+    """`value`, if it is an array of numpy's that nbconv computes with."""
+    if not isinstance(value, np.ndarray):
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(value)!r}")
+    return check_array(value, name)
+
+
 def check_dtype(dtype: npt.DTypeLike, name: str = "dtype") -> np.dtype[Any]:
     """`dtype` as a native numpy dtype that nbconv computes with."""
     try:
@@ -74,8 +81,7 @@ def computable(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Raise unless a result of `shape` and `dtype` can be written to `out`."""
-    if not isinstance(check_array(out, "out"), np.ndarray):
-        raise TypeError(f"out must be a numpy.ndarray, as the inputs are, got {type(out)!r}")
+    check_numpy(out, "out")
     if out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
     if out.dtype.newbyteorder("=") != dtype:

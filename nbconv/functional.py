@@ -50,8 +50,9 @@ def _conv(
 
     Parameters
     ----------
-    input : ndarray
-        (N, C, {letters}), or (C, {letters}) for a single image. Any strides; it is only read.
+    input : ndarray, or array on a GPU
+        (N, C, {letters}), or (C, {letters}) for a single image. Any strides; it is only read. All arrays of a call are on one
+        device and of one library, numpy, CuPy, PyTorch (CUDA), numba, or with `__cuda_array_interface__`, as is the result.
     weight : ndarray
         (K, C / groups, {kernel}), of the input's dtype.
     bias : ndarray, optional

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import engine, functional
-from .arrays import Array, check_array, check_dtype, common_dtype
+from .arrays import Array, check_dtype, check_numpy, common_dtype
 from .problem import ConvProblem, Padding, Sizes, borders, each_axis, padding_mode_name, transposed_problem, whole
 
 Seed = int | np.random.Generator | None
@@ -67,7 +67,7 @@ class _Layer:
         raise NotImplementedError
 
     def _checked(self, value: Any, name: str) -> Array:
-        array = check_array(value, name)
+        array = check_numpy(value, name)
         common_dtype(**{"weight": self.weight, name: array})
         return array
 

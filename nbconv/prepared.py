@@ -4,7 +4,7 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-from .arrays import Array, check_array
+from .arrays import Array, check_numpy
 
 Forms = dict[Hashable, Array]  # what kernels have made of one weight, by what each of them needs
 
@@ -47,7 +47,7 @@ def prepare(weight: Array) -> PreparedWeight:
     >>> nbconv.conv2d(np.ones((1, 4, 9, 9), np.float32), w).shape
     (1, 8, 7, 7)
     """
-    copy = np.array(check_array(weight, "weight"), order="C", subok=False).view(PreparedWeight)
+    copy = np.array(check_numpy(weight, "weight"), order="C", subok=False).view(PreparedWeight)
     copy.forms = {}
     copy.flags.writeable = False
     return copy

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import nvidia
 
-from nbconv.cuda import driver
+from nbconv.cuda.driver import Code, compile_ptx, link
 
 INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);")
 GUARD = re.compile(r"^@!?U?P\w+\s+")
@@ -107,20 +107,20 @@ def disassemble(binary: bytes) -> str:
 
 
 @functools.cache
-def compiled_ptx(code: driver.Code, cc: tuple[int, int]) -> str:
+def compiled_ptx(code: Code, cc: tuple[int, int]) -> str:
     """As the driver's `compile_ptx`, once."""
-    return driver.compile_ptx(code, cc)
+    return compile_ptx(code, cc)
 
 
 @functools.cache
-def linked(code: driver.Code, cc: tuple[int, int]) -> tuple[bytes, Report]:
+def linked(code: Code, cc: tuple[int, int]) -> tuple[bytes, Report]:
     """A kernel's machine code and the report on it."""
-    binary, log = driver.link(compiled_ptx(code, cc), cc)
+    binary, log = link(compiled_ptx(code, cc), cc)
     return binary, parse_report(log)
 
 
 @functools.cache
-def compiled(code: driver.Code, cc: tuple[int, int]) -> MachineCode:
+def compiled(code: Code, cc: tuple[int, int]) -> MachineCode:
     """A kernel's report and instructions."""
     binary, report = linked(code, cc)
     return MachineCode(report, parse_instructions(disassemble(binary)))

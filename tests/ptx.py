@@ -424,6 +424,18 @@ def decode_product(instruction: Instruction, dtype: np.dtype) -> Callable[["Bloc
     return instruction.elementwise(lambda a, b, c: multiply(a, b) + c, result, [dtype, dtype, result])
 
 
+def decode_dot_product(instruction: Instruction) -> Callable[["Block"], None]:
+    """dp4a: the products of four pairs of bytes, and a word, summed."""
+    kinds = instruction.require("s32", "u32"), instruction.require("s32", "u32")
+    parts = [np.dtype(f"{'i' if kind == 's32' else 'u'}1") for kind in kinds]
+
+    def dot(a, b, c):
+        a, b = (np.ascontiguousarray(word).view(part).astype(np.int64) for word, part in zip((a, b), parts, strict=True))
+        return ((a * b).reshape(-1, 4).sum(axis=1) + c).astype(WORD)
+
+    return instruction.elementwise(dot, WORD, [WORD] * 3)
+
+
 def decode_funnel_shift(instruction: Instruction) -> Callable[["Block"], None]:
     """shf: 32 bits of a shifted pair of words."""
     left, clamp = instruction.require("l", "r") == "l", instruction.require("wrap", "clamp") == "clamp"
@@ -637,6 +649,7 @@ def decode_nothing(instruction: Instruction) -> Callable[["Block"], None]:
 
 DECODERS = dict.fromkeys([*FLOAT, *WIDE_FLOAT, *INTEGERS, *INTEGERS_AND_WORDS], decode_arithmetic) | SHARED_DECODERS
 DECODERS |= {"setp": decode_compare, "selp": decode_select, "mov": decode_move, "cvt": decode_convert, "shf": decode_funnel_shift}
+DECODERS["dp4a"] = decode_dot_product
 DECODERS |= {"cvta": decode_convert_address, "call": decode_call, "bar": decode_warp_barrier}
 DECODERS |= dict.fromkeys(["membar", "fence"], decode_nothing)
 

@@ -50,11 +50,11 @@ def layer(kind=nn.Conv2d, *args, **options):
 
 BAD = [
     # arrays
-    (conv([[1.0]]), TypeError, r"input must be a numpy.ndarray, got .*list"),
-    (conv(X, "weight"), TypeError, r"weight must be a numpy.ndarray, got .*str"),
-    (conv(X, W, [0.0] * 6), TypeError, r"bias must be a numpy.ndarray, got .*list"),
-    (conv(None), TypeError, r"input must be a numpy.ndarray, got .*NoneType"),
-    (conv(Gpu()), TypeError, r"input lives on a GPU.* computes on the CPU only"),
+    (conv([[1.0]]), TypeError, r"input must be a numpy.ndarray or an array on a GPU, got .*list"),
+    (conv(X, "weight"), TypeError, r"weight must be a numpy.ndarray or an array on a GPU, got .*str"),
+    (conv(X, W, [0.0] * 6), TypeError, r"bias must be a numpy.ndarray or an array on a GPU, got .*list"),
+    (conv(None), TypeError, r"input must be a numpy.ndarray or an array on a GPU, got .*NoneType"),
+    (conv(Gpu()), TypeError, r"input has no valid __cuda_array_interface__: KeyError"),
     (conv(X.astype(bool)), TypeError, r"input must have .* dtype, got bool"),
     (conv(X, W.astype(object)), TypeError, r"weight must have .* dtype, got object"),
     (conv(X.astype(np.longdouble)), TypeError, r"input must have .* dtype, got float128"),
@@ -152,7 +152,7 @@ BAD = [
     (conv(workspace_limit=10), ValueError, r"workspace_limit must be at least \d+ bytes for this problem on \d+ threads, got 10"),
     (conv(precision="low"), ValueError, r"precision must be one of None, 'tf32', 'highest', got 'low'"),
     (lambda: nbconv.plan("backward", X.shape, W.shape), ValueError, r"direction must be one of 'forward', .*, got 'backward'"),
-    (lambda: nbconv.plan("forward", X.shape, W.shape, device="tpu"), ValueError, r"device must be 'cpu', got 'tpu'"),
+    (lambda: nbconv.plan("forward", X.shape, W.shape, device="tpu"), ValueError, r"device must be 'cpu' or 'cuda', got 'tpu'"),
     # transposed
     (transpose(X, W), ValueError, r"weight must have the input's 4 channels on its axis 0, got weight shape \(6, 4, 3, 3\)"),
     (transpose(padding="same"), ValueError, r"padding must be ints for a transposed convolution, got 'same'"),

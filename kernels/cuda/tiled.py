@@ -199,7 +199,7 @@ def make_correlate(sizes: Any, by_row: bool, phased: bool, name: str, out_name: 
         a_held, b_held = cuda.local.array(A_COPIES, memory), cuda.local.array(B_COPIES, memory)
         thread = uint32(cuda.threadIdx.x)
         group, split = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
-        pixels, count, chunk, begin, y_start = g.pixels, g.terms, g.chunk, int32(0), int32(0)
+        pixels, count, chunk, begin = g.pixels, g.terms, g.chunk, int32(0)
         out0, out1, out2, start0, start1, start2 = g.out0, g.out1, g.out2, g.start0, g.start1, g.start2
         kernel0, kernel1, kernel2 = g.kernel0, g.kernel1, g.kernel2
         if phased:
@@ -209,7 +209,7 @@ def make_correlate(sizes: Any, by_row: bool, phased: bool, name: str, out_name: 
             out0, out1, out2 = terms[head + 3], terms[head + 4], terms[head + 5]
             start0, start1, start2 = terms[head + 6], terms[head + 7], terms[head + 8]
             kernel0, kernel1, kernel2 = terms[head + 9], terms[head + 10], terms[head + 11]
-            begin, y_start = terms[head + 12], terms[head + 13]
+            begin = terms[head + 12]
         row_tiles = int32((g.rows + ROWS - 1) // ROWS)
         first_row = int32(int32(cuda.blockIdx.x) % row_tiles * ROWS)
         first_column = int32(int32(cuda.blockIdx.x) // row_tiles * COLUMNS)
@@ -258,7 +258,6 @@ def make_correlate(sizes: Any, by_row: bool, phased: bool, name: str, out_name: 
 
         a_lane, b_lane, result = places(thread)
         from_x, from_w = address(x, x_place), address(weight, w_place)
-        ahead, quads = address(terms, int64(4) * (first + (RING - 2) * DEPTH + thread)), int32(TERMS + 4 * thread)
         commit()
         wait_all()
         cuda.syncthreads()
@@ -271,8 +270,8 @@ def make_correlate(sizes: Any, by_row: bool, phased: bool, name: str, out_name: 
                 cuda.syncthreads()
                 slot = int32(ring + STAGES - 1 if ring <= STAGES else ring - STAGES - 1)
                 if thread < DEPTH and int32(k + STAGES - 1) < slices:
-                    copy_quad(words, int32(quads + slot * (4 * DEPTH)), ahead, int32(0))
-                ahead = address(ahead, int32(4 * DEPTH))
+                    place = int32(4 * (first + (k + STAGES - 1) * DEPTH + thread))
+                    copy_quad(words, int32(TERMS + 4 * thread + slot * (4 * DEPTH)), terms, place)
             if k < slices:
                 a_at, b_at = int32(into * STAGE + a_place), int32(into * STAGE + b_place)
                 table = int32(TERMS + 4 * DEPTH * ring)
@@ -319,6 +318,11 @@ def make_correlate(sizes: Any, by_row: bool, phased: bool, name: str, out_name: 
                 landing = int32(0 if landing == STAGES - 1 else landing + 1)
 
         wait_all()
+        # read again: registers are short while sums are
+        pixels, y_start = g.pixels, int32(0)
+        if phased:
+            head = int32(16 * (int32(cuda.blockIdx.z) // g.splits))
+            pixels, y_start = terms[head], terms[head + 13]
         y_place = (
             int64(split) * g.y_split + y_start + int64(image) * g.y_image + int64(group) * g.y_group
             + int64(o0) * g.y0 + int64(o1) * g.y1 + int64(o2) * g.y2

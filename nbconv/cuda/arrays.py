@@ -97,13 +97,15 @@ def _torch_view(value: Any, name: str) -> View | None:
 
 
 def _interface_view(value: Any, name: str, library: str) -> View:
-    interface = value.__cuda_array_interface__
-    dtype = _known(np.dtype(interface["typestr"]), name)
+    try:
+        interface = value.__cuda_array_interface__
+        kind, shape, (pointer, read_only) = np.dtype(interface["typestr"]), tuple(interface["shape"]), interface["data"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} has no valid __cuda_array_interface__: {error!r}") from error
+    dtype = _known(kind, name)
     if not dtype.isnative:
         raise TypeError(f"{name} must be in this machine's byte order, got {dtype}")
-    shape = tuple(interface["shape"])
     strides = interface.get("strides")
-    pointer, read_only = interface["data"]
     steps = dense(shape) if strides is None else tuple(step // dtype.itemsize for step in strides)
     # 1 and 2 are the default streams of CUDA; 0 is not allowed, None asks for no order.
     stream = interface.get("stream") or 1

@@ -103,7 +103,7 @@ def device_of(pointer: int | None) -> int:
     if not pointer:
         return 0
     driver = bindings()
-    check(driver.cuInit(0), "cuInit")
+    check(driver.cuInit(0), "starting CUDA")
     kind = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     return int(check(driver.cuPointerGetAttribute(kind, pointer), "cuPointerGetAttribute"))
 

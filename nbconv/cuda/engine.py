@@ -69,6 +69,11 @@ def _dense(*shape: int) -> Five:
     return dense(shape)  # type: ignore[return-value]
 
 
+def _contiguous(strides: Five, shape: Sizes) -> bool:
+    """Whether elements lie side by side; the stride of an axis of one element does not matter."""
+    return all(size == 1 or step == want for step, want, size in zip(strides, dense(shape), shape, strict=True))
+
+
 class _Builder:
     """Collects the launches of a call."""
 
@@ -353,7 +358,7 @@ def _prepare_weight_grad(plan: CudaPlan, device: int, ys: Five, xs: Five, ws: Fi
         source, xs, size = b.pad(source, xs)
         start = (0, 0, 0)
     target, out_name, to = Place(OUT), name, ws
-    through = splits > 1 or (plan.kernel == "tiled" and ws != _dense(*shape))
+    through = splits > 1 or (plan.kernel == "tiled" and not _contiguous(ws, shape))
     if through:
         target, out_name, to = b.reserve(count * b.width * splits), b.sum_name, _dense(*shape)
     if plan.kernel == "direct":
@@ -462,6 +467,18 @@ def _target(
     return empty(like, shape, dtype), copied
 
 
+def _narrowed(dtype: np.dtype[Any], result: Any, wanted: Any) -> Any:
+    """A result in another dtype, in `wanted` if that is an array."""
+    found = view(result, "result")
+    assert found
+    narrow = cast(found, dtype)
+    if wanted is None:
+        return narrow.owner
+    out, _ = _target(narrow, narrow.shape, dtype, wanted)
+    copy(narrow, out)
+    return wanted
+
+
 @functools.lru_cache(maxsize=512)
 def _prepare_dense(name: str, device: int, size: int, step: int) -> Prepared:
     """Copy elements that lie `step` apart side by side."""
@@ -506,6 +523,9 @@ def forward(
 ) -> Any:  # fmt: skip
     """As the CPU's."""
     _together(input, weight, bias)
+    if summing(dtype) != dtype and any(array is not None and array.dtype != dtype for array in (input, weight, bias)):
+        # arrays of other dtypes are not rounded before they are summed
+        return _narrowed(dtype, forward(problem, summing(dtype), input, weight, bias, activation, None, wish), out)
     input, weight, bias = cast(input, dtype), cast(weight, dtype), _dense_bias(bias and cast(bias, dtype))
     y, done = _target(input, problem.output_shape, dtype, out, weight, bias)
     function: Any = _NAMES.get(activation, activation) if activation else None

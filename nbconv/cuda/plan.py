@@ -36,18 +36,19 @@ class TileRow(NamedTuple):
     modes: tuple[str, ...]  # dtypes, or "tf32"
     rate: float  # multiply-adds a cycle of a full multiprocessor, fitted to times on an H100
     least: tuple[int, int] = (7, 5)  # compute capability
+    phases: bool = True  # whether registers are left for what several phases in one launch need
 
 
 HALVES = ("float16", "bfloat16")
 TILES = (
     TileRow(Tile(128, 128, 8, 16, 8, 4), 2, ("float32",), 105),
     TileRow(Tile(128, 64, 16, 8, 8, 3), 3, ("float32",), 99),
-    TileRow(Tile(64, 128, 16, 8, 8, 3), 3, ("float32",), 93),
+    TileRow(Tile(64, 128, 16, 8, 8, 3), 3, ("float32",), 93, phases=False),
     TileRow(Tile(64, 64, 16, 8, 4, 3), 3, ("float32",), 79),
     TileRow(Tile(32, 128, 16, 8, 4, 3), 3, ("float32",), 67),
     TileRow(Tile(32, 64, 16, 8, 4, 3), 5, ("float32",), 64),
     TileRow(Tile(16, 128, 16, 4, 4, 3), 4, ("float32",), 45),
-    TileRow(Tile(128, 128, 16, 8, 8, 3, 8, "tf32"), 2, ("tf32",), 400, (8, 0)),
+    TileRow(Tile(128, 128, 8, 8, 8, 4, 8, "tf32"), 2, ("tf32",), 400, (8, 0)),
     TileRow(Tile(64, 64, 16, 4, 4, 3, 8, "tf32"), 3, ("tf32",), 250, (8, 0)),
     TileRow(Tile(32, 128, 16, 4, 4, 3, 8, "tf32"), 3, ("tf32",), 200, (8, 0)),
     TileRow(Tile(128, 64, 16, 8, 8, 3, 8, "f64"), 2, ("float64",), 90, (8, 0)),
@@ -165,14 +166,22 @@ def cycles(row: TileRow, rows: int, columns: int, terms: int, groups: int, split
 
 @functools.lru_cache(maxsize=4096)
 def choose(
-    mode: str, rows: int, columns: int, terms: int, groups: int, processors: int, cc: tuple[int, int], most: int = MOST_SPLITS
+    mode: str,
+    rows: int,
+    columns: int,
+    terms: int,
+    groups: int,
+    processors: int,
+    cc: tuple[int, int],
+    most_splits: int,
+    phased: bool,
 ) -> tuple[TileRow, int] | None:
     """The tile and the number of splits that the model likes best; None where no tile serves."""
     best: tuple[float, TileRow, int] | None = None
     for row in TILES:
-        if mode not in row.modes or cc < row.least:
+        if mode not in row.modes or cc < row.least or (phased and not row.phases):
             continue
-        for splits in range(1, max(1, min(most, terms // (2 * row.tile.depth))) + 1):
+        for splits in range(1, max(1, min(most_splits, terms // (2 * row.tile.depth))) + 1):
             price = cycles(row, rows, columns, terms, groups, splits, processors)
             if best is None or price < best[0]:
                 best = price, row, splits
@@ -277,7 +286,7 @@ def _select(
             shape = channels, max(1, p.batch * cells // math.prod(p.stride)), max(1, filters * taps // math.prod(p.stride))
         else:
             shape = filters, channels * taps, p.batch * outs
-        chosen = choose(mode, *shape, p.groups, processors, cc, most_splits)
+        chosen = choose(mode, *shape, p.groups, processors, cc, most_splits, direction == "input_grad" and math.prod(p.stride) > 1)
         if chosen is None:
             return direct()
         tile, splits = chosen

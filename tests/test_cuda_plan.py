@@ -1,0 +1,192 @@
+"""The dispatcher of the CUDA engine: from shapes to kernel, tile and splits, computing nothing and without a GPU."""
+
+import forced
+import numpy as np
+import pytest
+from cases import Case
+
+from nbconv import ConvProblem
+from nbconv.bench.shapes import find
+from nbconv.cuda import engine
+from nbconv.cuda.arrays import BFLOAT16, dense
+from nbconv.cuda.plan import TILES, select
+from nbconv.dispatch import DIRECTIONS, Wish
+
+TF32 = Wish(precision="tf32")
+# (suite, layer), direction, dtype or "tf32" -> kernel, rows and columns of the tile, splits; compute capability 9.0
+PINNED = [
+    (("resnet50", "conv2 3x3/1 64"), "forward", "float32", ("tiled", (64, 64), 2)),
+    (("resnet50", "conv2 3x3/1 64"), "input_grad", "float32", ("tiled", (64, 64), 2)),
+    (("resnet50", "conv2 3x3/1 64"), "weight_grad", "float32", ("tiled", (64, 64), 44)),
+    (("resnet50", "conv4 1x1 256-1024"), "forward", "float32", ("tiled", (64, 64), 1)),
+    (("resnet50", "conv4 1x1 256-1024"), "input_grad", "float32", ("tiled", (64, 64), 5)),
+    (("resnet50", "conv4 1x1 256-1024"), "weight_grad", "float32", ("tiled", (64, 64), 4)),
+    (("resnet50", "conv1 7x7/2 3-64"), "forward", "float32", ("tiled", (64, 128), 1)),
+    (("resnet50", "conv1 7x7/2 3-64"), "input_grad", "float32", ("tiled", (16, 128), 1)),
+    (("resnet50", "conv1 7x7/2 3-64"), "weight_grad", "float32", ("tiled", (64, 64), 88)),
+    (("resnet50", "conv5 3x3 512"), "forward", "float32", ("tiled", (128, 64), 16)),
+    (("resnet50", "conv5 3x3 512"), "input_grad", "float32", ("tiled", (128, 64), 16)),
+    (("resnet50", "conv5 3x3 512"), "weight_grad", "float32", ("tiled", (128, 64), 1)),
+    (("vgg16", "3x3 512-512 28"), "forward", "float32", ("tiled", (128, 64), 5)),
+    (("vgg16", "3x3 512-512 28"), "input_grad", "float32", ("tiled", (128, 64), 5)),
+    (("vgg16", "3x3 512-512 28"), "weight_grad", "float32", ("tiled", (128, 64), 1)),
+    (("mobilenetv2", "depthwise 3x3/2 96 112"), "forward", "float32", ("depthwise", None, 1)),
+    (("mobilenetv2", "depthwise 3x3/2 96 112"), "weight_grad", "float32", ("depthwise", None, 3)),
+    (("unet", "3x3 1024-512 32"), "forward", "float32", ("tiled", (128, 64), 6)),
+    (("unet", "3x3 1024-512 32"), "input_grad", "float32", ("tiled", (128, 64), 3)),
+    (("unet", "3x3 1024-512 32"), "weight_grad", "float32", ("tiled", (128, 64), 1)),
+    (("1d", "wavenet 2 taps dilation 512"), "forward", "float32", ("tiled", (128, 64), 1)),
+    (("1d", "wavenet 2 taps dilation 512"), "input_grad", "float32", ("tiled", (64, 64), 1)),
+    (("1d", "wavenet 2 taps dilation 512"), "weight_grad", "float32", ("tiled", (64, 64), 65)),
+    (("3d", "c3d 256-256"), "forward", "float32", ("tiled", (128, 64), 2)),
+    (("3d", "c3d 256-256"), "input_grad", "float32", ("tiled", (128, 64), 2)),
+    (("3d", "c3d 256-256"), "weight_grad", "float32", ("tiled", (128, 64), 3)),
+    (("awkward", "32 groups"), "forward", "float32", ("depthwise", None, 1)),
+    (("awkward", "32 groups"), "weight_grad", "float32", ("depthwise", None, 1)),
+    (("awkward", "output 1x1"), "forward", "float32", ("tiled", (128, 64), 98)),
+    (("awkward", "output 1x1"), "input_grad", "float32", ("tiled", (128, 64), 49)),
+    (("awkward", "output 1x1"), "weight_grad", "float32", ("tiled", (128, 128), 1)),
+    (("awkward", "1 channel 11x11 1024"), "forward", "float32", ("depthwise", None, 1)),
+    (("awkward", "1 channel 11x11 1024"), "weight_grad", "float32", ("depthwise", None, 64)),
+    (("large", "16 channels 15x15 128"), "forward", "float32", ("tiled", (16, 128), 3)),
+    (("large", "16 channels 15x15 128"), "input_grad", "float32", ("direct", None, 1)),
+    (("large", "16 channels 15x15 128"), "weight_grad", "float32", ("tiled", (16, 128), 18)),
+    (("resnet50", "conv2 3x3/1 64"), "forward", "tf32", ("tiled", (64, 64), 1)),
+    (("resnet50", "conv2 3x3/1 64"), "forward", "float64", ("tiled", (64, 64), 2)),
+    (("resnet50", "conv2 3x3/1 64"), "forward", "float16", ("tiled", (64, 64), 1)),
+    (("resnet50", "conv2 3x3/1 64"), "forward", "bfloat16", ("tiled", (64, 64), 1)),
+    (("resnet50", "conv2 3x3/1 64"), "forward", "int32", ("direct", None, 1)),
+    (("resnet50", "conv2 3x3/1 64"), "forward", "complex64", ("direct", None, 1)),
+    (("vgg16", "3x3 512-512 28"), "forward", "tf32", ("tiled", (128, 128), 9)),
+    (("vgg16", "3x3 512-512 28"), "forward", "float64", ("tiled", (128, 64), 5)),
+    (("vgg16", "3x3 512-512 28"), "forward", "bfloat16", ("tiled", (128, 128), 4)),
+    (("resnet50", "conv2 3x3/1 64"), "weight_grad", "tf32", ("tiled", (64, 64), 28)),
+    (("resnet50", "conv2 3x3/1 64"), "weight_grad", "float64", ("tiled", (64, 64), 44)),
+    (("resnet50", "conv2 3x3/1 64"), "weight_grad", "bfloat16", ("tiled", (64, 64), 28)),
+    (("resnet50", "conv2 3x3/1 64"), "weight_grad", "int32", ("direct", None, 3)),
+    (("resnet50", "conv1 7x7/2 3-64"), "input_grad", "bfloat16", ("tiled", (32, 128), 1)),
+]
+
+
+def plan_of(direction, problem, dtype):
+    if dtype == "tf32":
+        return select(direction, problem, np.dtype("float32"), (9, 0), None, TF32)
+    return select(direction, problem, BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype), (9, 0))
+
+
+@pytest.mark.parametrize(
+    ("layer", "direction", "dtype", "expected"), PINNED, ids=[f"{row[0][1]}-{row[1]}-{row[2]}" for row in PINNED]
+)
+def test_shape_decides(layer, direction, dtype, expected):
+    plan = plan_of(direction, find(*layer).problem, dtype)
+    tile = plan.tile and (plan.tile.tile.rows, plan.tile.tile.columns)
+    assert (plan.kernel, tile, plan.splits) == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "float64", "bfloat16", "complex64"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_printing_tells_all(direction, dtype):
+    plan = plan_of(direction, ConvProblem.make((4, 64, 56, 56), (64, 64, 3, 3), padding=1), dtype)
+    text = str(plan)
+    name = "float32" if dtype == "tf32" else dtype
+    for word in ("cuda", "9.0", plan.kernel, direction, name, f"{plan.splits} splits", f"{plan.workspace:,} bytes", plan.reason):
+        assert word in text
+    assert ("tile" in text) == (plan.tile is not None)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_equal_arguments_give_the_same_plan(direction):
+    plans = [plan_of(direction, ConvProblem.make((2, 16, 9, 9), (16, 16, 3, 3)), "float32") for _ in range(2)]
+    assert plans[0] is plans[1]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("dtype", ["int8", "uint64", "complex64", "complex128"])
+def test_dtypes_without_tiles_are_served(direction, dtype):
+    assert plan_of(direction, ConvProblem.make((4, 64, 56, 56), (64, 64, 3, 3)), dtype).kernel == "direct"
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_more_than_32_bits_are_served(direction):
+    """Tiles and depthwise kernels count elements in 32 bits."""
+    for groups, largest in ((1, "tiled"), (64, "depthwise")):
+        plans = [
+            plan_of(direction, ConvProblem.make((1, 64, 5700, size), (64, 64 // groups, 3, 3), groups=groups), "float32")
+            for size in (5700, 5900)
+        ]
+        assert [plan.kernel for plan in plans] == [largest, "direct"]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_older_generations_have_no_matrix_units(direction):
+    """Before 8.0, no row that needs a later generation is chosen."""
+    problem = ConvProblem.make((4, 64, 56, 56), (64, 64, 3, 3), padding=1)
+    for dtype, kernel in (("float32", "tiled"), ("float64", "tiled"), ("float16", "direct")):
+        plan = select(direction, problem, np.dtype(dtype), (7, 5))
+        assert plan.kernel == kernel
+        assert plan.tile is None or plan.tile.least <= (7, 5)
+
+
+def test_tiles_are_whole():
+    """What kernels take for granted of a tile."""
+    for row in TILES:
+        tile = row.tile
+        assert tile.threads % 32 == 0
+        assert tile.threads % tile.columns == 0
+        assert tile.threads % tile.depth == 0
+        assert tile.rows * tile.depth % tile.threads == 0
+        assert tile.columns * tile.depth % tile.threads == 0
+        assert tile.stages >= 2
+
+
+def operands(problem):
+    """Strides of contiguous input, weight and output, with all axes, as calls hand them to the engine."""
+    shapes = problem.input_shape, problem.weight_shape, problem.output_shape
+    return [engine._five(dense(shape), problem.axes) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int16"])
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("x", "w", "options"),
+    [
+        ((4, 256, 14, 14), (256, 256, 3, 3), {"padding": 1}),
+        ((2, 32, 30, 31), (64, 32, 3, 3), {"padding": 3, "padding_mode": "reflect"}),
+        ((4, 64, 29, 28), (64, 64, 3, 3), {"padding": (0, 2, 1, 1), "padding_mode": "circular", "stride": 2}),
+        ((1, 16, 65, 65), (16, 16, 15, 15), {"padding": 7}),
+        ((2, 32, 112, 112), (32, 1, 3, 3), {"padding": 1, "padding_mode": "replicate", "groups": 32}),
+        ((8, 512, 6), (512, 512, 3), {}),
+    ],
+)
+def test_workspace_is_what_the_plan_says(monkeypatch, x, w, options, direction, dtype):
+    """The regions of the workspace, each rounded up to 256 bytes, are those of the plan."""
+    problem = ConvProblem.make(x, w, **options)
+    plan = plan_of(direction, problem, dtype)
+    xs, ws, ys = operands(problem)
+    prepared = []
+
+    def prepare():
+        if direction == "forward":
+            prepared.append(engine._prepare_forward(plan, 0, xs, ws, ys, True, None))
+        elif direction == "input_grad":
+            prepared.append(engine._prepare_input_grad(plan, 0, ys, ws, xs, False, False))
+        else:
+            prepared.append(engine._prepare_weight_grad(plan, 0, ys, xs, ws))
+
+    with forced.no_gpu(monkeypatch) as patch:
+        forced.codes(patch, prepare)
+    assert plan.workspace <= prepared[0].workspace < plan.workspace + 3 * 256
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_one_split_of_contiguous_arrays_is_one_launch(monkeypatch, direction, axes):
+    problem = ConvProblem.make((2, 8, *(9,) * axes), (8, 8, *(3,) * axes), padding=1)
+    row = next(row for row, mode in forced.ROWS if mode == "float32")
+    x, w, y = (np.zeros(shape, np.float32) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape))
+    given = {"forward": (x, w), "input_grad": (y, w), "weight_grad": (y, x)}[direction]
+    case = Case("", problem.input_shape, problem.weight_shape, padding=1)
+    with forced.no_gpu(monkeypatch) as patch:
+        forced.force(patch, row)
+        launched = forced.codes(patch, lambda: forced.run(direction, case, *given, "float32"))
+    assert [code.module for code in launched] == ["tiled"]
