@@ -10,7 +10,7 @@ from nbconv.bench.shapes import find
 from nbconv.cuda import engine
 from nbconv.cuda.arrays import BFLOAT16, dense
 from nbconv.cuda.plan import TILES, select
-from nbconv.dispatch import DIRECTIONS, Wish
+from nbconv.dispatch import AUTO, DIRECTIONS, Wish
 
 TF32 = Wish(precision="tf32")
 # (suite, layer), direction, dtype or "tf32" -> kernel, rows and columns of the tile, splits; compute capability 9.0
@@ -190,3 +190,17 @@ def test_one_split_of_contiguous_arrays_is_one_launch(monkeypatch, direction, ax
         forced.force(patch, row)
         launched = forced.codes(patch, lambda: forced.run(direction, case, *given, "float32"))
     assert [code.module for code in launched] == ["tiled"]
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+def test_elements_far_apart_take_the_plain_loops(monkeypatch, direction):
+    """An operand that spans more than 2**31 elements has offsets that 32 bits do not hold."""
+    found = []
+    monkeypatch.setattr(engine.driver, "device", lambda index: engine.driver.Device((9, 0), 132))
+    for name in ("forward", "input_grad", "weight_grad"):
+        monkeypatch.setattr(engine, f"_prepare_{name}", lambda plan, *rest: found.append(plan))
+    problem = ConvProblem.make((2, 8, 9, 9), (8, 8, 3, 3))
+    near, far = (648, 81, 9, 1), (2**31, 81, 9, 1)
+    for strides in (near, far):
+        engine._launches.__wrapped__(direction, problem, np.dtype(np.float32), AUTO, 0, (strides, (72, 9, 3, 1), near))
+    assert [plan.kernel for plan in found] == ["tiled", "direct"]

@@ -3,6 +3,7 @@
 For each plan and memory layout the launches are prepared once: machine code, grids, and all arguments but the addresses.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -22,7 +23,7 @@ from ..problem import ConvProblem, Triple
 from . import depthwise, driver
 from .arrays import View, cast, copy, dense, empty, overlap, view
 from .driver import Code
-from .plan import CudaPlan, TileRow, dtype_name, region, select, slices, summing
+from .plan import INT32, CudaPlan, TileRow, dtype_name, region, select, slices, summing
 from .records import fields as _fields
 from .records import magic as _magic
 from .records import record as _record
@@ -513,8 +514,19 @@ def _launches(
     """The launches of a call, from the strides of its operands and of its result."""
     found = driver.device(device)
     plan = select(direction, problem, dtype, found.cc, found.processors, wish)
+    x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
+    shapes = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (y, x, w)}[direction]
+    if max(map(_span, shapes, strides)) > INT32:
+        # an array whose elements lie far apart is beyond the offsets of every kernel but the plain loops
+        padded = plan.padded and direction == "input_grad"
+        plan = dataclasses.replace(plan, kernel="direct", tile=None, splits=1, padded=padded)
     prepare = {"forward": _prepare_forward, "input_grad": _prepare_input_grad, "weight_grad": _prepare_weight_grad}[direction]
     return prepare(plan, device, *(_five(each, problem.axes) for each in strides), *rest)
+
+
+def _span(shape: Sizes, strides: Sizes) -> int:
+    """Elements from the lowest to the highest address of an array."""
+    return sum((size - 1) * abs(step) for size, step in zip(shape, strides, strict=True))
 
 
 def forward(
