@@ -55,7 +55,7 @@ def device(index: int) -> Device:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    """The driver itself: its launch takes 2 us by ctypes where packages around it took up to 30 for 40 arguments."""
+    """The driver itself: a call of two launches took the host 72 us by cuda.core's launch, 46 to 52 by this."""
     library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     library.cuCtxGetCurrent.argtypes = [ctypes.POINTER(ctypes.c_void_p)]
     library.cuCtxSetCurrent.argtypes = [ctypes.c_void_p]

@@ -24,6 +24,7 @@ MASK_TAPS = 63  # taps of a channel that one mask has bits for
 INT32 = 2**31 - 1
 GRID = 65535  # blocks on the second and third axis of a launch
 MOST_SPLITS = 128
+ASYNCHRONOUS = (8, 0)  # compute capability from which memory is copied to shared memory past the registers
 # Multiprocessors of the largest member of each generation, for plans made without a device.
 PROCESSORS = {(7, 5): 72, (8, 0): 108, (8, 6): 84, (8, 9): 142, (9, 0): 132, (10, 0): 148, (12, 0): 170}
 
@@ -34,8 +35,7 @@ class TileRow(NamedTuple):
     tile: Tile
     blocks: int  # that a multiprocessor holds at once
     modes: tuple[str, ...]  # dtypes, or "tf32"
-    rate: float  # multiply-adds a cycle of a full multiprocessor, fitted to times on an H100
-    least: tuple[int, int] = (7, 5)  # compute capability
+    rate: float  # multiply-adds a cycle of a full multiprocessor: float32 fitted to times on an H100, matrix units estimated
     phases: bool = True  # whether registers are left for what several phases in one launch need
 
 
@@ -48,17 +48,15 @@ TILES = (
     TileRow(Tile(32, 128, 16, 8, 4, 3), 3, ("float32",), 67),
     TileRow(Tile(32, 64, 16, 8, 4, 3), 5, ("float32",), 64),
     TileRow(Tile(16, 128, 16, 4, 4, 3), 4, ("float32",), 45),
-    TileRow(Tile(128, 128, 8, 8, 8, 4, 8, "tf32"), 2, ("tf32",), 400, (8, 0)),
-    TileRow(Tile(64, 64, 16, 4, 4, 3, 8, "tf32"), 3, ("tf32",), 250, (8, 0)),
-    TileRow(Tile(32, 128, 16, 4, 4, 3, 8, "tf32"), 3, ("tf32",), 200, (8, 0)),
-    TileRow(Tile(128, 64, 16, 8, 8, 3, 8, "f64"), 2, ("float64",), 90, (8, 0)),
-    TileRow(Tile(64, 64, 16, 8, 4, 3, 8, "f64"), 3, ("float64",), 75, (8, 0)),
-    TileRow(Tile(32, 64, 16, 4, 4, 3, 8, "f64"), 3, ("float64",), 55, (8, 0)),
-    TileRow(Tile(128, 128, 32, 8, 8, 2, 8, "half"), 1, HALVES, 450, (8, 0)),
-    TileRow(Tile(64, 64, 32, 4, 8, 2, 8, "half"), 3, HALVES, 300, (8, 0)),
-    TileRow(Tile(32, 128, 32, 4, 8, 2, 8, "half"), 3, HALVES, 250, (8, 0)),
-    TileRow(Tile(64, 64, 16, 8, 4, 3), 2, ("float64",), 40),
-    TileRow(Tile(32, 64, 16, 8, 4, 3), 3, ("float64",), 35),
+    TileRow(Tile(128, 128, 8, 8, 8, 4, 8, "tf32"), 2, ("tf32",), 400),
+    TileRow(Tile(64, 64, 16, 4, 4, 3, 8, "tf32"), 3, ("tf32",), 250),
+    TileRow(Tile(32, 128, 16, 4, 4, 3, 8, "tf32"), 3, ("tf32",), 200),
+    TileRow(Tile(128, 64, 16, 8, 8, 3, 8, "f64"), 2, ("float64",), 90),
+    TileRow(Tile(64, 64, 16, 8, 4, 3, 8, "f64"), 3, ("float64",), 75),
+    TileRow(Tile(32, 64, 16, 4, 4, 3, 8, "f64"), 3, ("float64",), 55),
+    TileRow(Tile(128, 128, 32, 8, 8, 2, 8, "half"), 1, HALVES, 450),
+    TileRow(Tile(64, 64, 32, 4, 8, 2, 8, "half"), 3, HALVES, 300),
+    TileRow(Tile(32, 128, 32, 4, 8, 2, 8, "half"), 3, HALVES, 250),
 )
 
 
@@ -172,14 +170,13 @@ def choose(
     terms: int,
     groups: int,
     processors: int,
-    cc: tuple[int, int],
     most_splits: int,
     phased: bool,
 ) -> tuple[TileRow, int] | None:
     """The tile and the number of splits that the model likes best; None where no tile serves."""
     best: tuple[float, TileRow, int] | None = None
     for row in TILES:
-        if mode not in row.modes or cc < row.least or (phased and not row.phases):
+        if mode not in row.modes or (phased and not row.phases):
             continue
         for splits in range(1, max(1, min(most_splits, terms // (2 * row.tile.depth))) + 1):
             price = cycles(row, rows, columns, terms, groups, splits, processors)
@@ -276,7 +273,7 @@ def _select(
         if direction == "input_grad" and not depthwise.served(p):
             return make("direct", None, 1, copied, (fold,), "steps that a thread's block of cells cannot span")
         return make("depthwise", None, 1, copied, (fold or pad,), "few channels a group")
-    if p.groups > GRID or math.prod(p.stride) > GRID // MOST_SPLITS:
+    if cc < ASYNCHRONOUS or p.groups > GRID or math.prod(p.stride) > GRID // MOST_SPLITS:
         return direct()
     mode = "tf32" if wish.precision == "tf32" and name == "float32" else name
     if dtype.kind == "f" or dtype == BFLOAT16:
@@ -286,7 +283,7 @@ def _select(
             shape = channels, max(1, p.batch * cells // math.prod(p.stride)), max(1, filters * taps // math.prod(p.stride))
         else:
             shape = filters, channels * taps, p.batch * outs
-        chosen = choose(mode, *shape, p.groups, processors, cc, most_splits, direction == "input_grad" and math.prod(p.stride) > 1)
+        chosen = choose(mode, *shape, p.groups, processors, most_splits, direction == "input_grad" and math.prod(p.stride) > 1)
         if chosen is None:
             return direct()
         tile, splits = chosen
