@@ -215,14 +215,8 @@ def measure(suite: str, layer: Layer, direction: str, name: str, against: str | 
     return dataclasses.replace(
         row, seconds=seconds, peer_seconds=peer[0] if peer else None, share=problem.flops / seconds / roof, error=error,
         wrong=error is not None and not error <= mode.error, kernel=plan.kernel, splits=plan.splits,
-        tile=tile_sizes(plan),
+        tile=tuple(plan.tile.tile[:2]) if plan.tile else None,
     )  # fmt: skip
-
-
-def tile_sizes(plan: Any) -> tuple[int, ...] | None:
-    """Rows and columns of a plan's tile."""
-    tile = plan.tile
-    return None if tile is None else tuple(getattr(tile, "sizes", None) or tile.tile)[:2]
 
 
 def describe(failure: Exception) -> str:

@@ -15,7 +15,14 @@ READONLY.flags.writeable = False
 
 
 class Gpu:
-    __cuda_array_interface__ = {}  # noqa: RUF012
+    def __init__(self, **interface):
+        self.__cuda_array_interface__ = interface
+
+
+PLACE = {"shape": (1, 2, 3, 4), "typestr": "<f4", "version": 3}
+ODD_ADDRESS = Gpu(**PLACE, data=(4098, False))
+ODD_STRIDES = Gpu(**PLACE, data=(4096, False), strides=(96, 48, 16, 6))
+FEW_STRIDES = Gpu(**PLACE, data=(4096, False), strides=(16, 4))
 
 
 @numba.njit
@@ -55,6 +62,9 @@ BAD = [
     (conv(X, W, [0.0] * 6), TypeError, r"bias must be a numpy.ndarray or an array on a GPU, got .*list"),
     (conv(None), TypeError, r"input must be a numpy.ndarray or an array on a GPU, got .*NoneType"),
     (conv(Gpu()), TypeError, r"input has no valid __cuda_array_interface__: KeyError"),
+    (conv(ODD_ADDRESS), ValueError, r"input must be aligned to its elements of 4 bytes, got address 0x1002"),
+    (conv(ODD_STRIDES), ValueError, r"input must be aligned to its elements of 4 bytes, .*strides \(96, 48, 16, 6\)"),
+    (conv(FEW_STRIDES), TypeError, r"input has no valid __cuda_array_interface__: shape \(1, 2, 3, 4\) and strides \(16, 4\)"),
     (conv(X.astype(bool)), TypeError, r"input must have .* dtype, got bool"),
     (conv(X, W.astype(object)), TypeError, r"weight must have .* dtype, got object"),
     (conv(X.astype(np.longdouble)), TypeError, r"input must have .* dtype, got float128"),

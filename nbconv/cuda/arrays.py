@@ -11,8 +11,6 @@ import numpy as np
 
 # numpy has no such type: a field's name tells it from two bytes of anything else.
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
-_NAMES = {"bool": None, "bfloat16": BFLOAT16}
-CUDA, MANAGED = 2, 13  # DLPack's device types
 
 
 class View(NamedTuple):
@@ -55,12 +53,9 @@ def view(value: Any, name: str) -> View | None:
         return _torch_view(value, name)
     if library == "cupy":
         cupy = sys.modules["cupy"]
-        device = value.device.id
-        size = value.dtype.itemsize
-        return View(
-            value.data.ptr, value.shape, tuple(step // size for step in value.strides), _known(value.dtype, name), device,
-            cupy.cuda.get_current_stream(device).ptr, "cupy", value,
-        )  # fmt: skip
+        device, dtype, pointer = value.device.id, _known(value.dtype, name), value.data.ptr
+        steps = _elements(pointer, value.strides, dtype, name)
+        return View(pointer, value.shape, steps, dtype, device, cupy.cuda.get_current_stream(device).ptr, "cupy", value)
     if hasattr(value, "__cuda_array_interface__"):
         return _interface_view(value, name, library)
     return None
@@ -72,6 +67,14 @@ def _known(dtype: np.dtype[Any], name: str) -> np.dtype[Any]:
             return BFLOAT16
         raise TypeError(f"{name} must have a float16/32/64, bfloat16, complex64/128 or integer dtype, got {dtype}")
     return dtype
+
+
+def _elements(pointer: int, strides: tuple[int, ...], dtype: np.dtype[Any], name: str) -> tuple[int, ...]:
+    """Strides in bytes as strides in elements; kernels reach nothing that lies between two elements."""
+    size = dtype.itemsize
+    if pointer % size or any(step % size for step in strides):
+        raise ValueError(f"{name} must be aligned to its elements of {size} bytes, got address {pointer:#x} and strides {strides}")
+    return tuple(step // size for step in strides)
 
 
 _torch_dtypes: dict[Any, np.dtype[Any]] = {}
@@ -106,7 +109,10 @@ def _interface_view(value: Any, name: str, library: str) -> View:
     if not dtype.isnative:
         raise TypeError(f"{name} must be in this machine's byte order, got {dtype}")
     strides = interface.get("strides")
-    steps = dense(shape) if strides is None else tuple(step // dtype.itemsize for step in strides)
+    steps = _elements(pointer or 0, strides or (), dtype, name)
+    steps = dense(shape) if strides is None else steps
+    if len(steps) != len(shape):
+        raise TypeError(f"{name} has no valid __cuda_array_interface__: shape {shape} and strides {strides}")
     # 1 and 2 are the default streams of CUDA; 0 is not allowed, None asks for no order.
     stream = interface.get("stream") or 1
     from .driver import device_of

@@ -23,11 +23,8 @@ from ..problem import ConvProblem, Triple
 from . import depthwise, driver
 from .arrays import View, cast, copy, dense, empty, overlap, view
 from .driver import Code
-from .plan import INT32, CudaPlan, TileRow, dtype_name, region, select, slices, summing
-from .records import fields as _fields
-from .records import magic as _magic
-from .records import record as _record
-from .records import triples as _triples
+from .plan import GRID, INT32, CudaPlan, TileRow, dtype_name, region, select, slices, summing
+from .records import fields, magic, record, triples
 
 Five = tuple[int, int, int, int, int]
 Sizes = tuple[int, ...]
@@ -98,7 +95,7 @@ class _Builder:
     ) -> None:  # fmt: skip
         if 0 in grid:
             return
-        if len(grid) > 1 and max(grid[1:]) > 65535:
+        if len(grid) > 1 and max(grid[1:]) > GRID:
             raise ValueError(f"groups or splits exceed what a GPU launches at once, got a grid of {grid}")
         kept = driver.table(table, self.device) if table is not None else None
         pointers = (kept.pointer,) if kept else ()
@@ -155,7 +152,7 @@ class _Builder:
             "y2": strides[4], "biased": biased,
         }  # fmt: skip
         places = (parts, Place(BIAS if biased else OUT), out)
-        self.generic("stage", "make_sum_splits", (out_name, function), kinds, places, _record("stage", "Sum", values), count)
+        self.generic("stage", "make_sum_splits", (out_name, function), kinds, places, record("stage", "Sum", values), count)
 
     # -- products of tiles
 
@@ -183,7 +180,7 @@ class _Builder:
         pixels = max(head["pixels"] for head in heads)
         grid = (-(-common["rows"] // tile.rows) * -(-pixels // tile.columns), self.problem.groups, splits * len(phases))
         places = source, Place(WEIGHT), Place(BIAS if common["biased"] else OUT), out
-        values = _record("tiled", "Geometry", heads[0] | common | {"splits": splits})
+        values = record("tiled", "Geometry", heads[0] | common | {"splits": splits})
         self.add(code, grid, places, values, np.concatenate(tables).tobytes(), self.shared())
 
     @property
@@ -276,8 +273,8 @@ def _prepare_forward(plan: CudaPlan, device: int, xs: Five, ws: Five, ys: Five, 
     if splits > 1:
         target, out_name, to = b.reserve(count * b.width * splits), b.sum_name, _dense(p.batch, p.filters, *p.out)
     kernel = (1, 1, 1) if inside else p.kernel
-    phase = _triples(out=p.out, start=start, kernel=kernel) | {"pixels": p.batch * math.prod(p.out), "y_start": 0}
-    common = _triples(step=p.stride, size=size, reach=p.dilation, x=xs[2:], y=to[2:]) | {
+    phase = triples(out=p.out, start=start, kernel=kernel) | {"pixels": p.batch * math.prod(p.out), "y_start": 0}
+    common = triples(step=p.stride, size=size, reach=p.dilation, x=xs[2:], y=to[2:]) | {
         "rows": filters, "x_image": xs[0], "x_group": channels * xs[1], "w_group": filters * ws[0], "w_row": ws[0],
         "y_split": count, "y_image": to[0], "y_group": filters * to[1], "y_row": to[1], "biased": biased and splits == 1,
     }  # fmt: skip
@@ -330,12 +327,12 @@ def _prepare_input_grad(plan: CudaPlan, device: int, ys: Five, ws: Five, xs: Fiv
                 terms = _terms(filters, kernel, ys, reach, weights, True)
             else:
                 terms, kernel = np.zeros((0, 4), np.int32), (1, 1, 1)
-            numbers = _triples(out=out, start=[phase.offset for phase in phases], kernel=kernel) | {
+            numbers = triples(out=out, start=[phase.offset for phase in phases], kernel=kernel) | {
                 "pixels": p.batch * math.prod(out), "y_start": sum(a.start * s for a, s in zip(phases, to[2:], strict=True)),
             }  # fmt: skip
             found.append((numbers, terms))
         y_steps = tuple(s * n for s, n in zip(to[2:], p.stride, strict=True))
-        common = _triples(step=(1, 1, 1), size=p.out, reach=reach, x=ys[2:], y=y_steps) | {
+        common = triples(step=(1, 1, 1), size=p.out, reach=reach, x=ys[2:], y=y_steps) | {
             "rows": channels, "x_image": ys[0], "x_group": filters * ys[1], "w_group": filters * ws[0], "w_row": ws[1],
             "y_split": count, "y_image": to[0], "y_group": channels * to[1], "y_row": to[1], "biased": biased and splits == 1,
         }  # fmt: skip
@@ -375,13 +372,13 @@ def _prepare_weight_grad(plan: CudaPlan, device: int, ys: Five, xs: Five, ws: Fi
         terms = _terms(channels, p.kernel, xs, p.dilation, lambda c, r: 0, bordered)
         tables = _axis_tables(p, xs, start, size, bordered)
         pixels, first = p.batch * math.prod(p.out), len(terms) + 1
-        values = _triples(y=ys[2:]) | {
+        values = triples(y=ys[2:]) | {
             "rows": filters, "columns": len(terms), "pixels": pixels, "out1": p.out[1], "out2": p.out[2],
             "chunk": -(-slices(pixels, tile.depth) // splits) * tile.depth, "image_cells": math.prod(p.out),
             "table0": first, "table1": first + p.out[0], "table2": first + p.out[0] + p.out[1], "x_image": xs[0],
             "x_group": channels * xs[1], "y_image": ys[0], "y_group": filters * ys[1], "y_row": ys[1], "w_split": count,
-            "w_group": filters * to[0], "w_row": to[0], **_magic("image", math.prod(p.out)),
-            **_magic("plane", p.out[1] * p.out[2]), **_magic("row", p.out[2]),
+            "w_group": filters * to[0], "w_row": to[0], **magic("image", math.prod(p.out)),
+            **magic("plane", p.out[1] * p.out[2]), **magic("row", p.out[2]),
         }  # fmt: skip
         pointer = "uint16*" if tile.unit == "half" else f"{name}*"
         code = Code(
@@ -390,7 +387,7 @@ def _prepare_weight_grad(plan: CudaPlan, device: int, ys: Five, xs: Five, ws: Fi
         )  # fmt: skip
         grid = (-(-filters // tile.rows) * -(-len(terms) // tile.columns), p.groups, splits)
         table = np.concatenate([terms, np.zeros((1, 4), np.int32), *tables]).tobytes()
-        b.add(code, grid, (Place(WEIGHT), source, target), _record("tiled", "GradGeometry", values), table, b.shared())
+        b.add(code, grid, (Place(WEIGHT), source, target), record("tiled", "GradGeometry", values), table, b.shared())
     if through:
         b.sum_splits(target, Place(OUT), name, shape, ws, False, None, splits)
     return b.done()
@@ -400,7 +397,7 @@ def _prepare_weight_grad(plan: CudaPlan, device: int, ys: Five, xs: Five, ws: Fi
 def _prepare_bias_grad(name: str, device: int, sizes: Five, ys: Five, step: int) -> Prepared:
     kinds = (f"{name}*", f"{name}*", "int64", SIZES, STRIDES)
     code = Code("direct", "make_bias_grad", (name, THREADS), kinds, THREADS, 1)
-    values = dict.fromkeys(_fields("direct", "Sizes"), 1) | {
+    values = dict.fromkeys(fields("direct", "Sizes"), 1) | {
         "batch": sizes[0],
         "out0": sizes[2],
         "out1": sizes[3],
@@ -484,7 +481,7 @@ def _narrowed(dtype: np.dtype[Any], result: Any, wanted: Any) -> Any:
 def _prepare_dense(name: str, device: int, size: int, step: int) -> Prepared:
     """Copy elements that lie `step` apart side by side."""
     kinds = f"{name}*", f"{name}*", SIZES, STRIDES
-    values = dict.fromkeys(_fields("direct", "Sizes"), 1) | {"channels": size, "mode": 0, "before0": 0, "before1": 0, "before2": 0}
+    values = dict.fromkeys(fields("direct", "Sizes"), 1) | {"channels": size, "mode": 0, "before0": 0, "before1": 0, "before2": 0}
     scalars = (*map(np.int64, values.values()), *map(np.int64, (0, step, 0, 0, 0)))
     code = Code("stage", "make_pad", (name,), kinds, THREADS, 1)
     launch = driver.Launch(driver.kernel(code, device, 0), (-(-size // THREADS),), THREADS, 0, scalars, 2)
