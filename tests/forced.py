@@ -7,7 +7,7 @@ import numpy as np
 import simulated
 
 import nbconv
-from nbconv.cuda import driver, engine
+from nbconv.cuda import driver, engine, prepare
 from nbconv.cuda.arrays import BFLOAT16, View
 from nbconv.cuda.driver import Code
 from nbconv.cuda.plan import TILES, TileRow, select
@@ -31,9 +31,10 @@ def dtype_of(mode):
 
 def forget():
     """Forget all launches that were prepared, for they are those of another driver or plan."""
-    for value in list(vars(engine).values()):
-        if hasattr(value, "cache_clear") and value.__module__ == engine.__name__:
-            value.cache_clear()
+    for module in (engine, prepare):
+        for value in list(vars(module).values()):
+            if hasattr(value, "cache_clear") and value.__module__ == module.__name__:
+                value.cache_clear()
 
 
 @contextlib.contextmanager
@@ -49,14 +50,15 @@ def no_gpu(monkeypatch):
 
 
 def force(patch, row, splits=1):
-    """Let all but the direct kernels be the tiled ones, with one row of the table; or all the direct ones, for no row."""
+    """Let all but the direct kernels be those of tiles, with one row of the table; or all the direct ones, for no row."""
 
     def chosen(*arguments):
         plan = select(*arguments)
         if row is None:
             folded = plan.padded and plan.direction == "input_grad"
             return dataclasses.replace(plan, kernel="direct", tile=None, splits=splits, padded=folded)
-        return plan if plan.kernel == "direct" else dataclasses.replace(plan, kernel="tiled", tile=row, splits=splits)
+        family = "channels" if row.tile.unit in ("half", "tf32") else "tiled"
+        return plan if plan.kernel == "direct" else dataclasses.replace(plan, kernel=family, tile=row, splits=splits)
 
     patch.setattr(engine, "select", chosen)
     forget()

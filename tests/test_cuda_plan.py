@@ -7,7 +7,7 @@ from cases import Case
 
 from nbconv import ConvProblem
 from nbconv.bench.shapes import find
-from nbconv.cuda import engine
+from nbconv.cuda import builder, engine, prepare
 from nbconv.cuda.arrays import BFLOAT16, dense
 from nbconv.cuda.plan import TILES, select
 from nbconv.dispatch import AUTO, DIRECTIONS, Wish
@@ -141,7 +141,7 @@ def test_tiles_are_whole():
 def operands(problem):
     """Strides of contiguous input, weight and output, with all axes, as calls hand them to the engine."""
     shapes = problem.input_shape, problem.weight_shape, problem.output_shape
-    return [engine._five(dense(shape), problem.axes) for shape in shapes]
+    return [builder.five(dense(shape), problem.axes) for shape in shapes]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int16"])
@@ -164,16 +164,16 @@ def test_workspace_is_what_the_plan_says(monkeypatch, x, w, options, direction, 
     xs, ws, ys = operands(problem)
     prepared = []
 
-    def prepare():
+    def make():
         if direction == "forward":
-            prepared.append(engine._prepare_forward(plan, 0, xs, ws, ys, True, None))
+            prepared.append(prepare.forward(plan, 0, (True, True), xs, ws, ys, True, None))
         elif direction == "input_grad":
-            prepared.append(engine._prepare_input_grad(plan, 0, ys, ws, xs, False, False))
+            prepared.append(prepare.input_grad(plan, 0, (True, True), ys, ws, xs, False, False))
         else:
-            prepared.append(engine._prepare_weight_grad(plan, 0, ys, xs, ws))
+            prepared.append(prepare.weight_grad(plan, 0, (True, True), ys, xs, ws))
 
     with forced.no_gpu(monkeypatch) as patch:
-        forced.codes(patch, prepare)
+        forced.codes(patch, make)
     assert plan.workspace <= prepared[0].workspace < plan.workspace + 3 * 256
 
 
@@ -197,9 +197,9 @@ def test_elements_far_apart_take_the_plain_loops(monkeypatch, direction):
     found = []
     monkeypatch.setattr(engine.driver, "device", lambda index: engine.driver.Device((9, 0), 132))
     for name in ("forward", "input_grad", "weight_grad"):
-        monkeypatch.setattr(engine, f"_prepare_{name}", lambda plan, *rest: found.append(plan))
+        monkeypatch.setattr(prepare, name, lambda plan, *rest: found.append(plan))
     problem = ConvProblem.make((2, 8, 9, 9), (8, 8, 3, 3))
     near, far = (648, 81, 9, 1), (2**31, 81, 9, 1)
     for strides in (near, far):
-        engine._launches.__wrapped__(direction, problem, np.dtype(np.float32), AUTO, 0, (strides, (72, 9, 3, 1), near))
+        engine._launches.__wrapped__(direction, problem, np.dtype(np.float32), AUTO, 0, (True, True), (strides, (72, 9, 3, 1), near))
     assert [plan.kernel for plan in found] == ["tiled", "direct"]

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import config
 from numba.cuda import types
@@ -118,7 +119,12 @@ if SIMULATED:
         """The simulator has no matrix units."""
         raise NotImplementedError
 
-    put_matrix = matrix_products
+    put_matrix = matrix_rows = copy_chunk = matrix_products
+
+    def to_tf32(value):
+        """The bits of a float32, rounded to the 10 bits of fraction of TF32, ties away from zero."""
+        bits = int(np.float32(value).view(np.uint32))
+        return np.uint32(bits if value != value else (bits + 0x1000) & 0xFFFFE000)
 
 else:
 
@@ -160,6 +166,31 @@ else:
             return context.get_dummy_value()
 
         return types.void(target, at, source, start), codegen
+
+    @intrinsic
+    def copy_chunk(typingctx, target, at, source, offset, valid):
+        """As `copy_async`, of 16 bytes from target[at] and from the element on, both aligned."""
+
+        def codegen(context, builder, signature, arguments):
+            kinds = signature.args
+            to = builder.ptrtoint(shared_place(context, builder, kinds[0], arguments[0], arguments[1]), WORD)
+            origin = builder.gep(arguments[2], [arguments[3]])
+            read = builder.select(builder.trunc(arguments[4], ir.IntType(1)), word(16), word(0))
+            kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
+            builder.asm(kind, "cp.async.cg.shared.global [$0], [$1], 16, $2;", "r,l,r", [to, origin, read], True)
+            return context.get_dummy_value()
+
+        return types.void(target, at, source, offset, types.boolean), codegen
+
+    @intrinsic
+    def to_tf32(typingctx, value):
+        """The bits of a float32, rounded to the 10 bits of fraction of TF32, ties away from zero."""
+
+        def codegen(context, builder, signature, arguments):
+            kind = ir.FunctionType(WORD, [ir.FloatType()])
+            return builder.asm(kind, "cvt.rna.tf32.f32 $0, $1;", "=r,f", list(arguments), False)
+
+        return types.uint32(types.float32), codegen
 
     @intrinsic
     def load_quad(typingctx, array, at):
@@ -291,10 +322,11 @@ else:
         values = builder.asm(function, f"mma.sync.aligned.{shape} {', '.join(groups)};", ",".join(kinds), a + b + sums, False)
         return unpack(builder, values, len(sums))
 
-    def _load_matrices(builder: Any, place: Any) -> list[Any]:
-        """Four 8 x 8 matrices of 16 bits, transposed, from the rows that the warp's threads point to."""
+    def _load_matrices(builder: Any, base: Any, offset: int, transposed: bool) -> list[Any]:
+        """Four 8 x 8 matrices of 16 bits from the rows that the warp's threads point to."""
+        place = builder.gep(base, [word(offset)])
         kind = ir.FunctionType(ir.LiteralStructType([WORD] * 4), [WORD])
-        ptx = "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {$0, $1, $2, $3}, [$4];"
+        ptx = f"ldmatrix.sync.aligned.m8n8.x4{'.trans' if transposed else ''}.shared.b16 {{$0, $1, $2, $3}}, [$4];"
         loaded = builder.asm(kind, ptx, "=r,=r,=r,=r,r,~{memory}", [builder.ptrtoint(place, WORD)], True)
         return unpack(builder, loaded, 4)
 
@@ -317,16 +349,13 @@ else:
 
                 def load(base, offset):
                     value = builder.load(builder.gep(base, [word(offset)]))
-                    if unit == "tf32":
-                        cvt = ir.FunctionType(WORD, [ir.FloatType()])
-                        value = builder.asm(cvt, "cvt.rna.tf32.f32 $0, $1;", "=r,f", [value], False)
-                    return value
+                    return builder.bitcast(value, WORD) if unit == "tf32" else value
 
                 for k in range(0, depth, step):
                     tops, lefts = k * row_pitch, k * column_pitch
                     if step == 16:
-                        xs = [_load_matrices(builder, builder.gep(a_base, [word(tops + m)])) for m in range(0, rows, 16)]
-                        pairs = [_load_matrices(builder, builder.gep(b_base, [word(lefts + n)])) for n in range(0, columns, 16)]
+                        xs = [_load_matrices(builder, a_base, tops + m, True) for m in range(0, rows, 16)]
+                        pairs = [_load_matrices(builder, b_base, lefts + n, True) for n in range(0, columns, 16)]
                         ys = [pair[i : i + 2] for pair in pairs for i in (0, 2)]
                     else:
                         corners = (0, 8, 4 * row_pitch, 4 * row_pitch + 8)
@@ -345,6 +374,35 @@ else:
                             else:
                                 tile = _mma(builder, unit, x, y, tile)
                             values[at : at + 4] = tile
+                return pack(builder, values)
+
+            return sums(sums, shared, a, b), codegen
+
+        return multiply
+
+    @functools.cache
+    def matrix_rows(unit: str, rows: int, columns: int, depth: int, pitch: int) -> Any:
+        """As `matrix_products`, for operands that stand as [row][term] and [column][term].
+
+        Shared memory is seen as words of 4 bytes: `depth` of terms, rows and columns `pitch` apart. Each thread of the warp points
+        to 16 bytes, a row of one of the four matrices, 8 x 8 of 16 bits or 8 x 4 of 32, that make up a fragment.
+        """
+
+        @intrinsic
+        def multiply(typingctx, sums, shared, a, b):
+            def codegen(context, builder, signature, arguments):
+                kind = signature.args[1]
+                values = unpack(builder, arguments[0], rows * columns // 32)
+                a_base, b_base = (shared_place(context, builder, kind, arguments[1], index) for index in arguments[2:])
+
+                for k in range(0, depth, 8):
+                    xs = [_load_matrices(builder, a_base, m * pitch + k, False) for m in range(0, rows, 16)]
+                    pairs = [_load_matrices(builder, b_base, n * pitch + k, False) for n in range(0, columns, 16)]
+                    ys = [pair[i : i + 2] for pair in pairs for i in (0, 2)]
+                    for i, x in enumerate(xs):
+                        for j, y in enumerate(ys):
+                            at = (i * len(ys) + j) * 4
+                            values[at : at + 4] = _mma(builder, unit, x, y, values[at : at + 4])
                 return pack(builder, values)
 
             return sums(sums, shared, a, b), codegen

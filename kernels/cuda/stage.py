@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from numba import cuda, int32, int64, uint32
 
 from . import scalars
+from .ptx import to_tf32
 
 
 @functools.cache
@@ -62,6 +63,124 @@ def make_fold(name: str) -> Any:
         out[n * xs.s0 + c * xs.s1 + i0 * xs.s2 + i1 * xs.s3 + i2 * xs.s4] = narrow(total)
 
     return fold
+
+
+class Order(NamedTuple):
+    """How an array is put in order: sizes, and strides in elements; cells have up to three axes.
+
+    A block of threads moves 2**(11 - cell_bits) channels of 2**cell_bits cells; 3 <= cell_bits <= 8.
+    """
+
+    blocks: int
+    cell_blocks: int  # of one outer index
+    channel_blocks: int
+    cell_bits: int
+    inner: int  # the outer index o is (o // inner, o % inner) in the array
+    channels: int
+    padded: int
+    cells: int
+    out1: int  # cells of the border included
+    out2: int
+    size0: int
+    size1: int
+    size2: int
+    before0: int
+    before1: int
+    before2: int
+    mode: int
+    outer: int
+    inside: int
+    channel: int
+    s0: int
+    s1: int
+    s2: int
+    to_outer: int
+    to_inside: int
+    to_cell: int
+
+
+MOVED = 2048  # elements of a block
+MOST_CELL_BITS = 8
+
+
+@functools.cache
+def make_channels_last(name: str) -> Any:
+    """Copies of two arrays whose channels stand side by side, filled up with zeros, and whose borders are part of them.
+
+    out[o // inner, o % inner, cell, c] = x[o // inner, o % inner, c, cell - before], in words of 4 bytes; `name` is "uint16" for
+    any type of two bytes, and "float32" for what is rounded to TF32.
+    """
+    source_index = scalars.source_index
+    halves, kept = name == "uint16", scalars.stored("uint16" if name == "uint16" else "uint32")
+    EACH = MOVED // 256
+    PACK = 2 if halves else 1
+    AREA = MOVED + PACK * (1 << MOST_CELL_BITS)
+
+    @cuda.jit(device=True)
+    def move(x, out, g, block, tile):
+        thread = int32(cuda.threadIdx.x)
+        channels = int32(MOVED >> g.cell_bits)
+        pitch = int32(channels + PACK)
+        first_cell = int32(block % g.cell_blocks << g.cell_bits)
+        rest = int32(block // g.cell_blocks)
+        first_channel = int32(rest % g.channel_blocks * channels)
+        o = int32(rest // g.channel_blocks)
+        outer, inside = int32(o // g.inner), int32(o % g.inner)
+
+        # the threads' neighbours are cells
+        lane = int32(thread & ((1 << g.cell_bits) - 1))
+        cell = uint32(first_cell + lane)
+        p2, row = int32(cell % uint32(g.out2)), uint32(cell // uint32(g.out2))
+        p1, p0 = int32(row % uint32(g.out1)), int32(row // uint32(g.out1))
+        i0 = int32(source_index(int64(p0 - g.before0), int64(g.size0), int64(g.mode)))
+        i1 = int32(source_index(int64(p1 - g.before1), int64(g.size1), int64(g.mode)))
+        i2 = int32(source_index(int64(p2 - g.before2), int64(g.size2), int64(g.mode)))
+        here = i0 >= 0 and i1 >= 0 and i2 >= 0 and int32(cell) < g.cells
+        channel = int32(thread >> g.cell_bits)
+        place = (
+            int64(outer) * g.outer + int64(inside) * g.inside + int64(i0) * g.s0 + int64(i1) * g.s1 + int64(i2) * g.s2
+            + int64(first_channel + channel) * g.channel
+        )  # fmt: skip
+        step = int32(256 >> g.cell_bits)
+        left = int32(g.channels - first_channel - channel if here else 0)
+        held = cuda.local.array(EACH, kept)
+        for i in range(EACH):
+            held[i] = 0
+            if i * step < left:
+                value = x[place + int64(i * step) * g.channel]
+                held[i] = value if halves else to_tf32(value)
+        at = int32(lane * pitch + channel)
+        for i in range(EACH):
+            tile[at + i * step] = held[i]
+        cuda.syncthreads()
+
+        # the threads' neighbours are channels
+        bits = int32(11 - g.cell_bits - (1 if halves else 0))
+        word = int32(thread & ((1 << bits) - 1))
+        lane, step = int32(thread >> bits), int32(256 >> bits)
+        if first_channel + word * PACK < g.padded:
+            place = (
+                int64(outer) * g.to_outer + int64(inside) * g.to_inside + int64(first_cell + lane) * g.to_cell
+                + int64(first_channel // PACK + word)
+            )  # fmt: skip
+            for i in range(EACH // PACK):
+                if first_cell + lane + i * step < g.cells:
+                    at = int32((lane + i * step) * pitch + word * PACK)
+                    if halves:
+                        out[place] = uint32(tile[at]) | uint32(tile[at + 1]) << uint32(16)
+                    else:
+                        out[place] = tile[at]
+                place += int64(step) * g.to_cell
+
+    def channels_last(x, x_out, weight, weight_out, g, h):
+        tile = cuda.shared.array(AREA, kept)
+        block = int32(cuda.blockIdx.x)
+        if block < g.blocks:
+            move(x, x_out, g, block, tile)
+        else:
+            move(weight, weight_out, h, int32(block - g.blocks), tile)
+
+    return channels_last
 
 
 class Sum(NamedTuple):

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 # A thread's rows and columns come in runs of this many neighbours: 16 bytes of float32.
 RUN = 4
+# Bytes of a copy of `channels`: channels of a group are filled up to whole chunks.
+CHUNK = 16
 # What each of several phases of a grid has at the head of the table of terms, in this order.
 PHASE = (
     "pixels", "terms", "chunk", "out0", "out1", "out2", "start0", "start1", "start2", "kernel0", "kernel1", "kernel2", "first",
@@ -52,9 +54,14 @@ class Tile(NamedTuple):
         return 2 if self.unit == "fma" and self.thread_rows > RUN else 1
 
     @property
-    def itemsize(self) -> int:
-        """Bytes of an operand, for units of one dtype."""
-        return {"tf32": 4, "f64": 8, "half": 2}[self.unit]
+    def pixels_at(self) -> int:
+        """As `terms_at`, before the places of outputs that the kernels of `channels` keep."""
+        slice_ = self.depth * (2 if self.unit == "half" else 4) + CHUNK
+        return max(self.stages * (self.rows + self.columns) * slice_, 4 * self.rows * (self.columns + self.pad)) // 4
+
+    def channels_bytes(self) -> int:
+        """As `shared_bytes`, of `channels`: stages or results, then the places of a tile's outputs, or of those of two slices."""
+        return 4 * self.pixels_at + 16 * max(self.columns, 2 * self.depth)
 
     def terms_at(self, itemsize: int) -> int:
         """Words of 4 bytes before the terms in shared memory: all stages, or a part of the results where that is more."""

@@ -9,8 +9,8 @@ dW: m filters of a group, t terms, summed over the outputs n
     out[m, t] = sum_n dy[m, n] * x[t, n]
 
 A block of threads computes a tile of `rows` x `columns`. Copies run `stages - 1` slices of `depth` summands ahead of the products
-and do not pass through registers, but for operands of two bytes. Each thread multiplies `thread_rows` x `thread_columns`. Whether
-a tap lies inside is a bit: every output has a word of bits, one for each tap, and a term has the bit of its tap.
+and do not pass through registers. Each thread multiplies `thread_rows` x `thread_columns`. Whether a tap lies inside is a bit:
+every output has a word of bits, one for each tap, and a term has the bit of its tap.
 """
 
 import functools
@@ -186,7 +186,7 @@ def make_correlate(sizes: Any, by_row: bool, phased: bool, name: str, out_name: 
     KEPT, RING = ROWS // tile.parts, 2 * STAGES
     product = Product.of(tile, name)
     PARTS, TERMS = tile.parts, tile.terms_at(product.itemsize)
-    memory, results, halves = product.memory, product.results, product.itemsize == 2
+    memory, results = product.memory, product.results
     start, multiply, put_upper, put_lower, places = product.start, product.multiply, *product.put, product.places
     wait_for_stage, wait_all = wait(STAGES - 2), wait(0)
 
@@ -196,7 +196,6 @@ def make_correlate(sizes: Any, by_row: bool, phased: bool, name: str, out_name: 
         words = cuda.shared.array(0, int32)
         offsets, valid = cuda.local.array(B_COPIES, int32), cuda.local.array(B_COPIES, int32)
         w_offsets = cuda.local.array(A_COPIES, int32)
-        a_held, b_held = cuda.local.array(A_COPIES, memory), cuda.local.array(B_COPIES, memory)
         thread = uint32(cuda.threadIdx.x)
         group, split = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
         pixels, count, chunk, begin = g.pixels, g.terms, g.chunk, int32(0)
@@ -263,7 +262,7 @@ def make_correlate(sizes: Any, by_row: bool, phased: bool, name: str, out_name: 
         cuda.syncthreads()
 
         sums = start()
-        into, ring, read, landing = int32(0), int32(0), int32(0), int32(0)
+        into, ring, read = int32(0), int32(0), int32(0)
         for k in range(int32(slices + STAGES - 1)):
             if k >= STAGES - 1:
                 wait_for_stage()
@@ -285,37 +284,21 @@ def make_correlate(sizes: Any, by_row: bool, phased: bool, name: str, out_name: 
                         w_offsets[i] = words[int32(table + 4 * a_term) + 4 * i * A_STEP + 1]
                     rows_here = int32(left if rows_left > 0 else 0)
                     for i in range(A_COPIES):
-                        if halves:
-                            a_held[i] = from_w[w_offsets[i]] if i * A_STEP < rows_here else 0
-                        else:
-                            copy_async(shared, a_at + i * A_STEP * A_PITCH, from_w, w_offsets[i], i * A_STEP < rows_here)
+                        copy_async(shared, a_at + i * A_STEP * A_PITCH, from_w, w_offsets[i], i * A_STEP < rows_here)
                 else:
                     rows_here = int32(rows_left if left > 0 else 0)
                     row_at = address(from_w, words[int32(table + 4 * a_term) + 1])
                     for i in range(A_COPIES):
-                        if halves:
-                            a_held[i] = row_at[0] if i * A_STEP < rows_here else 0
-                        else:
-                            copy_async(shared, a_at + i * A_STEP, row_at, int32(0), i * A_STEP < rows_here)
+                        copy_async(shared, a_at + i * A_STEP, row_at, int32(0), i * A_STEP < rows_here)
                         row_at = address(row_at, w_step)
                 for i in range(B_COPIES):
-                    if halves:
-                        b_held[i] = from_x[offsets[i]] if valid[i] != 0 else 0
-                    else:
-                        copy_async(shared, b_at + i * B_STEP * B_PITCH, from_x, offsets[i], valid[i] != 0)
+                    copy_async(shared, b_at + i * B_STEP * B_PITCH, from_x, offsets[i], valid[i] != 0)
                 into = int32(0 if into == STAGES - 1 else into + 1)
                 ring = int32(0 if ring == RING - 1 else ring + 1)
             commit()
             if k >= STAGES - 1:
                 sums = multiply(sums, shared, int32(read * STAGE + a_lane), int32(read * STAGE + DEPTH * A_PITCH + b_lane))
                 read = int32(0 if read == STAGES - 1 else read + 1)
-            if halves and k < slices:
-                a_at, b_at = int32(landing * STAGE + a_place), int32(landing * STAGE + b_place)
-                for i in range(A_COPIES):
-                    shared[a_at + i * A_STEP * (A_PITCH if by_row else 1)] = a_held[i]
-                for i in range(B_COPIES):
-                    shared[b_at + i * B_STEP * B_PITCH] = b_held[i]
-                landing = int32(0 if landing == STAGES - 1 else landing + 1)
 
         wait_all()
         # read again: registers are short while sums are
@@ -360,7 +343,7 @@ def make_weight_grad(sizes: Any, name: str, out_name: str) -> Any:
     KEPT = ROWS // tile.parts
     product = Product.of(tile, name)
     PARTS, TERMS = tile.parts, tile.terms_at(product.itemsize)
-    memory, results, halves = product.memory, product.results, product.itemsize == 2
+    memory, results = product.memory, product.results
     start, multiply, put_upper, put_lower, places = product.start, product.multiply, *product.put, product.places
     wait_for_stage, wait_all = wait(STAGES - 2), wait(0)
 
@@ -374,7 +357,6 @@ def make_weight_grad(sizes: Any, name: str, out_name: str) -> Any:
         shared, output = cuda.shared.array(0, memory), cuda.shared.array(0, results)
         words = cuda.shared.array(0, int32)
         offsets, valid = cuda.local.array(B_COPIES, int32), cuda.local.array(B_COPIES, int32)
-        a_held, b_held = cuda.local.array(A_COPIES, memory), cuda.local.array(B_COPIES, memory)
         thread = uint32(cuda.threadIdx.x)
         group, split = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
         row_tiles = int32((g.rows + ROWS - 1) // ROWS)
@@ -400,7 +382,7 @@ def make_weight_grad(sizes: Any, name: str, out_name: str) -> Any:
         cuda.syncthreads()
 
         sums = start()
-        into, read, landing = int32(0), int32(0), int32(0)
+        into, read = int32(0), int32(0)
         for k in range(int32(slices + STAGES - 1)):
             # the place of this thread's output, found before the barrier that the copies need
             pixel = int32(min(first + k * DEPTH + depth, g.pixels - 1))
@@ -434,28 +416,15 @@ def make_weight_grad(sizes: Any, name: str, out_name: str) -> Any:
                     term = load_quad(words, columns + 4 * i * STEP)
                     offsets[i], valid[i] = term[0], int32(term[2] & low) | int32(term[3] & high)
                 for i in range(A_COPIES):
-                    if halves:
-                        a_held[i] = from_y[0] if i * STEP < rows_here else 0
-                    else:
-                        copy_async(shared, a_at + i * STEP, from_y, int32(0), i * STEP < rows_here)
+                    copy_async(shared, a_at + i * STEP, from_y, int32(0), i * STEP < rows_here)
                     from_y = address(from_y, y_step)
                 for i in range(B_COPIES):
-                    if halves:
-                        b_held[i] = from_x[offsets[i]] if valid[i] != 0 else 0
-                    else:
-                        copy_async(shared, b_at + i * STEP, from_x, offsets[i], valid[i] != 0)
+                    copy_async(shared, b_at + i * STEP, from_x, offsets[i], valid[i] != 0)
                 into = int32(0 if into == STAGES - 1 else into + 1)
             commit()
             if k >= STAGES - 1:
                 sums = multiply(sums, shared, int32(read * STAGE + a_lane), int32(read * STAGE + DEPTH * A_PITCH + b_lane))
                 read = int32(0 if read == STAGES - 1 else read + 1)
-            if halves and k < slices:
-                a_at, b_at = int32(landing * STAGE + a_place), int32(landing * STAGE + b_place)
-                for i in range(A_COPIES):
-                    shared[a_at + i * STEP] = a_held[i]
-                for i in range(B_COPIES):
-                    shared[b_at + i * STEP] = b_held[i]
-                landing = int32(0 if landing == STAGES - 1 else landing + 1)
 
         wait_all()
         column = int32(thread % COLUMNS)

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from ..arrays import check_dtype
 from ..dispatch import AUTO, Wish
 from ..families import Direction
-from ..kernels.cuda.tile import Tile
+from ..kernels.cuda.tile import CHUNK, Tile
 from ..problem import ConvProblem
 from . import depthwise
-from .arrays import BFLOAT16
+from .arrays import BFLOAT16, dense
 
 MASK_TAPS = 63  # taps of a channel that one mask has bits for
 INT32 = 2**31 - 1
@@ -48,21 +48,47 @@ TILES = (
     TileRow(Tile(32, 128, 16, 8, 4, 3), 3, ("float32",), 67),
     TileRow(Tile(32, 64, 16, 8, 4, 3), 5, ("float32",), 64),
     TileRow(Tile(16, 128, 16, 4, 4, 3), 4, ("float32",), 45),
-    TileRow(Tile(128, 128, 8, 8, 8, 4, 8, "tf32"), 2, ("tf32",), 400),
-    TileRow(Tile(64, 64, 16, 4, 4, 3, 8, "tf32"), 3, ("tf32",), 250),
-    TileRow(Tile(32, 128, 16, 4, 4, 3, 8, "tf32"), 3, ("tf32",), 200),
     TileRow(Tile(128, 64, 16, 8, 8, 3, 8, "f64"), 2, ("float64",), 90),
     TileRow(Tile(64, 64, 16, 8, 4, 3, 8, "f64"), 3, ("float64",), 75),
     TileRow(Tile(32, 64, 16, 4, 4, 3, 8, "f64"), 3, ("float64",), 55),
-    TileRow(Tile(128, 128, 32, 8, 8, 2, 8, "half"), 1, HALVES, 450),
-    TileRow(Tile(64, 64, 32, 4, 8, 2, 8, "half"), 3, HALVES, 300),
-    TileRow(Tile(32, 128, 32, 4, 8, 2, 8, "half"), 3, HALVES, 250),
+    TileRow(Tile(128, 128, 64, 8, 16, 3, 8, "half"), 2, HALVES, 900),
+    TileRow(Tile(128, 64, 64, 8, 8, 3, 8, "half"), 2, HALVES, 700),
+    TileRow(Tile(64, 128, 64, 8, 8, 3, 8, "half"), 2, HALVES, 700),
+    TileRow(Tile(64, 64, 64, 4, 8, 4, 8, "half"), 3, HALVES, 500),
+    TileRow(Tile(32, 128, 64, 4, 8, 4, 8, "half"), 2, HALVES, 400),
+    TileRow(Tile(128, 128, 32, 8, 16, 3, 8, "tf32"), 2, ("tf32",), 450),
+    TileRow(Tile(128, 64, 32, 8, 8, 3, 8, "tf32"), 2, ("tf32",), 350),
+    TileRow(Tile(64, 128, 32, 8, 8, 3, 8, "tf32"), 2, ("tf32",), 350),
+    TileRow(Tile(64, 64, 32, 4, 8, 4, 8, "tf32"), 3, ("tf32",), 250),
+    TileRow(Tile(32, 128, 32, 4, 8, 4, 8, "tf32"), 2, ("tf32",), 200),
 )
 
 
 def region(size: int) -> int:
     """Bytes of workspace that `size` bytes take, aligned for every kernel."""
     return -(-size // 256) * 256
+
+
+def whole(channels: int, itemsize: int) -> int:
+    """Channels of a group with those that fill the last chunk."""
+    lanes = CHUNK // itemsize
+    return -(-channels // lanes) * lanes
+
+
+def ordered(cells: int, channels: int, itemsize: int) -> int:
+    """Bytes of so many cells whose channels were put side by side."""
+    return cells * whole(channels, itemsize) * itemsize
+
+
+def in_place(unit: str, strides: tuple[int, ...], shape: tuple[int, ...], channels: int) -> bool:
+    """Whether the kernels of `channels` can read an array, whose second axis has groups of so many channels, as it is.
+
+    TF32 is rounded to on the way to another place.
+    """
+    if unit != "half" or strides[1] != 1 or channels % (CHUNK // 2):
+        return False
+    others = zip((strides[0], *strides[2:]), (shape[0], *shape[2:]), strict=True)
+    return all(size == 1 or step % (CHUNK // 2) == 0 for step, size in others)
 
 
 def slices(count: int, depth: int) -> int:
@@ -94,15 +120,15 @@ class CudaPlan:
     cc : tuple of two ints
         Compute capability.
     kernel : str
-        Family: "tiled", "depthwise" or "direct".
+        Family: "tiled", "channels" (tiles of matrix units that want channels side by side), "depthwise" or "direct".
     tile : TileRow or None
-        Tile of the tiled family.
+        Tile of the first two.
     splits : int
         Parts that each sum is divided into, added in a second pass in their order.
     padded : bool
         Whether the input is copied with its border first (forward and dW), or the gradient folded afterwards (dI).
     workspace : int
-        Bytes besides the result.
+        Bytes besides the result, for contiguous arrays.
     reason : str
         Why this kernel.
     """
@@ -277,6 +303,7 @@ def _select(
         return direct()
     mode = "tf32" if wish.precision == "tf32" and name == "float32" else name
     if dtype.kind == "f" or dtype == BFLOAT16:
+        by_chunk = mode in (*HALVES, "tf32")
         if direction == "forward":
             shape = filters, p.batch * outs, channels * taps
         elif direction == "input_grad":
@@ -288,6 +315,10 @@ def _select(
             return direct()
         tile, splits = chosen
         pad = bordered and (p.mode != "zeros" or taps > MASK_TAPS)
+        family, why, copies = "tiled", "products of tiles in shared memory", (0, 0)
+        if by_chunk:
+            family, why = "channels", "products of tiles by matrix units"
+            copies = _ordered(direction, p, tile.tile.unit, dtype.itemsize, pad)
         results = {"forward": p.batch * p.filters * outs, "weight_grad": p.filters * channels * taps}.get(
             direction, p.batch * p.channels * (padded_cells if copied else cells)
         )
@@ -295,8 +326,30 @@ def _select(
         if direction == "input_grad":
             if taps > MASK_TAPS:
                 return make("direct", None, 1, copied, (fold,), "more taps than a mask has bits")
-            return make("tiled", tile, splits, copied, (parts, fold), "products of tiles in shared memory")
-        copy = p.batch * p.channels * padded_cells * dtype.itemsize if pad else 0
+            return make(family, tile, splits, copied, (parts, fold, *copies), why)
+        copy = p.batch * p.channels * padded_cells * dtype.itemsize if pad and not by_chunk else 0
         if pad or taps <= MASK_TAPS or not bordered:
-            return make("tiled", tile, splits, pad, (parts, copy), "products of tiles in shared memory")
+            return make(family, tile, splits, pad, (parts, copy, *copies), why)
     return direct()
+
+
+def _ordered(direction: Direction, p: ConvProblem, unit: str, itemsize: int, padded: bool) -> tuple[int, int]:
+    """Bytes of the copies of contiguous arrays whose channels are put side by side."""
+    channels, filters = p.channels // p.groups, p.filters // p.groups
+    taps = math.prod(p.kernel)
+
+    def images(count: int, size: tuple[int, ...]) -> int:
+        shape = (p.batch, count * p.groups, *size)
+        return 0 if in_place(unit, dense(shape), shape, count) else ordered(p.batch * p.groups * math.prod(size), count, itemsize)
+
+    size = tuple(b + s + a for b, s, a in zip(p.before, p.size, p.after, strict=True))
+    x = ordered(p.batch * p.groups * math.prod(size), channels, itemsize) if padded else images(channels, p.size)
+    dy = images(filters, p.out)
+    if direction == "weight_grad":
+        return x, dy
+    rows, count = (filters, channels) if direction == "forward" else (channels, filters)
+    steps = dense((p.filters, channels, *p.kernel))
+    row = (*(steps[:2] if direction == "forward" else (steps[1], steps[0])), *steps[2:])
+    shape = (p.groups * rows, count, *p.kernel)
+    fits = in_place(unit, row, shape, count) and filters * steps[0] % (CHUNK // itemsize) == 0
+    return (x if direction == "forward" else dy), 0 if fits else ordered(p.groups * rows * taps, count, itemsize)

@@ -1,0 +1,108 @@
+"""Operands of the kernels of `channels`: arrays whose channels stand side by side already, and copies of others that do."""
+
+import math
+
+from ..kernels.cuda.stage import MOVED
+from ..kernels.cuda.tile import CHUNK
+from ..kernels.padding import MODES
+from ..problem import Triple
+from .builder import OUT, WEIGHT, Builder, Five, Place, padded_size
+from .driver import Code
+from .plan import in_place, ordered, whole
+from .records import record
+from .tiled import Images, Rows
+
+THREADS = 256
+WORD = 4  # bytes
+_NOTHING = dict.fromkeys(("outer", "inside", "channel", "s0", "s1", "s2", "to_outer", "to_inside", "to_cell"), 0)
+
+
+class Stage:
+    """Finds the operands of a product, and puts in order, in one launch, those that are not."""
+
+    def __init__(self, b: Builder, aligned: tuple[bool, bool]):
+        self.b, self.aligned = b, aligned
+        self.lanes = CHUNK // b.plan.dtype.itemsize
+        self.moves: list[tuple[Place, Place, dict[str, int]]] = []
+
+    def _words(self, elements: int) -> int:
+        return elements * self.b.plan.dtype.itemsize // WORD
+
+    def _whole(self, channels: int) -> int:
+        return whole(channels, self.b.plan.dtype.itemsize)
+
+    def images(self, place: Place, strides: Five, channels: int, size: Triple, bordered: bool = False) -> Images:
+        """Input or gradient of the output, with its border if that is asked for."""
+        b, p = self.b, self.b.problem
+        count = channels // p.groups
+        shape = (p.batch, channels, *size)
+        if not bordered and self.aligned[place.slot == WEIGHT] and in_place(b.tile.unit, strides, shape, count):
+            image, _, *steps = map(self._words, strides)
+            return Images(place, image, self._words(count), count // self.lanes, CHUNK // WORD, tuple(steps), size)
+        out = padded_size(p) if bordered else size
+        padded = self._whole(count)
+        group, cell = self._words(padded), self._words(padded) * p.groups
+        image = math.prod(out) * cell
+        target = b.reserve(ordered(p.batch * p.groups * math.prod(out), count, b.plan.dtype.itemsize))
+        border = {"mode": MODES.index(p.mode), "before0": p.before[0], "before1": p.before[1], "before2": p.before[2]}
+        steps = {
+            "outer": strides[0], "inside": count * strides[1], "channel": strides[1], "s0": strides[2], "s1": strides[3],
+            "s2": strides[4], "to_outer": image, "to_inside": group, "to_cell": cell,
+        }  # fmt: skip
+        self._move(place, target, p.batch * p.groups, p.groups, count, out, size, border if bordered else {}, steps)
+        return Images(target, image, group, padded // self.lanes, CHUNK // WORD, (out[1] * out[2] * cell, out[2] * cell, cell), out)
+
+    def rows(self, strides: Five, transposed: bool) -> Rows:
+        """Weights as rows of filters, or transposed as rows of channels, of the terms of each group."""
+        b, p = self.b, self.b.problem
+        channels, filters = p.channels // p.groups, p.filters // p.groups
+        group_step = filters * strides[0]
+        rows, count, row, channel = filters, channels, strides[0], strides[1]
+        if transposed:
+            rows, count, row, channel = channels, filters, channel, row
+        place = Place(WEIGHT)
+        shape = (p.groups * rows, count, *p.kernel)
+        if self.aligned[1] and in_place(b.tile.unit, (row, channel, *strides[2:]), shape, count) and not group_step % self.lanes:
+            steps = tuple(map(self._words, strides[2:]))
+            return Rows(place, self._words(group_step), self._words(row), CHUNK // WORD, steps)
+        taps, padded = math.prod(p.kernel), self._whole(count)
+        tap = self._words(padded)
+        target = b.reserve(ordered(p.groups * rows * taps, count, b.plan.dtype.itemsize))
+        to = {"to_outer": rows * taps * tap, "to_inside": taps * tap, "to_cell": tap}
+        inner, size, steps = rows, p.kernel, (strides[2], strides[3], strides[4])
+        if p.kernel[0] == 1:  # rows take the place of the first axis
+            inner, size, steps = 1, (rows, p.kernel[1], p.kernel[2]), (row, strides[3], strides[4])
+        given = {"outer": group_step, "inside": row, "channel": channel, "s0": steps[0], "s1": steps[1], "s2": steps[2]}
+        self._move(place, target, p.groups * inner, inner, count, size, size, {}, given | to)
+        _, k1, k2 = p.kernel
+        return Rows(target, rows * taps * tap, taps * tap, CHUNK // WORD, (k1 * k2 * tap, k2 * tap, tap))
+
+    def _move(
+        self, source: Place, target: Place, outers: int, inner: int, channels: int, out: Triple, size: Triple,
+        border: dict[str, int], steps: dict[str, int],
+    ) -> None:  # fmt: skip
+        cells, padded = math.prod(out), self._whole(channels)
+        # as few channels of a block as there are, 64 at most where there are cells enough
+        bits = min(max(MOVED // 64, MOVED // (1 << (padded - 1).bit_length())), 1 << (cells - 1).bit_length(), 256).bit_length() - 1
+        bits = max(bits, 3)
+        cell_blocks, channel_blocks = -(-cells // (1 << bits)), -(-padded // (MOVED >> bits))
+        values = {
+            "blocks": outers * cell_blocks * channel_blocks, "cell_blocks": cell_blocks, "channel_blocks": channel_blocks,
+            "cell_bits": bits, "inner": inner, "channels": channels, "padded": padded, "cells": cells, "out1": out[1],
+            "out2": out[2], "size0": size[0], "size1": size[1], "size2": size[2],
+            "before0": 0, "before1": 0, "before2": 0, "mode": 0,
+        }  # fmt: skip
+        self.moves.append((source, target, values | border | steps))
+
+    def launch(self) -> None:
+        """Put in order what was asked for."""
+        if not self.moves:
+            return
+        b = self.b
+        nothing = (Place(OUT), Place(OUT), self.moves[0][2] | _NOTHING | {"blocks": 0})
+        (x, x_out, g), (weight, weight_out, h) = [*self.moves, nothing][:2]
+        name, order = ("uint16" if self.lanes == 8 else "float32"), ("stage", "Order", "int32")
+        kinds = (f"{name}*", "uint32*", f"{name}*", "uint32*", order, order)
+        code = Code("stage", "make_channels_last", (name,), kinds, THREADS, 1)
+        scalars = record("stage", "Order", g) + record("stage", "Order", h)
+        b.add(code, (g["blocks"] + h["blocks"],), (x, x_out, weight, weight_out), scalars)
