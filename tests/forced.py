@@ -58,7 +58,13 @@ def force(patch, row, splits=1):
             folded = plan.padded and plan.direction == "input_grad"
             return dataclasses.replace(plan, kernel="direct", tile=None, splits=splits, padded=folded)
         family = "channels" if row.tile.unit in ("half", "tf32") else "tiled"
-        return plan if plan.kernel == "direct" else dataclasses.replace(plan, kernel=family, tile=row, splits=splits)
+        return (
+            plan
+            if plan.kernel == "direct"
+            else dataclasses.replace(
+                plan, kernel=plan.kernel if plan.kernel == "pointwise" and family == "channels" else family, tile=row, splits=splits
+            )
+        )
 
     patch.setattr(engine, "select", chosen)
     forget()

@@ -166,11 +166,11 @@ def test_workspace_is_what_the_plan_says(monkeypatch, x, w, options, direction, 
 
     def make():
         if direction == "forward":
-            prepared.append(prepare.forward(plan, 0, (True, True), xs, ws, ys, True, None))
+            prepared.append(prepare.forward(plan, 0, (True, True, True), xs, ws, ys, True, None))
         elif direction == "input_grad":
-            prepared.append(prepare.input_grad(plan, 0, (True, True), ys, ws, xs, False, False))
+            prepared.append(prepare.input_grad(plan, 0, (True, True, True), ys, ws, xs, False, False))
         else:
-            prepared.append(prepare.weight_grad(plan, 0, (True, True), ys, xs, ws))
+            prepared.append(prepare.weight_grad(plan, 0, (True, True, True), ys, xs, ws))
 
     with forced.no_gpu(monkeypatch) as patch:
         forced.codes(patch, make)
@@ -201,5 +201,7 @@ def test_elements_far_apart_take_the_plain_loops(monkeypatch, direction):
     problem = ConvProblem.make((2, 8, 9, 9), (8, 8, 3, 3))
     near, far = (648, 81, 9, 1), (2**31, 81, 9, 1)
     for strides in (near, far):
-        engine._launches.__wrapped__(direction, problem, np.dtype(np.float32), AUTO, 0, (True, True), (strides, (72, 9, 3, 1), near))
+        engine._launches.__wrapped__(
+            direction, problem, np.dtype(np.float32), AUTO, 0, (True, True, True), (strides, (72, 9, 3, 1), near)
+        )
     assert [plan.kernel for plan in found] == ["tiled", "direct"]

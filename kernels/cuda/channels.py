@@ -14,7 +14,8 @@ from numba import cuda, int32, int64, uint32, uint64
 from numba.cuda import types
 
 from . import scalars
-from .ptx import address, commit, copy_chunk, load_quad, matrix_rows, put_matrix, wait, zeros
+from .ptx import address, commit, copy_bytes, load_quad, matrix_tiles, put_matrix, wait, zeros
+from .store import TOGETHER, make_store
 from .tile import CHUNK, Tile
 from .tiled import Product
 
@@ -51,13 +52,12 @@ class GradGeometry(NamedTuple):
 
 
 @functools.cache
-def make_correlate(sizes: Any, phased: bool, name: str, out_name: str, function: Any = None) -> Any:
-    """The kernel for one tile, dtype of operands and of results, and activation; `phased` as in `tiled`.
+def make_correlate(sizes: Any, phased: bool, pairs: bool, name: str, out_name: str, function: Any = None) -> Any:
+    """The kernel for one tile, dtype of operands and of results, and activation; `phased` as in `tiled`, `pairs` as in `store`.
 
-    Operands are seen as words of 4 bytes: strides of x and weight, in `weight_grad` of dy, count words, those of results elements.
+    Operands are seen as words of 4 bytes: strides of x, of weight and of dy count words, those of results elements.
     """
     tile = Tile(*sizes)
-    narrow, widen, activation = scalars.narrow(out_name), scalars.widen(name), scalars.activation(function)
     ROWS, COLUMNS, THREADS, STAGES = tile.rows, tile.columns, tile.threads, tile.stages
     CHUNKS = tile.depth * (4 if name == "float32" else 2) // CHUNK
     DEPTH = CHUNKS * WORDS
@@ -65,14 +65,15 @@ def make_correlate(sizes: Any, phased: bool, name: str, out_name: str, function:
     STAGE, OUT_PITCH = (ROWS + COLUMNS) * PITCH, COLUMNS + tile.pad
     STEP = THREADS // CHUNKS
     A_COPIES, B_COPIES = ROWS // STEP, COLUMNS // STEP
-    PIXELS = tile.pixels_at
+    PIXELS, SIDE = tile.pixels_at, COLUMNS // (2 if pairs else 1)
     warp_rows, warp_columns = tile.thread_rows * tile.down, tile.thread_columns * 32 // tile.down
     across = COLUMNS // warp_columns
     unit = "tf32" if name == "float32" else name
-    multiply = matrix_rows(unit, warp_rows, warp_columns, DEPTH, PITCH)
+    multiply = matrix_tiles(unit, warp_rows, warp_columns, DEPTH, PITCH, PITCH, False, False)
+    store = make_store(sizes, pairs, name, out_name, function)
     put = put_matrix(warp_rows, warp_columns, OUT_PITCH)
     start = zeros(tile.thread_rows * tile.thread_columns, types.float32)
-    wait_for_stage, wait_all = wait(STAGES - 2), wait(0)
+    wait_for_stage, wait_all, copy = wait(STAGES - 2), wait(0), copy_bytes(CHUNK)
 
     def correlate(x, weight, bias, out, terms, g):
         """Compute one tile; `terms` has for each term its offset in x, in weight, and the bit of its tap in two words."""
@@ -153,11 +154,11 @@ def make_correlate(sizes: Any, phased: bool, name: str, out_name: str, function:
                 to = int32(into * STAGE + place)
                 for i in range(B_COPIES):
                     valid = (lows[i] & term_low) | (highs[i] & term_high)
-                    copy_chunk(shared, to + (ROWS + i * STEP) * PITCH, from_x, offsets[i] + term_x, valid != 0)
+                    copy(shared, to + (ROWS + i * STEP) * PITCH, from_x, offsets[i] + term_x, valid != 0)
                 rows_here = int32(rows_left if (term_low | term_high) != 0 else 0)
                 row_at = address(from_w, term_w)
                 for i in range(A_COPIES):
-                    copy_chunk(shared, to + i * STEP * PITCH, row_at, int32(0), i * STEP < rows_here)
+                    copy(shared, to + i * STEP * PITCH, row_at, int32(0), i * STEP < rows_here)
                     row_at = address(row_at, w_step)
                 into = int32(0 if into == STAGES - 1 else into + 1)
                 at += 4 * CHUNKS
@@ -168,7 +169,7 @@ def make_correlate(sizes: Any, phased: bool, name: str, out_name: str, function:
                 read = int32(0 if read == STAGES - 1 else read + 1)
 
         wait_all()
-        column = int32(thread % COLUMNS)
+        column = int32(thread % SIDE * (COLUMNS // SIDE))
         y_place = int64(split) * g.y_split + int64(group) * g.y_group + words[PIXELS + 4 * column + 3]
         cuda.syncthreads()
         put(sums, output, int32((row + lane // 4) * OUT_PITCH + left + lane % 4 * 2))
@@ -176,15 +177,11 @@ def make_correlate(sizes: Any, phased: bool, name: str, out_name: str, function:
         if phased:
             pixels = terms[int32(16 * (int32(cuda.blockIdx.z) // g.splits))]
         if first_column + column < pixels:
-            for r in range(thread // COLUMNS, ROWS, THREADS // COLUMNS):
-                m = first_row + int32(r)
-                if m < g.rows:
-                    value = output[r * OUT_PITCH + column]
-                    if g.biased:
-                        value += widen(bias[group * g.rows + m])
-                    if activation is not None:
-                        value = activation(value)
-                    out[y_place + int64(m) * g.y_row] = narrow(value)
+            m = int32(group * g.rows + first_row)
+            store(
+                output, out, y_place + int64(first_row) * g.y_row, g.y_row, int32(g.rows - first_row),
+                address(bias, m if g.biased else 0), g.biased, thread,
+            )  # fmt: skip
 
     return correlate
 
@@ -204,7 +201,7 @@ def make_weight_grad(sizes: Any, name: str, out_name: str) -> Any:
     product = Product.of(tile, name)
     PIXELS = tile.pixels_at
     memory, start, multiply, put, places = product.memory, product.start, product.multiply, product.put[0], product.places
-    wait_for_stage, wait_all = wait(STAGES - 2), wait(0)
+    wait_for_stage, wait_all, copy = wait(STAGES - 2), wait(0), copy_bytes(CHUNK)
 
     @cuda.jit(device=True)
     def locate(pixel, terms, g):
@@ -273,11 +270,11 @@ def make_weight_grad(sizes: Any, name: str, out_name: str) -> Any:
                 a_at, b_at = int32(into * STAGE + a_place), int32(into * STAGE + b_place)
                 for i in range(A_COPIES):
                     offset = words[int32(pixel_at + 4 * a_depth) + 4 * i * A_STEP + 3]
-                    copy_chunk(shared, a_at + i * A_STEP * A_PITCH, from_y, offset, a_valid and a_depth + i * A_STEP < left)
+                    copy(shared, a_at + i * A_STEP * A_PITCH, from_y, offset, a_valid and a_depth + i * A_STEP < left)
                 for i in range(B_COPIES):
                     pixel = load_quad(words, int32(pixel_at + 4 * b_depth) + 4 * i * B_STEP)
                     valid = (pixel[1] & term_low) | (pixel[2] & term_high)
-                    copy_chunk(shared, b_at + i * B_STEP * B_PITCH, from_x, pixel[0], valid != 0 and b_depth + i * B_STEP < left)
+                    copy(shared, b_at + i * B_STEP * B_PITCH, from_x, pixel[0], valid != 0 and b_depth + i * B_STEP < left)
                 into = int32(0 if into == STAGES - 1 else into + 1)
             commit()
             quad = locate(int32(min(first + (k + 1) * DEPTH + depth, g.pixels - 1)), terms, g)
@@ -294,11 +291,21 @@ def make_weight_grad(sizes: Any, name: str, out_name: str) -> Any:
         cuda.syncthreads()
         at = int32(4 * g.order + 2 * (column_tile * COLUMNS + int32(thread % COLUMNS)))
         column, offset = terms[at], terms[at + 1]
+        values = cuda.local.array(TOGETHER, types.float32)
         w_place = int64(split) * g.w_split + int64(group) * g.w_group + offset
         if offset >= 0:
-            for r in range(thread // COLUMNS, ROWS, THREADS // COLUMNS):
-                m = first_row + int32(r)
-                if m < g.rows:
-                    out[w_place + int64(m) * g.w_row] = narrow(output[r * B_PITCH + column])
+            m, step = int32(thread // COLUMNS), THREADS // COLUMNS
+            w_place += int64(first_row + m) * g.w_row
+            at = int32(m * B_PITCH + column)
+            rows_left = int32(g.rows - first_row - m)
+            for _ in range(ROWS // step // TOGETHER):
+                for i in range(TOGETHER):
+                    values[i] = output[at + i * step * B_PITCH]
+                for i in range(TOGETHER):
+                    if i * step < rows_left:
+                        out[w_place + int64(i * step) * g.w_row] = narrow(values[i])
+                at += TOGETHER * step * B_PITCH
+                rows_left -= TOGETHER * step
+                w_place += int64(TOGETHER * step) * g.w_row
 
     return weight_grad

@@ -119,7 +119,7 @@ if SIMULATED:
         """The simulator has no matrix units."""
         raise NotImplementedError
 
-    put_matrix = matrix_rows = copy_chunk = matrix_products
+    put_matrix = matrix_tiles = copy_bytes = load_pair = store_pair = matrix_products
 
     def to_tf32(value):
         """The bits of a float32, rounded to the 10 bits of fraction of TF32, ties away from zero."""
@@ -167,20 +167,54 @@ else:
 
         return types.void(target, at, source, start), codegen
 
+    @functools.cache
+    def copy_bytes(size: int) -> Any:
+        """As `copy_async`, of 8 or 16 bytes from target[at] and from the element on, all aligned to as many."""
+        level = "cg" if size == 16 else "ca"
+
+        @intrinsic
+        def copy(typingctx, target, at, source, offset, valid):
+            def codegen(context, builder, signature, arguments):
+                kinds = signature.args
+                to = builder.ptrtoint(shared_place(context, builder, kinds[0], arguments[0], arguments[1]), WORD)
+                origin = builder.gep(arguments[2], [arguments[3]])
+                read = builder.select(builder.trunc(arguments[4], ir.IntType(1)), word(size), word(0))
+                kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
+                builder.asm(kind, f"cp.async.{level}.shared.global [$0], [$1], {size}, $2;", "r,l,r", [to, origin, read], True)
+                return context.get_dummy_value()
+
+            return types.void(target, at, source, offset, types.boolean), codegen
+
+        return copy
+
     @intrinsic
-    def copy_chunk(typingctx, target, at, source, offset, valid):
-        """As `copy_async`, of 16 bytes from target[at] and from the element on, both aligned."""
+    def load_pair(typingctx, array, at):
+        """Two neighbouring elements of shared memory, aligned to both."""
 
         def codegen(context, builder, signature, arguments):
-            kinds = signature.args
-            to = builder.ptrtoint(shared_place(context, builder, kinds[0], arguments[0], arguments[1]), WORD)
-            origin = builder.gep(arguments[2], [arguments[3]])
-            read = builder.select(builder.trunc(arguments[4], ir.IntType(1)), word(16), word(0))
-            kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
-            builder.asm(kind, "cp.async.cg.shared.global [$0], [$1], 16, $2;", "r,l,r", [to, origin, read], True)
+            kind = signature.args[0]
+            place = shared_place(context, builder, kind, arguments[0], arguments[1])
+            pair = ir.VectorType(context.get_value_type(kind.dtype), 2)
+            vector = builder.load(builder.bitcast(place, pair.as_pointer(SHARED)))
+            vector.align = kind.dtype.bitwidth // 4
+            return pack(builder, [builder.extract_element(vector, word(i)) for i in range(2)])
+
+        return types.UniTuple(array.dtype, 2)(array, at), codegen
+
+    @intrinsic
+    def store_pair(typingctx, target, at, first, second):
+        """target[at], target[at + 1] = first, second: neighbours in memory, aligned to both."""
+
+        def codegen(context, builder, signature, arguments):
+            kind = signature.args[0]
+            vector = ir.Constant(ir.VectorType(arguments[2].type, 2), ir.Undefined)
+            for i, value in enumerate(arguments[2:]):
+                vector = builder.insert_element(vector, value, word(i))
+            place = builder.bitcast(global_place(context, builder, kind, *arguments[:2]), vector.type.as_pointer())
+            builder.store(vector, place).align = kind.dtype.bitwidth // 4
             return context.get_dummy_value()
 
-        return types.void(target, at, source, offset, types.boolean), codegen
+        return types.void(target, at, target.dtype, target.dtype), codegen
 
     @intrinsic
     def to_tf32(typingctx, value):
@@ -302,17 +336,17 @@ else:
 
         return store
 
-    # instruction, types in LLVM of operands and sums, and the operands' kinds in inline PTX
+    # instruction, types in LLVM of operands and sums, and their kinds in inline PTX
     _UNITS = {
-        "tf32": ("m16n8k8.row.col.f32.tf32.tf32.f32", WORD, ir.FloatType(), "r", "f", 8),
-        "f64": ("m8n8k4.row.col.f64.f64.f64.f64", ir.DoubleType(), ir.DoubleType(), "d", "d", 8),
-        "float16": ("m16n8k16.row.col.f32.f16.f16.f32", WORD, ir.FloatType(), "r", "f", 16),
-        "bfloat16": ("m16n8k16.row.col.f32.bf16.bf16.f32", WORD, ir.FloatType(), "r", "f", 16),
+        "tf32": ("m16n8k8.row.col.f32.tf32.tf32.f32", WORD, ir.FloatType(), "r", "f"),
+        "f64": ("m8n8k4.row.col.f64.f64.f64.f64", ir.DoubleType(), ir.DoubleType(), "d", "d"),
+        "float16": ("m16n8k16.row.col.f32.f16.f16.f32", WORD, ir.FloatType(), "r", "f"),
+        "bfloat16": ("m16n8k16.row.col.f32.bf16.bf16.f32", WORD, ir.FloatType(), "r", "f"),
     }
 
     def _mma(builder: Any, unit: str, a: list[Any], b: list[Any], sums: list[Any]) -> list[Any]:
         """Add the product of a matrix unit: operands and sums of this thread."""
-        shape, operand, result, operand_kind, result_kind, _ = _UNITS[unit]
+        shape, operand, result, operand_kind, result_kind = _UNITS[unit]
         groups, at = [], 0
         for count in (len(sums), len(a), len(b), len(sums)):
             groups.append("{" + ", ".join(f"${i}" for i in range(at, at + count)) + "}")
@@ -335,10 +369,9 @@ else:
         """A function that adds to a warp's sums, spread over its threads, `rows` times `columns` over `depth` terms.
 
         Operands stand in shared memory as [term][row], terms `row_pitch` elements apart, and [term][column]; `a` and `b` are the
-        places that this thread reads for the first terms. Fragments as in the PTX manual, "Warp-level matrix instructions": sums
-        are those of 16 x 8 tiles, four a thread.
+        places that this thread reads for the first terms, of 4 or 8 bytes. Fragments as in the PTX manual, "Warp-level matrix
+        instructions": sums are those of 16 x 8 tiles, four a thread.
         """
-        step = _UNITS[unit][-1]
 
         @intrinsic
         def multiply(typingctx, sums, shared, a, b):
@@ -351,16 +384,11 @@ else:
                     value = builder.load(builder.gep(base, [word(offset)]))
                     return builder.bitcast(value, WORD) if unit == "tf32" else value
 
-                for k in range(0, depth, step):
+                for k in range(0, depth, 8):
                     tops, lefts = k * row_pitch, k * column_pitch
-                    if step == 16:
-                        xs = [_load_matrices(builder, a_base, tops + m, True) for m in range(0, rows, 16)]
-                        pairs = [_load_matrices(builder, b_base, lefts + n, True) for n in range(0, columns, 16)]
-                        ys = [pair[i : i + 2] for pair in pairs for i in (0, 2)]
-                    else:
-                        corners = (0, 8, 4 * row_pitch, 4 * row_pitch + 8)
-                        xs = [[load(a_base, tops + m + corner) for corner in corners] for m in range(0, rows, 16)]
-                        ys = [[load(b_base, lefts + n + far) for far in (0, 4 * column_pitch)] for n in range(0, columns, 8)]
+                    corners = (0, 8, 4 * row_pitch, 4 * row_pitch + 8)
+                    xs = [[load(a_base, tops + m + corner) for corner in corners] for m in range(0, rows, 16)]
+                    ys = [[load(b_base, lefts + n + far) for far in (0, 4 * column_pitch)] for n in range(0, columns, 8)]
                     for i, x in enumerate(xs):
                         for j, y in enumerate(ys):
                             at = (i * len(ys) + j) * 4
@@ -381,23 +409,32 @@ else:
         return multiply
 
     @functools.cache
-    def matrix_rows(unit: str, rows: int, columns: int, depth: int, pitch: int) -> Any:
-        """As `matrix_products`, for operands that stand as [row][term] and [column][term].
+    def matrix_tiles(
+        unit: str, rows: int, columns: int, depth: int, a_pitch: int, b_pitch: int, a_by_term: bool, b_by_term: bool
+    ) -> Any:
+        """As `matrix_products`, by loads of whole matrices; an operand stands as [row][term] or, of two bytes, also as [term][row].
 
-        Shared memory is seen as words of 4 bytes: `depth` of terms, rows and columns `pitch` apart. Each thread of the warp points
-        to 16 bytes, a row of one of the four matrices, 8 x 8 of 16 bits or 8 x 4 of 32, that make up a fragment.
+        `depth` and pitches count elements of shared memory. Each thread of the warp points to 16 bytes, a row of one of the four
+        matrices, 8 x 8 of 16 bits or 8 x 4 of 32, that make up a fragment.
         """
 
         @intrinsic
         def multiply(typingctx, sums, shared, a, b):
             def codegen(context, builder, signature, arguments):
                 kind = signature.args[1]
+                size = kind.dtype.bitwidth // 8
                 values = unpack(builder, arguments[0], rows * columns // 32)
                 a_base, b_base = (shared_place(context, builder, kind, arguments[1], index) for index in arguments[2:])
 
-                for k in range(0, depth, 8):
-                    xs = [_load_matrices(builder, a_base, m * pitch + k, False) for m in range(0, rows, 16)]
-                    pairs = [_load_matrices(builder, b_base, n * pitch + k, False) for n in range(0, columns, 16)]
+                def fragments(base, count, pitch, by_term, step):
+                    at = step * 16 * pitch if by_term else step * 32 // size
+                    return [
+                        _load_matrices(builder, base, at + n * (1 if by_term else pitch), by_term) for n in range(0, count, 16)
+                    ]  # fmt: skip
+
+                for step in range(depth * size // 32):
+                    xs = fragments(a_base, rows, a_pitch, a_by_term, step)
+                    pairs = fragments(b_base, columns, b_pitch, b_by_term, step)
                     ys = [pair[i : i + 2] for pair in pairs for i in (0, 2)]
                     for i, x in enumerate(xs):
                         for j, y in enumerate(ys):

@@ -3,10 +3,11 @@
 import functools
 from typing import Any, NamedTuple
 
-from numba import cuda, int32, int64, uint32
+from numba import cuda, int32, int64, uint32, uint64
 
 from . import scalars
-from .ptx import to_tf32
+from .ptx import address, to_tf32
+from .tile import MOVED, SUMMED
 
 
 @functools.cache
@@ -68,14 +69,22 @@ def make_fold(name: str) -> Any:
 class Order(NamedTuple):
     """How an array is put in order: sizes, and strides in elements; cells have up to three axes.
 
-    A block of threads moves 2**(11 - cell_bits) channels of 2**cell_bits cells; 3 <= cell_bits <= 8.
+    A block of threads moves 2**(11 - cell_bits) channels of 2**cell_bits cells; 3 <= cell_bits <= 8. Block
+    b = (o * channel_blocks + channel block) * cell_blocks + cell block; the outer index o is (o // inner, o % inner) in the array.
+    `shift` and `magic` divide: n // d = n * magic >> shift.
     """
 
     blocks: int
-    cell_blocks: int  # of one outer index
-    channel_blocks: int
     cell_bits: int
-    inner: int  # the outer index o is (o // inner, o % inner) in the array
+    cell_blocks: int
+    cell_blocks_magic: int
+    cell_blocks_shift: int
+    channel_blocks: int
+    channel_blocks_magic: int
+    channel_blocks_shift: int
+    inner: int
+    inner_magic: int
+    inner_shift: int
     channels: int
     padded: int
     cells: int
@@ -99,86 +108,94 @@ class Order(NamedTuple):
     to_cell: int
 
 
-MOVED = 2048  # elements of a block
-MOST_CELL_BITS = 8
-
-
 @functools.cache
-def make_channels_last(name: str) -> Any:
+def make_channels_last(name: str, x_kind: str, weight_kind: str) -> Any:
     """Copies of two arrays whose channels stand side by side, filled up with zeros, and whose borders are part of them.
 
     out[o // inner, o % inner, cell, c] = x[o // inner, o % inner, c, cell - before], in words of 4 bytes; `name` is "uint16" for
-    any type of two bytes, and "float32" for what is rounded to TF32.
+    any type of two bytes, and "float32" for what is rounded to TF32. Kinds: "dense", cells lie s2 apart; "strided"; "bordered".
     """
     source_index = scalars.source_index
     halves, kept = name == "uint16", scalars.stored("uint16" if name == "uint16" else "uint32")
+    read = scalars.stored(name)
     EACH = MOVED // 256
     PACK = 2 if halves else 1
-    AREA = MOVED + PACK * (1 << MOST_CELL_BITS)
+    AREA = MOVED + PACK * 256  # rows of cells, filled up so that they meet all banks
 
     @cuda.jit(device=True)
-    def move(x, out, g, block, tile):
-        thread = int32(cuda.threadIdx.x)
-        channels = int32(MOVED >> g.cell_bits)
-        pitch = int32(channels + PACK)
-        first_cell = int32(block % g.cell_blocks << g.cell_bits)
-        rest = int32(block // g.cell_blocks)
-        first_channel = int32(rest % g.channel_blocks * channels)
-        o = int32(rest // g.channel_blocks)
-        outer, inside = int32(o // g.inner), int32(o % g.inner)
+    def divide(n, magic, shift):
+        return int32((uint64(uint32(n)) * uint64(uint32(magic))) >> uint64(uint32(shift)))
 
-        # the threads' neighbours are cells
-        lane = int32(thread & ((1 << g.cell_bits) - 1))
-        cell = uint32(first_cell + lane)
-        p2, row = int32(cell % uint32(g.out2)), uint32(cell // uint32(g.out2))
-        p1, p0 = int32(row % uint32(g.out1)), int32(row // uint32(g.out1))
-        i0 = int32(source_index(int64(p0 - g.before0), int64(g.size0), int64(g.mode)))
-        i1 = int32(source_index(int64(p1 - g.before1), int64(g.size1), int64(g.mode)))
-        i2 = int32(source_index(int64(p2 - g.before2), int64(g.size2), int64(g.mode)))
-        here = i0 >= 0 and i1 >= 0 and i2 >= 0 and int32(cell) < g.cells
-        channel = int32(thread >> g.cell_bits)
-        place = (
-            int64(outer) * g.outer + int64(inside) * g.inside + int64(i0) * g.s0 + int64(i1) * g.s1 + int64(i2) * g.s2
-            + int64(first_channel + channel) * g.channel
-        )  # fmt: skip
-        step = int32(256 >> g.cell_bits)
-        left = int32(g.channels - first_channel - channel if here else 0)
-        held = cuda.local.array(EACH, kept)
-        for i in range(EACH):
-            held[i] = 0
-            if i * step < left:
-                value = x[place + int64(i * step) * g.channel]
-                held[i] = value if halves else to_tf32(value)
-        at = int32(lane * pitch + channel)
-        for i in range(EACH):
-            tile[at + i * step] = held[i]
-        cuda.syncthreads()
+    def make_move(kind):
+        @cuda.jit(device=True)
+        def move(x, out, g, block, tile):
+            thread = int32(cuda.threadIdx.x)
+            channels = int32(MOVED >> g.cell_bits)
+            pitch = int32(channels + PACK)
+            rest = divide(block, g.cell_blocks_magic, g.cell_blocks_shift)
+            first_cell = int32(int32(block - rest * g.cell_blocks) << g.cell_bits)
+            o = divide(rest, g.channel_blocks_magic, g.channel_blocks_shift)
+            first_channel = int32(int32(rest - o * g.channel_blocks) * channels)
+            outer = divide(o, g.inner_magic, g.inner_shift)
+            inside = int32(o - outer * g.inner)
 
-        # the threads' neighbours are channels
-        bits = int32(11 - g.cell_bits - (1 if halves else 0))
-        word = int32(thread & ((1 << bits) - 1))
-        lane, step = int32(thread >> bits), int32(256 >> bits)
-        if first_channel + word * PACK < g.padded:
-            place = (
-                int64(outer) * g.to_outer + int64(inside) * g.to_inside + int64(first_cell + lane) * g.to_cell
-                + int64(first_channel // PACK + word)
-            )  # fmt: skip
-            for i in range(EACH // PACK):
-                if first_cell + lane + i * step < g.cells:
-                    at = int32((lane + i * step) * pitch + word * PACK)
-                    if halves:
-                        out[place] = uint32(tile[at]) | uint32(tile[at + 1]) << uint32(16)
-                    else:
-                        out[place] = tile[at]
-                place += int64(step) * g.to_cell
+            # the threads' neighbours are cells
+            lane, channel = int32(thread & ((1 << g.cell_bits) - 1)), int32(thread >> g.cell_bits)
+            cell = int32(first_cell + lane)
+            here = cell < g.cells
+            place = int32(outer * g.outer + inside * g.inside + int32(first_channel + channel) * g.channel)
+            if kind == "dense":
+                place += int32(cell * g.s2)
+            else:
+                p2, row = int32(uint32(cell) % uint32(g.out2)), uint32(uint32(cell) // uint32(g.out2))
+                p1, p0 = int32(row % uint32(g.out1)), int32(row // uint32(g.out1))
+                if kind == "bordered":
+                    p0 = int32(source_index(int64(p0 - g.before0), int64(g.size0), int64(g.mode)))
+                    p1 = int32(source_index(int64(p1 - g.before1), int64(g.size1), int64(g.mode)))
+                    p2 = int32(source_index(int64(p2 - g.before2), int64(g.size2), int64(g.mode)))
+                    here = here and p0 >= 0 and p1 >= 0 and p2 >= 0
+                place += int32(p0 * g.s0 + p1 * g.s1 + p2 * g.s2)
+            step = int32(256 >> g.cell_bits)
+            left = int32(g.channels - first_channel - channel if here else 0)
+            held = cuda.local.array(EACH, read)
+            at_x, step_x = address(x, place), int32(step * g.channel)
+            for i in range(EACH):
+                held[i] = at_x[0] if i * step < left else 0
+                at_x = address(at_x, step_x)
+            at = int32(lane * pitch + channel)
+            for i in range(EACH):
+                tile[at] = held[i] if halves else to_tf32(held[i])
+                at += step
+            cuda.syncthreads()
+
+            # the threads' neighbours are channels
+            bits = int32(11 - g.cell_bits - (1 if halves else 0))
+            word = int32(thread & ((1 << bits) - 1))
+            lane, step = int32(thread >> bits), int32(256 >> bits)
+            if first_channel + word * PACK < g.padded:
+                to = address(out, int32(outer * g.to_outer + inside * g.to_inside + int32(first_cell + lane) * g.to_cell))
+                to = address(to, int32(first_channel // PACK + word))
+                at, cells_left = int32(lane * pitch + word * PACK), int32(g.cells - first_cell - lane)
+                for i in range(EACH // PACK):
+                    if i * step < cells_left:
+                        if halves:
+                            to[0] = uint32(tile[at]) | uint32(tile[at + 1]) << uint32(16)
+                        else:
+                            to[0] = tile[at]
+                    at += step * pitch
+                    to = address(to, int32(step * g.to_cell))
+
+        return move
+
+    move_x, move_weight = make_move(x_kind), make_move(weight_kind)
 
     def channels_last(x, x_out, weight, weight_out, g, h):
         tile = cuda.shared.array(AREA, kept)
         block = int32(cuda.blockIdx.x)
         if block < g.blocks:
-            move(x, x_out, g, block, tile)
+            move_x(x, x_out, g, block, tile)
         else:
-            move(weight, weight_out, h, int32(block - g.blocks), tile)
+            move_weight(weight, weight_out, h, int32(block - g.blocks), tile)
 
     return channels_last
 
@@ -201,28 +218,33 @@ class Sum(NamedTuple):
 
 
 @functools.cache
-def make_sum_splits(name: str, function: Any = None) -> Any:
-    """out[i] = activation(bias[k] + sum_s parts[s, i]) in the order of s; parts are contiguous, out has strides."""
+def make_sum_splits(name: str, dense: bool, function: Any = None) -> Any:
+    """out[i] = activation(bias[k] + sum_s parts[s, i]) in the order of s; parts are contiguous, out has strides unless `dense`."""
     widen, narrow, kind = scalars.widen(name), scalars.narrow(name), scalars.summed(name)
     zero = kind(0)
     activation = scalars.activation(function)
 
     def sum_splits(parts, bias, out, g):
-        i = uint32(cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x)
-        if i >= uint32(g.results):
-            return
-        total = zero
-        for split in range(g.splits):
-            total += parts[int64(split) * g.results + i]
-        plane, cell = uint32(i // uint32(g.cells1)), uint32(i % uint32(g.cells1))
-        n, k = int32(plane // uint32(g.channels)), int32(plane % uint32(g.channels))
-        o0, rest = int32(cell // uint32(g.cells2)), uint32(cell % uint32(g.cells2))
-        o1, o2 = int32(rest // uint32(g.cells3)), int32(rest % uint32(g.cells3))
-        if g.biased:
-            total += widen(bias[k])
-        if activation is not None:
-            total = activation(kind(total))
-        place = int64(n) * g.y_image + int64(k) * g.y_channel + int64(o0) * g.y0 + int64(o1) * g.y1 + int64(o2) * g.y2
-        out[place] = narrow(total)
+        first = uint32(cuda.blockIdx.x * cuda.blockDim.x * SUMMED + cuda.threadIdx.x)
+        for turn in range(SUMMED):
+            i = uint32(first + turn * cuda.blockDim.x)
+            if i < uint32(g.results):
+                total = zero
+                for split in range(g.splits):
+                    total += parts[int64(split) * g.results + i]
+                place = int64(i)
+                if g.biased or not dense:
+                    plane, cell = uint32(i // uint32(g.cells1)), uint32(i % uint32(g.cells1))
+                    n, k = int32(plane // uint32(g.channels)), int32(plane % uint32(g.channels))
+                    if g.biased:
+                        total += widen(bias[k])
+                    if not dense:
+                        o0, rest = int32(cell // uint32(g.cells2)), uint32(cell % uint32(g.cells2))
+                        o1, o2 = int32(rest // uint32(g.cells3)), int32(rest % uint32(g.cells3))
+                        place = int64(n) * g.y_image + int64(k) * g.y_channel
+                        place += int64(o0) * g.y0 + int64(o1) * g.y1 + int64(o2) * g.y2
+                if activation is not None:
+                    total = activation(kind(total))
+                out[place] = narrow(total)
 
     return sum_splits

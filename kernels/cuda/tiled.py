@@ -27,6 +27,7 @@ from .ptx import (
     copy_quad,
     load_quad,
     matrix_products,
+    matrix_tiles,
     outer_products,
     put,
     put_matrix,
@@ -148,21 +149,24 @@ class Product(NamedTuple):
             lower = put(rows - part, part, columns, row_step, column_step, b_pitch)
         else:
             rows, columns = tile.thread_rows * 8, tile.thread_columns * 4
-            by_matrix = tile.unit == "half"
+            halves = tile.unit == "half"
 
             @cuda.jit(device=True)
             def places(thread):
                 warp, lane = int32(thread // 32), int32(thread % 32)
                 row, column = int32(warp // across * rows), int32(warp % across * columns)
                 result = int32((row + lane // 4) * b_pitch + column + lane % 4 * 2)
-                if by_matrix:
+                if halves:
                     a = int32((lane // 16 * 8 + lane % 8) * a_pitch + lane // 8 % 2 * 8)
                     b = int32((lane // 8 % 2 * 8 + lane % 8) * b_pitch + lane // 16 * 8)
                 else:
                     a, b = int32(lane % 4 * a_pitch + lane // 4), int32(lane % 4 * b_pitch + lane // 4)
                 return int32(row + a), int32(column + b), result
 
-            multiply = matrix_products(name if by_matrix else tile.unit, rows, columns, tile.depth, a_pitch, b_pitch)
+            if halves:
+                multiply = matrix_tiles(name, rows, columns, tile.depth, a_pitch, b_pitch, True, True)
+            else:
+                multiply = matrix_products(tile.unit, rows, columns, tile.depth, a_pitch, b_pitch)
             upper = lower = put_matrix(rows, columns, b_pitch)
         kept = types.float32 if tile.unit == "half" else memory
         return cls(memory, kept, memory.bitwidth // 8, start, multiply, (upper, lower), places)

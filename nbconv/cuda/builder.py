@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..kernels.cuda.tile import Tile
+from ..kernels.cuda.tile import SUMMED, Tile
 from ..kernels.padding import MODES
 from ..problem import ConvProblem, Triple
 from . import driver
@@ -55,9 +55,14 @@ def strides_of(*shape: int) -> Five:
     return dense(shape)  # type: ignore[return-value]
 
 
-def contiguous(strides: Five, shape: Sizes) -> bool:
+def contiguous(strides: Sizes, shape: Sizes) -> bool:
     """Whether elements lie side by side; the stride of an axis of one element does not matter."""
     return all(size == 1 or step == want for step, want, size in zip(strides, dense(shape), shape, strict=True))
+
+
+def dense_cells(strides: Five, size: Sizes) -> bool:
+    """Whether the cells of a channel lie side by side."""
+    return contiguous(strides[2:], size)
 
 
 class Builder:
@@ -140,7 +145,8 @@ class Builder:
             "y2": strides[4], "biased": biased,
         }  # fmt: skip
         places = (parts, Place(BIAS if biased else OUT), out)
-        self.generic("stage", "make_sum_splits", (out_name, function), kinds, places, record("stage", "Sum", values), count)
+        code = "make_sum_splits", (out_name, contiguous(strides, sizes), function)
+        self.generic("stage", *code, kinds, places, record("stage", "Sum", values), -(-count // SUMMED))
 
     @property
     def row(self) -> TileRow:
@@ -152,7 +158,7 @@ class Builder:
         return self.row.tile
 
     def shared(self) -> int:
-        return self.tile.channels_bytes() if self.plan.kernel == "channels" else self.tile.shared_bytes(self.plan.dtype.itemsize)
+        return self.tile.channels_bytes() if self.plan.kernel != "tiled" else self.tile.shared_bytes(self.plan.dtype.itemsize)
 
 
 def padded_size(p: ConvProblem) -> Triple:

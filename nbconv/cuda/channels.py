@@ -2,28 +2,26 @@
 
 import math
 
-from ..kernels.cuda.stage import MOVED
-from ..kernels.cuda.tile import CHUNK
+from ..kernels.cuda.tile import CHUNK, MOVED
 from ..kernels.padding import MODES
 from ..problem import Triple
 from .builder import OUT, WEIGHT, Builder, Five, Place, padded_size
 from .driver import Code
 from .plan import in_place, ordered, whole
-from .records import record
+from .records import magic, record, triples
 from .tiled import Images, Rows
 
 THREADS = 256
 WORD = 4  # bytes
-_NOTHING = dict.fromkeys(("outer", "inside", "channel", "s0", "s1", "s2", "to_outer", "to_inside", "to_cell"), 0)
 
 
 class Stage:
     """Finds the operands of a product, and puts in order, in one launch, those that are not."""
 
-    def __init__(self, b: Builder, aligned: tuple[bool, bool]):
+    def __init__(self, b: Builder, aligned: tuple[bool, ...]):
         self.b, self.aligned = b, aligned
         self.lanes = CHUNK // b.plan.dtype.itemsize
-        self.moves: list[tuple[Place, Place, dict[str, int]]] = []
+        self.moves: list[tuple[Place, Place, str, dict[str, int]]] = []
 
     def _words(self, elements: int) -> int:
         return elements * self.b.plan.dtype.itemsize // WORD
@@ -82,27 +80,31 @@ class Stage:
         border: dict[str, int], steps: dict[str, int],
     ) -> None:  # fmt: skip
         cells, padded = math.prod(out), self._whole(channels)
+        if not cells:
+            return
         # as few channels of a block as there are, 64 at most where there are cells enough
         bits = min(max(MOVED // 64, MOVED // (1 << (padded - 1).bit_length())), 1 << (cells - 1).bit_length(), 256).bit_length() - 1
         bits = max(bits, 3)
         cell_blocks, channel_blocks = -(-cells // (1 << bits)), -(-padded // (MOVED >> bits))
-        values = {
-            "blocks": outers * cell_blocks * channel_blocks, "cell_blocks": cell_blocks, "channel_blocks": channel_blocks,
-            "cell_bits": bits, "inner": inner, "channels": channels, "padded": padded, "cells": cells, "out1": out[1],
-            "out2": out[2], "size0": size[0], "size1": size[1], "size2": size[2],
-            "before0": 0, "before1": 0, "before2": 0, "mode": 0,
+        values = triples(size=size, before=(0, 0, 0)) | {
+            "blocks": outers * cell_blocks * channel_blocks, "cell_bits": bits, "cell_blocks": cell_blocks,
+            "channel_blocks": channel_blocks, "inner": inner, "channels": channels, "padded": padded, "cells": cells,
+            "out1": out[1], "out2": out[2], "mode": 0, **magic("cell_blocks", cell_blocks),
+            **magic("channel_blocks", channel_blocks), **magic("inner", inner),
         }  # fmt: skip
-        self.moves.append((source, target, values | border | steps))
+        dense = all(n == 1 or steps[f"s{i}"] == steps["s2"] * math.prod(size[i + 1 :]) for i, n in enumerate(size))
+        kind = "bordered" if border else "dense" if dense else "strided"
+        self.moves.append((source, target, kind, values | border | steps))
 
     def launch(self) -> None:
         """Put in order what was asked for."""
         if not self.moves:
             return
         b = self.b
-        nothing = (Place(OUT), Place(OUT), self.moves[0][2] | _NOTHING | {"blocks": 0})
-        (x, x_out, g), (weight, weight_out, h) = [*self.moves, nothing][:2]
+        nothing = (Place(OUT), Place(OUT), "dense", self.moves[0][3] | {"blocks": 0})
+        (x, x_out, x_kind, g), (weight, weight_out, weight_kind, h) = [*self.moves, nothing][:2]
         name, order = ("uint16" if self.lanes == 8 else "float32"), ("stage", "Order", "int32")
         kinds = (f"{name}*", "uint32*", f"{name}*", "uint32*", order, order)
-        code = Code("stage", "make_channels_last", (name,), kinds, THREADS, 1)
+        code = Code("stage", "make_channels_last", (name, x_kind, weight_kind), kinds, THREADS, 1)
         scalars = record("stage", "Order", g) + record("stage", "Order", h)
         b.add(code, (g["blocks"] + h["blocks"],), (x, x_out, weight, weight_out), scalars)

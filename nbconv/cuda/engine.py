@@ -13,7 +13,7 @@ from ..families import Direction
 from ..kernels.activations import NAMED
 from ..kernels.cuda.tile import CHUNK
 from ..problem import ConvProblem
-from . import driver, prepare
+from . import driver, pointwise, prepare
 from .arrays import View, cast, copy, empty, overlap, view
 from .builder import Prepared, Sizes, five
 from .plan import INT32, dtype_name, select, summing
@@ -105,7 +105,7 @@ def _launches(
     dtype: np.dtype[Any],
     wish: Wish,
     device: int,
-    aligned: tuple[bool, bool],
+    aligned: tuple[bool, bool, bool],
     strides: tuple[tuple[int, ...], ...],
     *rest: Any,
 ) -> Prepared:
@@ -118,13 +118,17 @@ def _launches(
         # an array whose elements lie far apart is beyond the offsets of every kernel but the plain loops
         padded = plan.padded and direction == "input_grad"
         plan = dataclasses.replace(plan, kernel="direct", tile=None, splits=1, padded=padded)
+    if plan.kernel == "pointwise" and not pointwise.serves(
+        problem, direction, aligned, *(five(each, problem.axes) for each in strides)
+    ):
+        plan = dataclasses.replace(plan, kernel="channels")
     made: Prepared = getattr(prepare, direction)(plan, device, aligned, *(five(each, problem.axes) for each in strides), *rest)
     return made
 
 
-def _aligned(first: View, second: View) -> tuple[bool, bool]:
+def _aligned(first: View, second: View, result: View) -> tuple[bool, bool, bool]:
     """Whether arrays start at whole chunks."""
-    return first.pointer % CHUNK == 0, second.pointer % CHUNK == 0
+    return first.pointer % CHUNK == 0, second.pointer % CHUNK == 0, result.pointer % CHUNK == 0
 
 
 def _span(shape: Sizes, strides: Sizes) -> int:
@@ -148,7 +152,7 @@ def forward(
         strides = input.strides, weight.strides, y.strides
         try:
             launches = _launches(
-                "forward", problem, dtype, wish, input.device, _aligned(input, weight), strides, bias is not None, function
+                "forward", problem, dtype, wish, input.device, _aligned(input, weight, y), strides, bias is not None, function
             )  # fmt: skip
         except NumbaError as error:
             if function is None:
@@ -170,7 +174,7 @@ def input_grad(
     if 0 not in x.shape:
         strides = grad_output.strides, weight.strides, x.strides
         launches = _launches(
-            "input_grad", problem, dtype, wish, x.device, _aligned(grad_output, weight), strides, bias is not None, conjugate
+            "input_grad", problem, dtype, wish, x.device, _aligned(grad_output, weight, x), strides, bias is not None, conjugate
         )  # fmt: skip
         _launch(launches, grad_output, grad_output.pointer, weight.pointer, bias.pointer if bias else 0, x.pointer)
     return done(x)
@@ -184,7 +188,7 @@ def weight_grad(
     w, done = _target(grad_output, problem.weight_shape, dtype, out, input)
     if 0 not in w.shape:
         strides = grad_output.strides, input.strides, w.strides
-        launches = _launches("weight_grad", problem, dtype, wish, w.device, _aligned(input, grad_output), strides)
+        launches = _launches("weight_grad", problem, dtype, wish, w.device, _aligned(input, grad_output, w), strides)
         _launch(launches, grad_output, input.pointer, grad_output.pointer, 0, w.pointer)
     return done(w)
 

@@ -91,6 +91,13 @@ def in_place(unit: str, strides: tuple[int, ...], shape: tuple[int, ...], channe
     return all(size == 1 or step % (CHUNK // 2) == 0 for step, size in others)
 
 
+def outputs_together(p: ConvProblem) -> int:
+    """Outputs that the kernels of `pointwise` copy at once; 0 where they do not serve."""
+    if math.prod(p.kernel) > 1 or math.prod(p.stride) > 1 or any((*p.before, *p.after)):
+        return 0
+    return next((lanes for lanes in (8, 4) if math.prod(p.size) % lanes == 0), 0)
+
+
 def slices(count: int, depth: int) -> int:
     """Slices of `depth` summands that `count` of them fill."""
     return -(-count // depth)
@@ -120,9 +127,10 @@ class CudaPlan:
     cc : tuple of two ints
         Compute capability.
     kernel : str
-        Family: "tiled", "channels" (tiles of matrix units that want channels side by side), "depthwise" or "direct".
+        Family: "tiled", "channels" (tiles of matrix units that want channels side by side), "pointwise" (the same, of one tap),
+        "depthwise" or "direct".
     tile : TileRow or None
-        Tile of the first two.
+        Tile of the first three.
     splits : int
         Parts that each sum is divided into, added in a second pass in their order.
     padded : bool
@@ -318,6 +326,9 @@ def _select(
         family, why, copies = "tiled", "products of tiles in shared memory", (0, 0)
         if by_chunk:
             family, why = "channels", "products of tiles by matrix units"
+            if mode != "tf32" and outputs_together(p) and (channels % (CHUNK // 2) == 0 or direction == "weight_grad"):
+                family, why = "pointwise", "products of tiles by matrix units, of arrays as they are"
+        if family == "channels":
             copies = _ordered(direction, p, tile.tile.unit, dtype.itemsize, pad)
         results = {"forward": p.batch * p.filters * outs, "weight_grad": p.filters * channels * taps}.get(
             direction, p.batch * p.channels * (padded_cells if copied else cells)

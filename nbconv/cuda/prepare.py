@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..phases import Slab, input_grad_phases, interior, triple
-from . import depthwise, driver
+from . import depthwise, driver, pointwise
 from .builder import (
     BIAS,
     OUT,
@@ -16,13 +16,16 @@ from .builder import (
     STRIDES,
     THREADS,
     WEIGHT,
+    WORK,
     Builder,
     Five,
     Place,
     Prepared,
+    Sizes,
     Step,
     X,
     contiguous,
+    dense_cells,
     padded_size,
     strides_of,
 )
@@ -32,7 +35,13 @@ from .plan import CudaPlan
 from .records import fields, triples
 from .tiled import Images, Rows, product, terms, weight_product
 
-Aligned = tuple[bool, bool]  # whether the first and the second operand start at a multiple of 16 bytes
+Aligned = tuple[bool, bool, bool]  # whether the operands and the result start at a multiple of 16 bytes
+
+
+def _pairs(b: Builder, aligned: Aligned, target: Place, to: Five, out: Sizes) -> bool:
+    """Whether outputs can be written two at a time."""
+    even = math.prod(out) % 2 == 0 and to[0] % 2 == 0 and to[1] % 2 == 0
+    return even and dense_cells(to, out) and (aligned[2] or target.slot == WORK)
 
 
 @functools.lru_cache(maxsize=2048)
@@ -50,6 +59,15 @@ def forward(
         return b.done()
     channels, filters = p.channels // p.groups, p.filters // p.groups
     start = (0, 0, 0) if plan.padded else tuple(-side for side in p.before)
+    target, out_name, to = Place(OUT), name, ys
+    count = p.batch * p.filters * math.prod(p.out)
+    if splits > 1:
+        target, out_name, to = b.reserve(count * b.width * splits), b.sum_name, strides_of(p.batch, p.filters, *p.out)
+    if plan.kernel == "pointwise":
+        pointwise.product(b, xs, ws, to, target, out_name, biased and splits == 1, function if splits == 1 else None, False)
+        if splits > 1:
+            b.sum_splits(target, Place(OUT), name, (p.batch, p.filters, *p.out), ys, biased, function, splits)
+        return b.done()
     if plan.kernel == "channels":
         stage = Stage(b, aligned)
         x, weight = stage.images(Place(X), xs, p.channels, p.size, plan.padded), stage.rows(ws, False)
@@ -69,15 +87,11 @@ def forward(
         (o - 1) * s + (k - 1) * d < n for o, s, k, d, n in zip(p.out, p.stride, p.kernel, p.dilation, x.size, strict=True)
     )
     table = terms(x, tuple(map(range, p.kernel)), p.dilation, weight, not inside)
-    target, out_name, to = Place(OUT), name, ys
-    count = p.batch * p.filters * math.prod(p.out)
-    if splits > 1:
-        target, out_name, to = b.reserve(count * b.width * splits), b.sum_name, strides_of(p.batch, p.filters, *p.out)
     kernel = (1, 1, 1) if inside else p.kernel
     phase = triples(out=p.out, start=start, kernel=kernel) | {"pixels": p.batch * math.prod(p.out), "y_start": 0}
     common = triples(step=p.stride, reach=p.dilation, y=to[2:]) | {
         "rows": filters, "y_split": count, "y_image": to[0], "y_group": filters * to[1], "y_row": to[1],
-        "biased": biased and splits == 1,
+        "biased": biased and splits == 1, "pairs": _pairs(b, aligned, target, to, p.out),
     }  # fmt: skip
     product(b, x, weight, target, out_name, common, [(phase, table)], function if splits == 1 else None)
     if splits > 1:
@@ -111,6 +125,12 @@ def input_grad(
         call = depthwise.input_grad(p, name, out_name, size, low, ys, ws, to, biased)
         places = Place(X), Place(WEIGHT), Place(BIAS if biased else OUT), target
         b.add(call.code, call.grid, places, call.scalars)
+    elif plan.kernel == "pointwise":
+        if splits > 1:
+            target, to = b.reserve(count * b.width * splits), strides_of(p.batch, p.channels, *size)
+        pointwise.product(b, ys, ws, to, target, b.sum_name if splits > 1 else out_name, biased and splits == 1, None, True)
+        if splits > 1:
+            b.sum_splits(target, Place(OUT), name, (p.batch, p.channels, *size), xs, biased, None, splits)
     else:
         if plan.kernel == "channels":
             stage = Stage(b, aligned)
@@ -139,7 +159,7 @@ def input_grad(
             found.append((numbers, table))
         common = triples(step=(1, 1, 1), reach=reach, y=tuple(s * n for s, n in zip(to[2:], p.stride, strict=True))) | {
             "rows": channels, "y_split": count, "y_image": to[0], "y_group": channels * to[1], "y_row": to[1],
-            "biased": biased and splits == 1,
+            "biased": biased and splits == 1, "pairs": len(found) == 1 and _pairs(b, aligned, target, to, size),
         }  # fmt: skip
         product(b, dy, weight, target, b.sum_name if splits > 1 else out_name, common, found)
         if splits > 1:
@@ -158,7 +178,7 @@ def weight_grad(plan: CudaPlan, device: int, aligned: Aligned, ys: Five, xs: Fiv
     shape = (p.filters, channels, *p.kernel)
     count = math.prod(shape)
     start = (0, 0, 0) if plan.padded else tuple(-side for side in p.before)
-    through = splits > 1 or (plan.kernel in ("tiled", "channels") and not contiguous(ws, shape))
+    through = splits > 1 or (plan.kernel not in ("direct", "depthwise") and not contiguous(ws, shape))
     target, out_name, to = Place(OUT), name, ws
     if plan.kernel == "channels":
         stage = Stage(b, aligned)
@@ -179,6 +199,8 @@ def weight_grad(plan: CudaPlan, device: int, aligned: Aligned, ys: Five, xs: Fiv
     elif plan.kernel == "depthwise":
         call = depthwise.weight_grad(p, name, out_name, b.width, x.size, triple(start), splits, ys, xs, to)
         b.add(call.code, call.grid, (dy.place, x.place, target), call.scalars)
+    elif plan.kernel == "pointwise":
+        pointwise.weight_product(b, ys, xs, to, target, out_name)
     else:
         weight_product(b, dy, x, target, out_name, to, start, not plan.padded and any((*p.before, *p.after)))
     if through:

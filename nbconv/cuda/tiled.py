@@ -79,9 +79,9 @@ def product(
         tables.insert(0, np.array([[head[field] for field in PHASE] for head in heads], np.int32).reshape(-1, 4))
     pointer = "uint32*" if by_chunk else f"{b.name}*"
     kinds = pointer, pointer, f"{b.name}*", f"{out_name}*", "int32*", ("tiled", "Geometry", "int32")
-    arguments: tuple[Any, ...] = (phased, b.name, out_name, function)
-    if not by_chunk:
-        arguments = (rows.row == 1 and tile.threads % tile.rows == 0, *arguments)
+    by_row = rows.row == 1 and tile.threads % tile.rows == 0
+    arguments: tuple[Any, ...] = (phased, common["pairs"]) if by_chunk else (by_row, phased)
+    arguments += b.name, out_name, function
     code = Code("channels" if by_chunk else "tiled", "make_correlate", (tile, *arguments), kinds, tile.threads, b.row.blocks)
     pixels = max(head["pixels"] for head in heads)
     grid = (-(-common["rows"] // tile.rows) * -(-pixels // tile.columns), b.problem.groups, splits * len(phases))
