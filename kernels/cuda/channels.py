@@ -14,7 +14,7 @@ from numba import cuda, int32, int64, uint32, uint64
 from numba.cuda import types
 
 from . import scalars
-from .ptx import address, commit, copy_bytes, load_quad, matrix_tiles, put_matrix, wait, zeros
+from .ptx import address, commit, copy_bytes, load_quad, matrix_products, put_matrix, wait, zeros
 from .store import TOGETHER, make_store
 from .tile import CHUNK, Tile
 from .tiled import Product
@@ -69,7 +69,7 @@ def make_correlate(sizes: Any, phased: bool, pairs: bool, name: str, out_name: s
     warp_rows, warp_columns = tile.thread_rows * tile.down, tile.thread_columns * 32 // tile.down
     across = COLUMNS // warp_columns
     unit = "tf32" if name == "float32" else name
-    multiply = matrix_tiles(unit, warp_rows, warp_columns, DEPTH, PITCH, PITCH, False, False)
+    multiply = matrix_products(unit, warp_rows, warp_columns, DEPTH, PITCH, PITCH, False, False)
     store = make_store(sizes, pairs, name, out_name, function)
     put = put_matrix(warp_rows, warp_columns, OUT_PITCH)
     start = zeros(tile.thread_rows * tile.thread_columns, types.float32)

@@ -2,8 +2,8 @@
 
 forward, and dI with the weight transposed:  out[m, n] = sum_c weight[m, c] * x[c, n]      dW:  out[m, c] = sum_n dy[m, n] * x[c, n]
 
-Copies to shared memory move `lanes` neighbouring outputs, 4 or 8, none of which belongs to another image: those of an image are
-a multiple of them. float16 and bfloat16 only.
+Copies to shared memory move `lanes` neighbouring outputs, of 4 to 16 bytes, none of which belongs to another image: those of an
+image are a multiple of them. float16, bfloat16 and TF32.
 """
 
 import functools
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from numba import cuda, int32, int64, uint32
 from numba.cuda import types
 
-from .ptx import address, commit, copy_bytes, matrix_tiles, put_matrix, wait, zeros
+from .ptx import address, commit, copy_bytes, matrix_products, put_matrix, wait, zeros
 from .store import make_store
 from .tile import CHUNK, Tile
 
-LANES = CHUNK // 2  # of the weight's copies
+SPACE = 8  # elements between terms, so that fragments meet all banks
 
 
 class Matrices(NamedTuple):
@@ -41,13 +41,20 @@ class Matrices(NamedTuple):
     biased: int
 
 
+def _memory(name: str) -> tuple[int, Any, str]:
+    """Bytes and type of an element in shared memory, and the unit that multiplies."""
+    return (4, types.uint32, "tf32") if name == "float32" else (2, types.uint16, name)
+
+
 @functools.cache
 def make_correlate(sizes: Any, lanes: int, transposed: bool, name: str, out_name: str, function: Any = None) -> Any:
     """The kernel for one tile and activation; `transposed`: neighbours in memory are rows of the weight, not its terms."""
     tile = Tile(*sizes)
     ROWS, COLUMNS, DEPTH, THREADS, STAGES = tile.rows, tile.columns, tile.depth, tile.threads, tile.stages
-    A_PITCH = ROWS + LANES if transposed else DEPTH + LANES
-    B_PITCH = COLUMNS + LANES
+    SIZE, memory, unit = _memory(name)
+    LANES = CHUNK // SIZE  # of a copy of the weight
+    A_PITCH = ROWS + SPACE if transposed else DEPTH + LANES
+    B_PITCH = COLUMNS + SPACE
     A_AREA = (DEPTH if transposed else ROWS) * A_PITCH
     STAGE = A_AREA + DEPTH * B_PITCH
     A_PARTS, B_PARTS = (ROWS if transposed else DEPTH) // LANES, COLUMNS // lanes
@@ -55,16 +62,17 @@ def make_correlate(sizes: Any, lanes: int, transposed: bool, name: str, out_name
     A_COPIES, B_COPIES = (DEPTH if transposed else ROWS) // A_STEP, DEPTH // B_STEP
     warp_rows, warp_columns = tile.thread_rows * tile.down, tile.thread_columns * 32 // tile.down
     across, OUT_PITCH = COLUMNS // warp_columns, COLUMNS + tile.pad
-    multiply = matrix_tiles(name, warp_rows, warp_columns, DEPTH, A_PITCH, B_PITCH, transposed, True)
+    multiply = matrix_products(unit, warp_rows, warp_columns, DEPTH, A_PITCH, B_PITCH, transposed, True, False)
     put = put_matrix(warp_rows, warp_columns, OUT_PITCH)
-    store = make_store(sizes, True, name, out_name, function)
+    store = make_store(sizes, lanes > 1, name, out_name, function)
     start = zeros(tile.thread_rows * tile.thread_columns, types.float32)
     wait_for_stage, wait_all = wait(STAGES - 2), wait(0)
-    copy_weight, copy_outputs = copy_bytes(2 * LANES), copy_bytes(2 * lanes)
+    copy_weight, copy_outputs = copy_bytes(CHUNK), copy_bytes(SIZE * lanes)
+    halves, SIDE = SIZE == 2, COLUMNS // (2 if lanes > 1 else 1)
 
     def correlate(x, weight, bias, out, g):
         """Compute one tile."""
-        shared, output = cuda.shared.array(0, types.uint16), cuda.shared.array(0, types.float32)
+        shared, output = cuda.shared.array(0, memory), cuda.shared.array(0, types.float32)
         thread = uint32(cuda.threadIdx.x)
         group, split = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
         row_tiles = int32((g.rows + ROWS - 1) // ROWS)
@@ -92,11 +100,16 @@ def make_correlate(sizes: Any, lanes: int, transposed: bool, name: str, out_name
         from_w = address(weight, int64(group) * g.w_group + int64(a_row) * g.w_row + int64(first + a_term) * g.w_term)
         warp, lane = int32(thread // 32), int32(thread % 32)
         row, left = int32(warp // across * warp_rows), int32(warp % across * warp_columns)
-        if transposed:
+        if not transposed:
+            a_lane = int32((row + lane % 16) * A_PITCH + lane // 16 * LANES)
+        elif halves:
             a_lane = int32((lane // 16 * 8 + lane % 8) * A_PITCH + row + lane // 8 % 2 * 8)
         else:
-            a_lane = int32((row + lane % 16) * A_PITCH + lane // 16 * 8)
-        b_lane = int32(A_AREA + (lane // 8 % 2 * 8 + lane % 8) * B_PITCH + left + lane // 16 * 8)
+            a_lane = int32(lane % 4 * A_PITCH + row + lane // 4)
+        if halves:
+            b_lane = int32(A_AREA + (lane // 8 % 2 * 8 + lane % 8) * B_PITCH + left + lane // 16 * 8)
+        else:
+            b_lane = int32(A_AREA + lane % 4 * B_PITCH + left + lane // 4)
 
         sums = start()
         into, read = int32(0), int32(0)
@@ -133,7 +146,7 @@ def make_correlate(sizes: Any, lanes: int, transposed: bool, name: str, out_name
         cuda.syncthreads()
         put(sums, output, int32((row + lane // 4) * OUT_PITCH + left + lane % 4 * 2))
         cuda.syncthreads()
-        pixel = int32(first_column + int32(thread % (COLUMNS // 2)) * 2)
+        pixel = int32(first_column + int32(thread % SIDE) * (COLUMNS // SIDE))
         if pixel < g.columns:
             image, cell = int32(uint32(pixel) // uint32(g.cells)), int32(uint32(pixel) % uint32(g.cells))
             place = int64(split) * g.y_split + int64(group) * g.y_group + int64(image) * g.y_image + int64(cell)
@@ -151,6 +164,8 @@ def make_weight_grad(sizes: Any, lanes: int, name: str, out_name: str) -> Any:
     """The kernel for one tile; the gradient of the output takes the weight's place in `Matrices`."""
     tile = Tile(*sizes)
     ROWS, COLUMNS, DEPTH, THREADS, STAGES = tile.rows, tile.columns, tile.depth, tile.threads, tile.stages
+    SIZE, memory, unit = _memory(name)
+    LANES = CHUNK // SIZE
     PITCH = DEPTH + LANES
     STAGE = (ROWS + COLUMNS) * PITCH
     PARTS = DEPTH // lanes
@@ -158,16 +173,16 @@ def make_weight_grad(sizes: Any, lanes: int, name: str, out_name: str) -> Any:
     A_COPIES, B_COPIES = ROWS // STEP, COLUMNS // STEP
     warp_rows, warp_columns = tile.thread_rows * tile.down, tile.thread_columns * 32 // tile.down
     across, OUT_PITCH = COLUMNS // warp_columns, COLUMNS + tile.pad
-    multiply = matrix_tiles(name, warp_rows, warp_columns, DEPTH, PITCH, PITCH, False, False)
+    multiply = matrix_products(unit, warp_rows, warp_columns, DEPTH, PITCH, PITCH, False, False, False)
     put = put_matrix(warp_rows, warp_columns, OUT_PITCH)
     store = make_store(sizes, False, name, out_name, None)
     start = zeros(tile.thread_rows * tile.thread_columns, types.float32)
     wait_for_stage, wait_all = wait(STAGES - 2), wait(0)
-    copy = copy_bytes(2 * lanes)
+    copy = copy_bytes(SIZE * lanes)
 
     def weight_grad(dy, x, out, g):
         """Compute one tile, summed over one split of the outputs."""
-        shared, output = cuda.shared.array(0, types.uint16), cuda.shared.array(0, types.float32)
+        shared, output = cuda.shared.array(0, memory), cuda.shared.array(0, types.float32)
         thread = uint32(cuda.threadIdx.x)
         group, split = int32(cuda.blockIdx.y), int32(cuda.blockIdx.z)
         row_tiles = int32((g.rows + ROWS - 1) // ROWS)
@@ -183,8 +198,8 @@ def make_weight_grad(sizes: Any, lanes: int, name: str, out_name: str) -> Any:
         rows_left, columns_left = int32(g.rows - first_row - other), int32(g.columns - first_column - other)
         warp, lane = int32(thread // 32), int32(thread % 32)
         row, left = int32(warp // across * warp_rows), int32(warp % across * warp_columns)
-        a_lane = int32((row + lane % 16) * PITCH + lane // 16 * 8)
-        b_lane = int32((ROWS + left + lane % 8 + lane // 16 * 8) * PITCH + lane // 8 % 2 * 8)
+        a_lane = int32((row + lane % 16) * PITCH + lane // 16 * LANES)
+        b_lane = int32((ROWS + left + lane % 8 + lane // 16 * 8) * PITCH + lane // 8 % 2 * LANES)
 
         sums = start()
         into, read = int32(0), int32(0)

@@ -119,7 +119,7 @@ if SIMULATED:
         """The simulator has no matrix units."""
         raise NotImplementedError
 
-    put_matrix = matrix_tiles = copy_bytes = load_pair = store_pair = matrix_products
+    put_matrix = copy_bytes = load_pair = store_pair = matrix_products
 
     def to_tf32(value):
         """The bits of a float32, rounded to the 10 bits of fraction of TF32, ties away from zero."""
@@ -169,7 +169,7 @@ else:
 
     @functools.cache
     def copy_bytes(size: int) -> Any:
-        """As `copy_async`, of 8 or 16 bytes from target[at] and from the element on, all aligned to as many."""
+        """As `copy_async`, of 4, 8 or 16 bytes from target[at] and from the element on, all aligned to as many."""
         level = "cg" if size == 16 else "ca"
 
         @intrinsic
@@ -365,30 +365,55 @@ else:
         return unpack(builder, loaded, 4)
 
     @functools.cache
-    def matrix_products(unit: str, rows: int, columns: int, depth: int, row_pitch: int, column_pitch: int) -> Any:
+    def matrix_products(
+        unit: str, rows: int, columns: int, depth: int, a_pitch: int, b_pitch: int, a_by_term: bool, b_by_term: bool,
+        rounded: bool = True,
+    ) -> Any:  # fmt: skip
         """A function that adds to a warp's sums, spread over its threads, `rows` times `columns` over `depth` terms.
 
-        Operands stand in shared memory as [term][row], terms `row_pitch` elements apart, and [term][column]; `a` and `b` are the
-        places that this thread reads for the first terms, of 4 or 8 bytes. Fragments as in the PTX manual, "Warp-level matrix
-        instructions": sums are those of 16 x 8 tiles, four a thread.
+        Operands stand in shared memory as [row][term] or as [term][row], rows or terms `pitch` elements apart, doubles as the
+        latter only. `a` and `b` are the places that this thread reads for the first terms: an element of a fragment, or, of those
+        by row and of two bytes, 16 bytes, a row of one of the four matrices, 8 x 8 of 16 bits or 8 x 4 of 32, that make up a
+        fragment. Fragments as in the PTX manual, "Warp-level matrix instructions": sums are those of 16 x 8 tiles, four a thread.
+        TF32 is rounded to here unless it is `rounded` already.
         """
 
         @intrinsic
         def multiply(typingctx, sums, shared, a, b):
             def codegen(context, builder, signature, arguments):
                 kind = signature.args[1]
+                size = kind.dtype.bitwidth // 8
+                terms = 8 if unit == "f64" else 32 // size
                 values = unpack(builder, arguments[0], rows * columns // 32)
                 a_base, b_base = (shared_place(context, builder, kind, arguments[1], index) for index in arguments[2:])
 
-                def load(base, offset):
-                    value = builder.load(builder.gep(base, [word(offset)]))
-                    return builder.bitcast(value, WORD) if unit == "tf32" else value
+                def finish(value):
+                    if unit != "tf32":
+                        return value
+                    value = builder.bitcast(value, WORD)
+                    if rounded:
+                        return value
+                    kind = ir.FunctionType(WORD, [WORD])
+                    return builder.asm(kind, "cvt.rna.tf32.f32 $0, $1;", "=r,r", [value], False)
 
-                for k in range(0, depth, 8):
-                    tops, lefts = k * row_pitch, k * column_pitch
-                    corners = (0, 8, 4 * row_pitch, 4 * row_pitch + 8)
-                    xs = [[load(a_base, tops + m + corner) for corner in corners] for m in range(0, rows, 16)]
-                    ys = [[load(b_base, lefts + n + far) for far in (0, 4 * column_pitch)] for n in range(0, columns, 8)]
+                def fragments(base, count, pitch, by_term, step, side):
+                    """Of each 16 rows, or 8 columns of `side` "b": elements of a fragment."""
+                    at = step * terms * (pitch if by_term else 1)
+                    if by_term and size > 2:
+                        corners = (0, 8, 4 * pitch, 4 * pitch + 8) if side == "a" else (0, 4 * pitch)
+                        places = range(0, count, 16 if side == "a" else 8)
+                        return [
+                            [finish(builder.load(builder.gep(base, [word(at + n + corner)]))) for corner in corners] for n in places
+                        ]  # fmt: skip
+                    found = [
+                        [finish(each) for each in _load_matrices(builder, base, at + n * (1 if by_term else pitch), by_term)]
+                        for n in range(0, count, 16)
+                    ]
+                    return found if side == "a" else [four[i : i + 2] for four in found for i in (0, 2)]
+
+                for step in range(depth // terms):
+                    xs = fragments(a_base, rows, a_pitch, a_by_term, step, "a")
+                    ys = fragments(b_base, columns, b_pitch, b_by_term, step, "b")
                     for i, x in enumerate(xs):
                         for j, y in enumerate(ys):
                             at = (i * len(ys) + j) * 4
@@ -402,44 +427,6 @@ else:
                             else:
                                 tile = _mma(builder, unit, x, y, tile)
                             values[at : at + 4] = tile
-                return pack(builder, values)
-
-            return sums(sums, shared, a, b), codegen
-
-        return multiply
-
-    @functools.cache
-    def matrix_tiles(
-        unit: str, rows: int, columns: int, depth: int, a_pitch: int, b_pitch: int, a_by_term: bool, b_by_term: bool
-    ) -> Any:
-        """As `matrix_products`, by loads of whole matrices; an operand stands as [row][term] or, of two bytes, also as [term][row].
-
-        `depth` and pitches count elements of shared memory. Each thread of the warp points to 16 bytes, a row of one of the four
-        matrices, 8 x 8 of 16 bits or 8 x 4 of 32, that make up a fragment.
-        """
-
-        @intrinsic
-        def multiply(typingctx, sums, shared, a, b):
-            def codegen(context, builder, signature, arguments):
-                kind = signature.args[1]
-                size = kind.dtype.bitwidth // 8
-                values = unpack(builder, arguments[0], rows * columns // 32)
-                a_base, b_base = (shared_place(context, builder, kind, arguments[1], index) for index in arguments[2:])
-
-                def fragments(base, count, pitch, by_term, step):
-                    at = step * 16 * pitch if by_term else step * 32 // size
-                    return [
-                        _load_matrices(builder, base, at + n * (1 if by_term else pitch), by_term) for n in range(0, count, 16)
-                    ]  # fmt: skip
-
-                for step in range(depth * size // 32):
-                    xs = fragments(a_base, rows, a_pitch, a_by_term, step)
-                    pairs = fragments(b_base, columns, b_pitch, b_by_term, step)
-                    ys = [pair[i : i + 2] for pair in pairs for i in (0, 2)]
-                    for i, x in enumerate(xs):
-                        for j, y in enumerate(ys):
-                            at = (i * len(ys) + j) * 4
-                            values[at : at + 4] = _mma(builder, unit, x, y, values[at : at + 4])
                 return pack(builder, values)
 
             return sums(sums, shared, a, b), codegen

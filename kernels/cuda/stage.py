@@ -7,7 +7,7 @@ from numba import cuda, int32, int64, uint32, uint64
 
 from . import scalars
 from .ptx import address, to_tf32
-from .tile import MOVED, SUMMED
+from .tile import MOVED
 
 
 @functools.cache
@@ -218,20 +218,32 @@ class Sum(NamedTuple):
 
 
 @functools.cache
-def make_sum_splits(name: str, dense: bool, function: Any = None) -> Any:
-    """out[i] = activation(bias[k] + sum_s parts[s, i]) in the order of s; parts are contiguous, out has strides unless `dense`."""
+def make_sum_splits(name: str, dense: bool, each: int, function: Any = None) -> Any:
+    """out[i] = activation(bias[k] + sum_s parts[s, i]) in the order of s, for `each` results a thread.
+
+    Parts are contiguous; out has strides unless `dense`.
+    """
     widen, narrow, kind = scalars.widen(name), scalars.narrow(name), scalars.summed(name)
     zero = kind(0)
     activation = scalars.activation(function)
 
     def sum_splits(parts, bias, out, g):
-        first = uint32(cuda.blockIdx.x * cuda.blockDim.x * SUMMED + cuda.threadIdx.x)
-        for turn in range(SUMMED):
+        first = uint32(cuda.blockIdx.x * cuda.blockDim.x * each + cuda.threadIdx.x)
+        for turn in range(each):
             i = uint32(first + turn * cuda.blockDim.x)
             if i < uint32(g.results):
                 total = zero
-                for split in range(g.splits):
-                    total += parts[int64(split) * g.results + i]
+                at, split = int64(i), 0
+                while split + 4 <= g.splits:  # loads that do not wait for each other
+                    p0, p1 = parts[at], parts[at + g.results]
+                    p2, p3 = parts[at + 2 * int64(g.results)], parts[at + 3 * int64(g.results)]
+                    total = total + p0 + p1 + p2 + p3
+                    at += 4 * int64(g.results)
+                    split += 4
+                while split < g.splits:
+                    total += parts[at]
+                    at += g.results
+                    split += 1
                 place = int64(i)
                 if g.biased or not dense:
                     plane, cell = uint32(i // uint32(g.cells1)), uint32(i % uint32(g.cells1))

@@ -6,9 +6,8 @@ from typing import NamedTuple
 RUN = 4
 # Bytes of a copy of `channels`: channels of a group are filled up to whole chunks.
 CHUNK = 16
-# Elements that a block of 256 threads puts in order, and results that a thread sums.
+# Elements that a block of 256 threads puts in order.
 MOVED = 2048
-SUMMED = 4
 # What each of several phases of a grid has at the head of the table of terms, in this order.
 PHASE = (
     "pixels", "terms", "chunk", "out0", "out1", "out2", "start0", "start1", "start2", "kernel0", "kernel1", "kernel2", "first",

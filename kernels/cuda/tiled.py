@@ -27,7 +27,6 @@ from .ptx import (
     copy_quad,
     load_quad,
     matrix_products,
-    matrix_tiles,
     outer_products,
     put,
     put_matrix,
@@ -163,10 +162,8 @@ class Product(NamedTuple):
                     a, b = int32(lane % 4 * a_pitch + lane // 4), int32(lane % 4 * b_pitch + lane // 4)
                 return int32(row + a), int32(column + b), result
 
-            if halves:
-                multiply = matrix_tiles(name, rows, columns, tile.depth, a_pitch, b_pitch, True, True)
-            else:
-                multiply = matrix_products(tile.unit, rows, columns, tile.depth, a_pitch, b_pitch)
+            unit = name if halves else tile.unit
+            multiply = matrix_products(unit, rows, columns, tile.depth, a_pitch, b_pitch, True, True)
             upper = lower = put_matrix(rows, columns, b_pitch)
         kept = types.float32 if tile.unit == "half" else memory
         return cls(memory, kept, memory.bitwidth // 8, start, multiply, (upper, lower), places)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..kernels.cuda.tile import SUMMED, Tile
+from ..kernels.cuda.tile import Tile
 from ..kernels.padding import MODES
 from ..problem import ConvProblem, Triple
 from . import driver
@@ -18,6 +18,7 @@ Five = tuple[int, int, int, int, int]
 Sizes = tuple[int, ...]
 X, WEIGHT, BIAS, OUT, WORK = range(5)
 THREADS = 256
+MANY = 1 << 18  # results from which on a thread sums several: as many as the largest GPUs have threads
 SIZES = ("direct", "Sizes", "int64")
 STRIDES = ("direct", "Strides", "int64")
 
@@ -145,8 +146,9 @@ class Builder:
             "y2": strides[4], "biased": biased,
         }  # fmt: skip
         places = (parts, Place(BIAS if biased else OUT), out)
-        code = "make_sum_splits", (out_name, contiguous(strides, sizes), function)
-        self.generic("stage", *code, kinds, places, record("stage", "Sum", values), -(-count // SUMMED))
+        each = 4 if count > MANY else 1
+        code = "make_sum_splits", (out_name, contiguous(strides, sizes), each, function)
+        self.generic("stage", *code, kinds, places, record("stage", "Sum", values), -(-count // each))
 
     @property
     def row(self) -> TileRow:

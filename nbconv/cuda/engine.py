@@ -119,7 +119,7 @@ def _launches(
         padded = plan.padded and direction == "input_grad"
         plan = dataclasses.replace(plan, kernel="direct", tile=None, splits=1, padded=padded)
     if plan.kernel == "pointwise" and not pointwise.serves(
-        problem, direction, aligned, *(five(each, problem.axes) for each in strides)
+        problem, dtype.itemsize, direction, aligned, *(five(each, problem.axes) for each in strides)
     ):
         plan = dataclasses.replace(plan, kernel="channels")
     made: Prepared = getattr(prepare, direction)(plan, device, aligned, *(five(each, problem.axes) for each in strides), *rest)

@@ -91,11 +91,11 @@ def in_place(unit: str, strides: tuple[int, ...], shape: tuple[int, ...], channe
     return all(size == 1 or step % (CHUNK // 2) == 0 for step, size in others)
 
 
-def outputs_together(p: ConvProblem) -> int:
+def outputs_together(p: ConvProblem, itemsize: int) -> int:
     """Outputs that the kernels of `pointwise` copy at once; 0 where they do not serve."""
     if math.prod(p.kernel) > 1 or math.prod(p.stride) > 1 or any((*p.before, *p.after)):
         return 0
-    return next((lanes for lanes in (8, 4) if math.prod(p.size) % lanes == 0), 0)
+    return next((size // itemsize for size in (16, 8, 4) if math.prod(p.size) * itemsize % size == 0), 0)
 
 
 def slices(count: int, depth: int) -> int:
@@ -326,7 +326,7 @@ def _select(
         family, why, copies = "tiled", "products of tiles in shared memory", (0, 0)
         if by_chunk:
             family, why = "channels", "products of tiles by matrix units"
-            if mode != "tf32" and outputs_together(p) and (channels % (CHUNK // 2) == 0 or direction == "weight_grad"):
+            if outputs_together(p, dtype.itemsize) and (channels * dtype.itemsize % CHUNK == 0 or direction == "weight_grad"):
                 family, why = "pointwise", "products of tiles by matrix units, of arrays as they are"
         if family == "channels":
             copies = _ordered(direction, p, tile.tile.unit, dtype.itemsize, pad)

@@ -13,9 +13,9 @@ from .records import record
 Aligned = tuple[bool, bool, bool]
 
 
-def serves(p: ConvProblem, direction: str, aligned: Aligned, first: Five, second: Five, result: Five) -> bool:
+def serves(p: ConvProblem, itemsize: int, direction: str, aligned: Aligned, first: Five, second: Five, result: Five) -> bool:
     """Whether the kernels can read arrays with these strides: images of neighbouring outputs, rows of neighbouring weights."""
-    lanes = outputs_together(p)
+    lanes = outputs_together(p, itemsize)
     weight = result if direction == "weight_grad" else second
     images = [(first, p.channels if direction == "forward" else p.filters)]
     images.append((second if direction == "weight_grad" else result, p.filters if direction == "forward" else p.channels))
@@ -27,7 +27,11 @@ def serves(p: ConvProblem, direction: str, aligned: Aligned, first: Five, second
     channels = p.channels // p.groups
     if direction == "weight_grad":
         return weight[1] == 1 or channels == 1
-    return channels % (CHUNK // 2) == 0 and weight[1] == 1 and weight[0] % (CHUNK // 2) == 0
+    return channels * itemsize % CHUNK == 0 and weight[1] == 1 and weight[0] * itemsize % CHUNK == 0
+
+
+def _pointer(b: Builder) -> str:
+    return "uint32*" if b.plan.dtype.itemsize == 4 else "uint16*"
 
 
 def product(
@@ -47,8 +51,8 @@ def product(
         "w_group": p.filters // p.groups * weight[0], "w_row": row, "w_term": term, "y_split": p.groups * rows * columns,
         "y_image": to[0], "y_group": rows * to[1], "y_row": to[1], "biased": biased,
     }  # fmt: skip
-    kinds = ("uint16*", "uint16*", f"{b.name}*", f"{out_name}*", ("pointwise", "Matrices", "int32"))
-    arguments = (tile, outputs_together(p), transposed, b.name, out_name, function)
+    kinds = (*(_pointer(b),) * 2, f"{b.name}*", f"{out_name}*", ("pointwise", "Matrices", "int32"))
+    arguments = (tile, outputs_together(p, b.plan.dtype.itemsize), transposed, b.name, out_name, function)
     code = Code("pointwise", "make_correlate", arguments, kinds, tile.threads, b.row.blocks)
     grid = (-(-rows // tile.rows) * -(-columns // tile.columns), p.groups, splits)
     places = Place(X), Place(WEIGHT), Place(BIAS if biased else OUT), out
@@ -66,7 +70,14 @@ def weight_product(b: Builder, dy: Five, x: Five, to: Five, out: Place, out_name
         "w_group": filters * dy[1], "w_row": dy[1], "w_term": 0, "y_split": p.filters * channels, "y_image": 0,
         "y_group": filters * to[0], "y_row": to[0], "biased": False,
     }  # fmt: skip
-    kinds = ("uint16*", "uint16*", f"{out_name}*", ("pointwise", "Matrices", "int32"))
-    code = Code("pointwise", "make_weight_grad", (tile, outputs_together(p), b.name, out_name), kinds, tile.threads, b.row.blocks)
+    kinds = (*(_pointer(b),) * 2, f"{out_name}*", ("pointwise", "Matrices", "int32"))
+    code = Code(
+        "pointwise",
+        "make_weight_grad",
+        (tile, outputs_together(p, b.plan.dtype.itemsize), b.name, out_name),
+        kinds,
+        tile.threads,
+        b.row.blocks,
+    )
     grid = (-(-filters // tile.rows) * -(-channels // tile.columns), p.groups, splits)
     b.add(code, grid, (Place(WEIGHT), Place(X), out), record("pointwise", "Matrices", values), None, b.shared())
