@@ -123,7 +123,7 @@ def test_older_generations_take_the_plain_loops(direction):
     problem = ConvProblem.make((4, 64, 56, 56), (64, 64, 3, 3), padding=1)
     for dtype in ("float32", "float64", "float16"):
         assert select(direction, problem, np.dtype(dtype), (7, 5)).kernel == "direct"
-        assert select(direction, problem, np.dtype(dtype), (8, 0)).kernel == "tiled"
+        assert select(direction, problem, np.dtype(dtype), (8, 0)).kernel == ("channels" if dtype == "float16" else "tiled")
 
 
 def test_tiles_are_whole():

@@ -150,6 +150,35 @@ def test_precision(torch):
     assert error(precision="tf32") < 1e-3
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("layout", ["channels last", "one element further"])
+def test_layouts_of_halves(torch, kernel, layout):
+    """Matrix units read arrays as they are where channels or outputs lie side by side and aligned; what they do not, is copied."""
+    x, w = random((2, 16, 8, 8), "float16", 0), random((24, 16, kernel, kernel), "float16", 1)
+    dy = random((2, 24, 8, 8), "float16", 2)
+
+    def lay(array):
+        if layout == "channels last":
+            return put(array).to(memory_format=torch.channels_last)
+        memory = torch.empty(array.size + 1, dtype=torch.float16, device="cuda")[1:].reshape(array.shape)
+        return memory.copy_(put(array))
+
+    padding = kernel // 2
+    pairs = {
+        "forward": (nbconv.conv2d(lay(x), lay(w), padding=padding), nbconv.conv2d(x, w, padding=padding)),
+        "input_grad": (
+            nbconv.conv2d_input_grad(lay(dy), lay(w), x.shape, padding=padding),
+            nbconv.conv2d_input_grad(dy, w, x.shape, padding=padding),
+        ),
+        "weight_grad": (
+            nbconv.conv2d_weight_grad(lay(dy), lay(x), w.shape, padding=padding),
+            nbconv.conv2d_weight_grad(dy, x, w.shape, padding=padding),
+        ),
+    }
+    for got, want in pairs.values():
+        np.testing.assert_allclose(get(got), want, rtol=2e-3, atol=2e-2)
+
+
 TOLERANCE = {"float16": 2e-3, "float32": 2e-5, "float64": 1e-13}
 
 

@@ -35,7 +35,7 @@ class TileRow(NamedTuple):
     tile: Tile
     blocks: int  # that a multiprocessor holds at once
     modes: tuple[str, ...]  # dtypes, or "tf32"
-    rate: float  # multiply-adds a cycle of a full multiprocessor: float32 fitted to times on an H100, matrix units estimated
+    rate: float  # multiply-adds a cycle of a full multiprocessor, fitted to times on an H100; float64's estimated
     phases: bool = True  # whether registers are left for what several phases in one launch need
 
 
@@ -51,16 +51,16 @@ TILES = (
     TileRow(Tile(128, 64, 16, 8, 8, 3, 8, "f64"), 2, ("float64",), 90),
     TileRow(Tile(64, 64, 16, 8, 4, 3, 8, "f64"), 3, ("float64",), 75),
     TileRow(Tile(32, 64, 16, 4, 4, 3, 8, "f64"), 3, ("float64",), 55),
-    TileRow(Tile(128, 128, 64, 8, 16, 3, 8, "half"), 2, HALVES, 900),
-    TileRow(Tile(128, 64, 64, 8, 8, 3, 8, "half"), 2, HALVES, 700),
-    TileRow(Tile(64, 128, 64, 8, 8, 3, 8, "half"), 2, HALVES, 700),
-    TileRow(Tile(64, 64, 64, 4, 8, 4, 8, "half"), 3, HALVES, 500),
-    TileRow(Tile(32, 128, 64, 4, 8, 4, 8, "half"), 2, HALVES, 400),
-    TileRow(Tile(128, 128, 32, 8, 16, 3, 8, "tf32"), 2, ("tf32",), 450),
-    TileRow(Tile(128, 64, 32, 8, 8, 3, 8, "tf32"), 2, ("tf32",), 350),
-    TileRow(Tile(64, 128, 32, 8, 8, 3, 8, "tf32"), 2, ("tf32",), 350),
-    TileRow(Tile(64, 64, 32, 4, 8, 4, 8, "tf32"), 3, ("tf32",), 250),
-    TileRow(Tile(32, 128, 32, 4, 8, 4, 8, "tf32"), 2, ("tf32",), 200),
+    TileRow(Tile(128, 128, 64, 8, 16, 3, 8, "half"), 2, HALVES, 549),
+    TileRow(Tile(128, 64, 64, 8, 8, 3, 8, "half"), 2, HALVES, 445),
+    TileRow(Tile(64, 128, 64, 8, 8, 3, 8, "half"), 2, HALVES, 413),
+    TileRow(Tile(64, 64, 64, 4, 8, 4, 8, "half"), 3, HALVES, 328),
+    TileRow(Tile(32, 128, 64, 4, 8, 4, 8, "half"), 2, HALVES, 257),
+    TileRow(Tile(128, 128, 32, 8, 16, 3, 8, "tf32"), 2, ("tf32",), 431),
+    TileRow(Tile(128, 64, 32, 8, 8, 3, 8, "tf32"), 2, ("tf32",), 373),
+    TileRow(Tile(64, 128, 32, 8, 8, 3, 8, "tf32"), 2, ("tf32",), 341),
+    TileRow(Tile(64, 64, 32, 4, 8, 4, 8, "tf32"), 3, ("tf32",), 298),
+    TileRow(Tile(32, 128, 32, 4, 8, 4, 8, "tf32"), 2, ("tf32",), 225),
 )
 
 
@@ -103,13 +103,26 @@ def slices(count: int, depth: int) -> int:
     return -(-count // depth)
 
 
-# The time model, fitted to 1693 times of 13 layers, forward and dW, on an H100: 15 % off in the root mean square; what it picks
-# takes 1.2 % longer than the best that was tried. Cycles of a launch, a block, a slice, and of summing a split of 10,000 results.
-LAUNCH, BLOCK, SLICE, SUM = 16000.0, 3350.0, 170.0, 59.0
-# A second launch took the device no longer, but the host some 10 us on that machine: what it is worth to do without.
-SECOND = 4000.0
-# A multiprocessor with fewer warps than this is slower by the ratio to this power.
-WARPS, FALL = 8.6, 0.48
+class Costs(NamedTuple):
+    """What a product takes besides its multiplications, in cycles; a multiprocessor with fewer than `warps` is slower."""
+
+    launch: float
+    block: float
+    slice: float
+    warps: float
+    fall: float  # slower by the ratio of warps to this power
+    second: float  # launch of the sum over splits, and what it is worth to the host to do without
+    split: float  # of a split
+    sum: float  # of 10,000 results of a split
+
+
+# Fitted to times on an H100, in the root mean square 15, 25 and 21 % off: float32 to 1693 of 13 layers, forward and dW, where its
+# pick took 1.2 % longer than the best that was tried; halves and TF32 to 1138 and 1272 of 20 layers, all directions: 4.5 and 2.8 %.
+FMA_COSTS = Costs(16000.0, 3350.0, 170.0, 8.6, 0.48, 4000.0, 0.0, 59.0)
+COSTS = {
+    "half": Costs(6670.0, 2960.0, 137.0, 2.9, 0.47, 5600.0, 150.0, 27.0),
+    "tf32": Costs(9060.0, 3300.0, 620.0, 65.0, 0.06, 5600.0, 150.0, 27.0),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -182,18 +195,19 @@ def summing(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def cycles(row: TileRow, rows: int, columns: int, terms: int, groups: int, splits: int, processors: int) -> float:
     """Modelled time of a product, of its busiest multiprocessor."""
-    tile = row.tile
+    tile, costs = row.tile, COSTS.get(row.tile.unit, FMA_COSTS)
     blocks = -(-rows // tile.rows) * -(-columns // tile.columns) * groups * splits
     steps = -(-slices(terms, tile.depth) // splits)
     full, left = divmod(-(-blocks // processors), row.blocks)
 
     def wave(resident: int) -> float:
-        share = min(1.0, math.pow(resident * tile.threads / 32 / WARPS, FALL))
+        share = min(1.0, math.pow(resident * tile.threads / 32 / costs.warps, costs.fall))
         products = resident * tile.rows * tile.columns * tile.depth * steps
-        return products / (row.rate * share) + BLOCK + SLICE * steps
+        return products / (row.rate * share) + costs.block + costs.slice * steps
 
-    total = LAUNCH + full * wave(row.blocks) + (wave(left) if left else 0)
-    return total + (SECOND + SUM * splits * rows * columns * groups / 1e4 if splits > 1 else 0)
+    total = costs.launch + full * wave(row.blocks) + (wave(left) if left else 0)
+    summing_up = costs.second + costs.split * splits + costs.sum * splits * rows * columns * groups / 1e4
+    return total + (summing_up if splits > 1 else 0)
 
 
 @functools.lru_cache(maxsize=4096)
