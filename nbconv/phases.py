@@ -52,6 +52,25 @@ def input_grad_phases(problem: ConvProblem, axis: int, low: int, size: int) -> l
     return found
 
 
+def taps_of_a_phase(problem: ConvProblem) -> int:
+    """Taps of the phase of the input's gradient that has most."""
+    axes = zip(problem.kernel, problem.stride, problem.dilation, strict=True)
+    return math.prod(-(-kernel * math.gcd(stride, dilation) // stride) for kernel, stride, dilation in axes)
+
+
+def input_grad_border(problem: ConvProblem, axis: int, low: int, size: int) -> tuple[int, int]:
+    """How wide a border of zeros around dy must be for no tap of any phase to lie outside, before and after."""
+    step = problem.stride[axis] // math.gcd(problem.stride[axis], problem.dilation[axis])
+    reach = step * problem.dilation[axis] // problem.stride[axis]
+    before = after = 0
+    for phase in input_grad_phases(problem, axis, low, size):
+        if phase.taps:
+            outputs = -(-(size - phase.start) // problem.stride[axis])
+            last = phase.offset + outputs - 1 + (len(phase.taps) - 1) * reach
+            before, after = max(before, -phase.offset), max(after, last - problem.out[axis] + 1)
+    return before, after
+
+
 class Slab(NamedTuple):
     """A box of padded input cells, from `low` to below `high` on each axis."""
 

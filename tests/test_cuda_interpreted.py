@@ -14,7 +14,7 @@ import oracle
 import ptx
 import pytest
 import simulated
-from cases import CASES
+from cases import CASES, Case
 from forced import ROWS, row_name
 from gpu import assert_close
 from oracle import random
@@ -136,6 +136,28 @@ def test_cases(gpu, name):
         check(direction, BY_NAME[name], "float32")
 
 
+@pytest.mark.parametrize("put", [simulated.Array, channels_last, guarded], ids=["contiguous", "channels last", "guarded"])
+@pytest.mark.parametrize(("name", "mode"), [("2d-1x1-many", "float16"), ("2d-1x1-groups", "tf32"), ("2d-1x1-odd-size", "tf32")])
+def test_pointwise(gpu, name, mode, put):
+    """One tap, on arrays that can be read as they are and on others."""
+    row = min((row for row, each in ROWS if each == mode), key=lambda row: row.tile.rows * row.tile.columns)
+    for splits in (1, 2):
+        forced.force(gpu, row, splits)
+        for direction in DIRECTIONS:
+            check(direction, BY_NAME[name], forced.dtype_of(mode), put, None, "tf32" if mode == "tf32" else None)
+
+
+WIDE = Case("wide", (1, 2, 20, 21), (3, 2, 17, 16), stride=2, padding=(3, 9))
+
+
+@pytest.mark.parametrize("mode", ["float32", "bfloat16"])
+def test_more_taps_than_bits(gpu, mode):
+    """72 taps of a phase of dI: dy is copied with a border."""
+    forced.force(gpu, min((row for row, each in ROWS if each == mode), key=lambda row: row.tile.rows * row.tile.columns))
+    for direction in DIRECTIONS:
+        check(direction, WIDE, mode)
+
+
 @pytest.mark.parametrize("dtype", ["complex64", "int8", "float16"])
 @pytest.mark.parametrize("name", ["2d-stride", "2d-per-side-groups-circular"])
 def test_other_kernels(gpu, dtype, name):
@@ -184,6 +206,8 @@ def broken(gpu, row, change):
 
     def compile_ptx(code, cc):
         text = machine_code.compiled_ptx(code, cc)
+        if code.module == "stage":
+            return text
         changed = change(text)
         assert changed != text
         return changed
@@ -219,12 +243,12 @@ def test_missing_barriers_are_found(gpu):
 
 
 def test_wrong_fragment_is_found(gpu):
-    """One operand of a matrix unit from the place next to its own."""
+    """One operand of a matrix unit is another's."""
 
     def change(text):
-        loads = list(re.finditer(r"ld\.shared\.[bf]32\s+[^;]*\[%\w+\+(\d+)\];", text))
-        found = loads[len(loads) // 2]
-        return text[: found.start(1)] + str(int(found[1]) + 4) + text[found.end(1) :]
+        loads = list(re.finditer(r"ldmatrix[^;]*\[(%\w+)\];", text))
+        found, other = loads[len(loads) // 2], loads[0]
+        return text[: found.start(1)] + other[1] + text[found.end(1) :]
 
     with pytest.raises((AssertionError, Fault)) as error:
         broken(gpu, TF32_ROW, change)

@@ -49,22 +49,28 @@ PINNED = [
     (("awkward", "1 channel 11x11 1024"), "forward", "float32", ("depthwise", None, 1)),
     (("awkward", "1 channel 11x11 1024"), "weight_grad", "float32", ("depthwise", None, 64)),
     (("large", "16 channels 15x15 128"), "forward", "float32", ("tiled", (16, 128), 3)),
-    (("large", "16 channels 15x15 128"), "input_grad", "float32", ("direct", None, 1)),
+    (("large", "16 channels 15x15 128"), "input_grad", "float32", ("tiled", (16, 128), 3)),
     (("large", "16 channels 15x15 128"), "weight_grad", "float32", ("tiled", (16, 128), 18)),
-    (("resnet50", "conv2 3x3/1 64"), "forward", "tf32", ("tiled", (64, 64), 1)),
+    (("resnet50", "conv2 3x3/1 64"), "forward", "tf32", ("channels", (64, 128), 1)),
     (("resnet50", "conv2 3x3/1 64"), "forward", "float64", ("tiled", (64, 64), 2)),
-    (("resnet50", "conv2 3x3/1 64"), "forward", "float16", ("tiled", (64, 64), 1)),
-    (("resnet50", "conv2 3x3/1 64"), "forward", "bfloat16", ("tiled", (64, 64), 1)),
+    (("resnet50", "conv2 3x3/1 64"), "forward", "float16", ("channels", (64, 128), 1)),
+    (("resnet50", "conv2 3x3/1 64"), "forward", "bfloat16", ("channels", (64, 128), 1)),
     (("resnet50", "conv2 3x3/1 64"), "forward", "int32", ("direct", None, 1)),
     (("resnet50", "conv2 3x3/1 64"), "forward", "complex64", ("direct", None, 1)),
-    (("vgg16", "3x3 512-512 28"), "forward", "tf32", ("tiled", (128, 128), 9)),
+    (("vgg16", "3x3 512-512 28"), "forward", "tf32", ("channels", (128, 128), 9)),
     (("vgg16", "3x3 512-512 28"), "forward", "float64", ("tiled", (128, 64), 5)),
-    (("vgg16", "3x3 512-512 28"), "forward", "bfloat16", ("tiled", (128, 128), 4)),
-    (("resnet50", "conv2 3x3/1 64"), "weight_grad", "tf32", ("tiled", (64, 64), 28)),
+    (("vgg16", "3x3 512-512 28"), "forward", "bfloat16", ("channels", (128, 128), 4)),
+    (("resnet50", "conv2 3x3/1 64"), "weight_grad", "tf32", ("channels", (64, 64), 28)),
     (("resnet50", "conv2 3x3/1 64"), "weight_grad", "float64", ("tiled", (64, 64), 44)),
-    (("resnet50", "conv2 3x3/1 64"), "weight_grad", "bfloat16", ("tiled", (64, 64), 28)),
+    (("resnet50", "conv2 3x3/1 64"), "weight_grad", "bfloat16", ("channels", (64, 64), 14)),
     (("resnet50", "conv2 3x3/1 64"), "weight_grad", "int32", ("direct", None, 3)),
-    (("resnet50", "conv1 7x7/2 3-64"), "input_grad", "bfloat16", ("tiled", (32, 128), 1)),
+    (("resnet50", "conv1 7x7/2 3-64"), "input_grad", "bfloat16", ("channels", (32, 128), 1)),
+    (("resnet50", "conv3 1x1 512-128"), "forward", "float16", ("pointwise", (64, 64), 1)),
+    (("resnet50", "conv3 1x1 512-128"), "input_grad", "tf32", ("pointwise", (128, 128), 1)),
+    (("resnet50", "conv3 1x1 512-128"), "weight_grad", "bfloat16", ("pointwise", (64, 64), 7)),
+    (("resnet50", "conv5 1x1 2048-512"), "forward", "float16", ("channels", (128, 64), 8)),
+    (("resnet50", "conv3 1x1/2 256-512 skip"), "forward", "float16", ("channels", (128, 128), 1)),
+    (("large", "16 channels 15x15 128"), "input_grad", "float16", ("channels", (32, 128), 1)),
 ]
 
 
@@ -126,6 +132,16 @@ def test_older_generations_take_the_plain_loops(direction):
         assert select(direction, problem, np.dtype(dtype), (8, 0)).kernel == ("channels" if dtype == "float16" else "tiled")
 
 
+def test_blocks_fit_the_shared_memory():
+    """The largest tiles of matrix units are not for devices with 99 KiB a block."""
+    problem = ConvProblem.make((4, 512, 28, 28), (512, 512, 3, 3), padding=1)
+    for cc, limit in (((9, 0), 227 << 10), ((8, 0), 163 << 10), ((8, 6), 99 << 10), ((8, 9), 99 << 10), ((12, 0), 99 << 10)):
+        for dtype in ("float16", "float32"):
+            plan = select("forward", problem, np.dtype(dtype), cc, None, TF32)
+            assert plan.kernel == "channels"
+            assert plan.tile.tile.channels_bytes() <= limit
+
+
 def test_tiles_are_whole():
     """What kernels take for granted of a tile."""
     for row in TILES:
@@ -144,7 +160,7 @@ def operands(problem):
     return [builder.five(dense(shape), problem.axes) for shape in shapes]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int16"])
+@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16", "int16"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(
     ("x", "w", "options"),
@@ -155,6 +171,9 @@ def operands(problem):
         ((1, 16, 65, 65), (16, 16, 15, 15), {"padding": 7}),
         ((2, 32, 112, 112), (32, 1, 3, 3), {"padding": 1, "padding_mode": "replicate", "groups": 32}),
         ((8, 512, 6), (512, 512, 3), {}),
+        ((4, 64, 14, 14), (128, 64, 1, 1), {}),
+        ((4, 64, 7, 7), (128, 64, 1, 1), {}),
+        ((1, 20, 65, 65), (16, 20, 15, 15), {"padding": 7, "padding_mode": "reflect", "stride": (1, 2)}),
     ],
 )
 def test_workspace_is_what_the_plan_says(monkeypatch, x, w, options, direction, dtype):

@@ -12,7 +12,7 @@ from . import driver
 from .arrays import dense
 from .driver import Code
 from .plan import GRID, CudaPlan, TileRow, dtype_name, region, summing
-from .records import record
+from .records import fields, record, triples
 
 Five = tuple[int, int, int, int, int]
 Sizes = tuple[int, ...]
@@ -66,6 +66,19 @@ def dense_cells(strides: Five, size: Sizes) -> bool:
     return contiguous(strides[2:], size)
 
 
+class Border(NamedTuple):
+    """What surrounds an array: cells before it, the size with all of them, and the number of the padding mode."""
+
+    before: Triple
+    out: Triple
+    mode: int
+
+    @classmethod
+    def of(cls, p: ConvProblem) -> "Border":
+        """That of the input."""
+        return cls(p.before, padded_size(p), MODES.index(p.mode))
+
+
 class Builder:
     """Collects the launches of a call."""
 
@@ -117,15 +130,16 @@ class Builder:
         code = Code(module, maker, arguments, kinds, THREADS, 1)
         self.add(code, (-(-count // THREADS),), places, scalars)
 
-    def pad(self, source: Place, strides: Five) -> tuple[Place, Five, Triple]:
-        """Copy x with its border; the copy's place, strides and size."""
-        p = self.problem
-        size = padded_size(p)
-        place = self.reserve(p.batch * p.channels * math.prod(size) * self.plan.dtype.itemsize)
+    def pad(self, source: Place, strides: Five, channels: int, size: Triple, border: Border) -> tuple[Place, Five]:
+        """Copy an array with a border; the copy's place and strides."""
+        batch, count = self.problem.batch, self.problem.batch * channels * math.prod(border.out)
+        place = self.reserve(count * self.plan.dtype.itemsize)
         kinds = (f"{self.name}*", f"{self.name}*", SIZES, STRIDES)
-        scalars = (*self.sizes(out=size), *map(np.int64, strides))
-        self.generic("stage", "make_pad", (self.name,), kinds, (source, place), scalars, p.batch * p.channels * math.prod(size))
-        return place, strides_of(p.batch, p.channels, *size), size
+        values = dict.fromkeys(fields("direct", "Sizes"), 1) | triples(size=size, before=border.before, out=border.out)
+        values |= {"batch": batch, "channels": channels, "mode": border.mode}
+        scalars = (*map(np.int64, values.values()), *map(np.int64, strides))
+        self.generic("stage", "make_pad", (self.name,), kinds, (source, place), scalars, count)
+        return place, strides_of(batch, channels, *border.out)
 
     def fold(self, source: Place, strides: Five) -> None:
         """Add the cells of a padded gradient onto those that they were copied from."""

@@ -3,9 +3,8 @@
 import math
 
 from ..kernels.cuda.tile import CHUNK, MOVED
-from ..kernels.padding import MODES
 from ..problem import Triple
-from .builder import OUT, WEIGHT, Builder, Five, Place, padded_size
+from .builder import OUT, WEIGHT, Border, Builder, Five, Place
 from .driver import Code
 from .plan import in_place, ordered, whole
 from .records import magic, record, triples
@@ -29,25 +28,24 @@ class Stage:
     def _whole(self, channels: int) -> int:
         return whole(channels, self.b.plan.dtype.itemsize)
 
-    def images(self, place: Place, strides: Five, channels: int, size: Triple, bordered: bool = False) -> Images:
-        """Input or gradient of the output, with its border if that is asked for."""
+    def images(self, place: Place, strides: Five, channels: int, size: Triple, border: Border | None = None) -> Images:
+        """Input or gradient of the output, with a border if one is given."""
         b, p = self.b, self.b.problem
         count = channels // p.groups
         shape = (p.batch, channels, *size)
-        if not bordered and self.aligned[place.slot == WEIGHT] and in_place(b.tile.unit, strides, shape, count):
+        if not border and self.aligned[place.slot == WEIGHT] and in_place(b.tile.unit, strides, shape, count):
             image, _, *steps = map(self._words, strides)
             return Images(place, image, self._words(count), count // self.lanes, CHUNK // WORD, tuple(steps), size)
-        out = padded_size(p) if bordered else size
+        out = border.out if border else size
         padded = self._whole(count)
         group, cell = self._words(padded), self._words(padded) * p.groups
         image = math.prod(out) * cell
         target = b.reserve(ordered(p.batch * p.groups * math.prod(out), count, b.plan.dtype.itemsize))
-        border = {"mode": MODES.index(p.mode), "before0": p.before[0], "before1": p.before[1], "before2": p.before[2]}
         steps = {
             "outer": strides[0], "inside": count * strides[1], "channel": strides[1], "s0": strides[2], "s1": strides[3],
             "s2": strides[4], "to_outer": image, "to_inside": group, "to_cell": cell,
         }  # fmt: skip
-        self._move(place, target, p.batch * p.groups, p.groups, count, out, size, border if bordered else {}, steps)
+        self._move(place, target, p.batch * p.groups, p.groups, count, size, border, steps)
         return Images(target, image, group, padded // self.lanes, CHUNK // WORD, (out[1] * out[2] * cell, out[2] * cell, cell), out)
 
     def rows(self, strides: Five, transposed: bool) -> Rows:
@@ -71,14 +69,15 @@ class Stage:
         if p.kernel[0] == 1:  # rows take the place of the first axis
             inner, size, steps = 1, (rows, p.kernel[1], p.kernel[2]), (row, strides[3], strides[4])
         given = {"outer": group_step, "inside": row, "channel": channel, "s0": steps[0], "s1": steps[1], "s2": steps[2]}
-        self._move(place, target, p.groups * inner, inner, count, size, size, {}, given | to)
+        self._move(place, target, p.groups * inner, inner, count, size, None, given | to)
         _, k1, k2 = p.kernel
         return Rows(target, rows * taps * tap, taps * tap, CHUNK // WORD, (k1 * k2 * tap, k2 * tap, tap))
 
     def _move(
-        self, source: Place, target: Place, outers: int, inner: int, channels: int, out: Triple, size: Triple,
-        border: dict[str, int], steps: dict[str, int],
+        self, source: Place, target: Place, outers: int, inner: int, channels: int, size: Triple, border: Border | None,
+        steps: dict[str, int],
     ) -> None:  # fmt: skip
+        before, out, mode = border or Border((0, 0, 0), size, 0)
         cells, padded = math.prod(out), self._whole(channels)
         if not cells:
             return
@@ -86,15 +85,15 @@ class Stage:
         bits = min(max(MOVED // 64, MOVED // (1 << (padded - 1).bit_length())), 1 << (cells - 1).bit_length(), 256).bit_length() - 1
         bits = max(bits, 3)
         cell_blocks, channel_blocks = -(-cells // (1 << bits)), -(-padded // (MOVED >> bits))
-        values = triples(size=size, before=(0, 0, 0)) | {
+        values = triples(size=size, before=before) | {
             "blocks": outers * cell_blocks * channel_blocks, "cell_bits": bits, "cell_blocks": cell_blocks,
             "channel_blocks": channel_blocks, "inner": inner, "channels": channels, "padded": padded, "cells": cells,
-            "out1": out[1], "out2": out[2], "mode": 0, **magic("cell_blocks", cell_blocks),
+            "out1": out[1], "out2": out[2], "mode": mode, **magic("cell_blocks", cell_blocks),
             **magic("channel_blocks", channel_blocks), **magic("inner", inner),
         }  # fmt: skip
         dense = all(n == 1 or steps[f"s{i}"] == steps["s2"] * math.prod(size[i + 1 :]) for i, n in enumerate(size))
         kind = "bordered" if border else "dense" if dense else "strided"
-        self.moves.append((source, target, kind, values | border | steps))
+        self.moves.append((source, target, kind, values | steps))
 
     def launch(self) -> None:
         """Put in order what was asked for."""

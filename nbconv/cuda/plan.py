@@ -16,7 +16,8 @@ from ..arrays import check_dtype
 from ..dispatch import AUTO, Wish
 from ..families import Direction
 from ..kernels.cuda.tile import CHUNK, Tile
-from ..problem import ConvProblem
+from ..phases import Slab, input_grad_border, interior, taps_of_a_phase, triple
+from ..problem import ConvProblem, Triple
 from . import depthwise
 from .arrays import BFLOAT16, dense
 
@@ -27,6 +28,11 @@ MOST_SPLITS = 128
 ASYNCHRONOUS = (8, 0)  # compute capability from which memory is copied to shared memory past the registers
 # Multiprocessors of the largest member of each generation, for plans made without a device.
 PROCESSORS = {(7, 5): 72, (8, 0): 108, (8, 6): 84, (8, 9): 142, (9, 0): 132, (10, 0): 148, (12, 0): 170}
+
+
+# Bytes of shared memory that a block can have; 99 KiB where nothing else is known.
+SHARED = {(8, 0): 163 << 10, (8, 7): 163 << 10, (9, 0): 227 << 10, (10, 0): 227 << 10, (10, 3): 227 << 10}
+LEAST_SHARED = 99 << 10
 
 
 class TileRow(NamedTuple):
@@ -220,11 +226,13 @@ def choose(
     processors: int,
     most_splits: int,
     phased: bool,
+    shared: int,
 ) -> tuple[TileRow, int] | None:
     """The tile and the number of splits that the model likes best; None where no tile serves."""
     best: tuple[float, TileRow, int] | None = None
     for row in TILES:
-        if mode not in row.modes or (phased and not row.phases):
+        fits = row.tile.unit not in COSTS or row.tile.channels_bytes() <= shared
+        if mode not in row.modes or (phased and not row.phases) or not fits:
             continue
         for splits in range(1, max(1, min(most_splits, terms // (2 * row.tile.depth))) + 1):
             price = cycles(row, rows, columns, terms, groups, splits, processors)
@@ -306,7 +314,7 @@ def _select(
         parts = p.filters * channels * taps * width * splits if splits > 1 else 0
         return make("direct", None, splits, copied and direction == "input_grad", (fold, parts), "plain loops serve every dtype")
 
-    padded_cells = math.prod(b + s + a for b, s, a in zip(p.before, p.size, p.after, strict=True))
+    padded_cells = math.prod(_padded(p))
     small = max(p.batch * p.channels * padded_cells, p.batch * p.filters * outs, p.filters * channels * taps) <= INT32
     fold = p.batch * p.channels * padded_cells * width if copied and direction == "input_grad" else 0
     if not small or p.flops == 0:
@@ -332,34 +340,46 @@ def _select(
             shape = channels, max(1, p.batch * cells // math.prod(p.stride)), max(1, filters * taps // math.prod(p.stride))
         else:
             shape = filters, channels * taps, p.batch * outs
-        chosen = choose(mode, *shape, p.groups, processors, most_splits, direction == "input_grad" and math.prod(p.stride) > 1)
+        phased, shared = direction == "input_grad" and math.prod(p.stride) > 1, SHARED.get(cc, LEAST_SHARED)
+        chosen = choose(mode, *shape, p.groups, processors, most_splits, phased, shared)
         if chosen is None:
             return direct()
         tile, splits = chosen
         pad = bordered and (p.mode != "zeros" or taps > MASK_TAPS)
+        wide = direction == "input_grad" and taps_of_a_phase(p) > MASK_TAPS
         family, why, copies = "tiled", "products of tiles in shared memory", (0, 0)
         if by_chunk:
             family, why = "channels", "products of tiles by matrix units"
             if outputs_together(p, dtype.itemsize) and (channels * dtype.itemsize % CHUNK == 0 or direction == "weight_grad"):
                 family, why = "pointwise", "products of tiles by matrix units, of arrays as they are"
         if family == "channels":
-            copies = _ordered(direction, p, tile.tile.unit, dtype.itemsize, pad)
+            copies = _ordered(direction, p, tile.tile.unit, dtype.itemsize, pad, bordered_out(p, copied) if wide else p.out)
         results = {"forward": p.batch * p.filters * outs, "weight_grad": p.filters * channels * taps}.get(
             direction, p.batch * p.channels * (padded_cells if copied else cells)
         )
         parts = results * width * splits if splits > 1 else 0
         if direction == "input_grad":
-            if taps > MASK_TAPS:
-                return make("direct", None, 1, copied, (fold,), "more taps than a mask has bits")
-            return make(family, tile, splits, copied, (parts, fold, *copies), why)
+            copy = p.batch * p.filters * math.prod(bordered_out(p, copied)) * dtype.itemsize if wide and not by_chunk else 0
+            return make(family, tile, splits, copied, (parts, fold, copy, *copies), why)
         copy = p.batch * p.channels * padded_cells * dtype.itemsize if pad and not by_chunk else 0
         if pad or taps <= MASK_TAPS or not bordered:
             return make(family, tile, splits, pad, (parts, copy, *copies), why)
     return direct()
 
 
-def _ordered(direction: Direction, p: ConvProblem, unit: str, itemsize: int, padded: bool) -> tuple[int, int]:
-    """Bytes of the copies of contiguous arrays whose channels are put side by side."""
+def bordered_out(p: ConvProblem, copied: bool) -> Triple:
+    """The size of dy with so many zeros around it that no tap of dI, or of that for a copied border too, lies outside."""
+    slab = Slab((0, 0, 0), _padded(p)) if copied else interior(p)
+    borders = (input_grad_border(p, axis, slab.low[axis], slab.shape[axis]) for axis in range(3))
+    return triple(before + size + after for (before, after), size in zip(borders, p.out, strict=True))
+
+
+def _padded(p: ConvProblem) -> Triple:
+    return triple(b + s + a for b, s, a in zip(p.before, p.size, p.after, strict=True))
+
+
+def _ordered(direction: Direction, p: ConvProblem, unit: str, itemsize: int, padded: bool, out: Triple) -> tuple[int, int]:
+    """Bytes of the copies of contiguous arrays whose channels are put side by side; `out` is dy's size with its border."""
     channels, filters = p.channels // p.groups, p.filters // p.groups
     taps = math.prod(p.kernel)
 
@@ -367,9 +387,8 @@ def _ordered(direction: Direction, p: ConvProblem, unit: str, itemsize: int, pad
         shape = (p.batch, count * p.groups, *size)
         return 0 if in_place(unit, dense(shape), shape, count) else ordered(p.batch * p.groups * math.prod(size), count, itemsize)
 
-    size = tuple(b + s + a for b, s, a in zip(p.before, p.size, p.after, strict=True))
-    x = ordered(p.batch * p.groups * math.prod(size), channels, itemsize) if padded else images(channels, p.size)
-    dy = images(filters, p.out)
+    x = ordered(p.batch * p.groups * math.prod(_padded(p)), channels, itemsize) if padded else images(channels, p.size)
+    dy = images(filters, p.out) if out == p.out else ordered(p.batch * p.groups * math.prod(out), filters, itemsize)
     if direction == "weight_grad":
         return x, dy
     rows, count = (filters, channels) if direction == "forward" else (channels, filters)

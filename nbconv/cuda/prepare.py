@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..phases import Slab, input_grad_phases, interior, triple
+from ..kernels.padding import MODES
+from ..phases import Slab, input_grad_border, input_grad_phases, interior, taps_of_a_phase, triple
 from . import depthwise, driver, pointwise
 from .builder import (
     BIAS,
@@ -17,6 +18,7 @@ from .builder import (
     THREADS,
     WEIGHT,
     WORK,
+    Border,
     Builder,
     Five,
     Place,
@@ -31,7 +33,7 @@ from .builder import (
 )
 from .channels import Stage
 from .driver import Code
-from .plan import CudaPlan
+from .plan import MASK_TAPS, CudaPlan, bordered_out
 from .records import fields, triples
 from .tiled import Images, Rows, product, terms, weight_product
 
@@ -59,6 +61,7 @@ def forward(
         return b.done()
     channels, filters = p.channels // p.groups, p.filters // p.groups
     start = (0, 0, 0) if plan.padded else tuple(-side for side in p.before)
+    border = Border.of(p) if plan.padded else None
     target, out_name, to = Place(OUT), name, ys
     count = p.batch * p.filters * math.prod(p.out)
     if splits > 1:
@@ -70,12 +73,12 @@ def forward(
         return b.done()
     if plan.kernel == "channels":
         stage = Stage(b, aligned)
-        x, weight = stage.images(Place(X), xs, p.channels, p.size, plan.padded), stage.rows(ws, False)
+        x, weight = stage.images(Place(X), xs, p.channels, p.size, border), stage.rows(ws, False)
         stage.launch()
     else:
         source, size = Place(X), p.size
-        if plan.padded:
-            source, xs, size = b.pad(source, xs)
+        if border:
+            (source, xs), size = b.pad(source, xs, p.channels, size, border), border.out
         if plan.kernel == "depthwise":
             call = depthwise.forward(p, name, function, size, triple(start), xs, ws, ys, biased)
             places = source, Place(WEIGHT), Place(BIAS if biased else OUT), Place(OUT)
@@ -132,12 +135,19 @@ def input_grad(
         if splits > 1:
             b.sum_splits(target, Place(OUT), name, (p.batch, p.channels, *size), xs, biased, None, splits)
     else:
+        border = None
+        if taps_of_a_phase(p) > MASK_TAPS:
+            sides = [input_grad_border(p, axis, low[axis], size[axis]) for axis in range(3)]
+            border = Border(triple(before for before, _ in sides), bordered_out(p, plan.padded), MODES.index("zeros"))
         if plan.kernel == "channels":
             stage = Stage(b, aligned)
-            dy, weight = stage.images(Place(X), ys, p.filters, p.out), stage.rows(ws, True)
+            dy, weight = stage.images(Place(X), ys, p.filters, p.out, border), stage.rows(ws, True)
             stage.launch()
         else:
-            dy = Images(Place(X), ys[0], filters * ys[1], filters, ys[1], ys[2:], p.out)
+            source = Place(X)
+            if border:
+                source, ys = b.pad(source, ys, p.filters, p.out, border)
+            dy = Images(source, ys[0], filters * ys[1], filters, ys[1], ys[2:], border.out if border else p.out)
             weight = Rows(Place(WEIGHT), filters * ws[0], ws[1], ws[0], ws[2:])
         final, final_strides = target, to
         if splits > 1:
@@ -150,10 +160,12 @@ def input_grad(
             taps = [phase.taps for phase in phases]
             out = tuple(-(-(n - phase.start) // s) for n, phase, s in zip(size, phases, p.stride, strict=True))
             if all(taps):
-                kernel, table = tuple(map(len, taps)), terms(dy, taps, reach, weight, True)
+                kernel = (1, 1, 1) if border else tuple(map(len, taps))
+                table = terms(dy, taps, reach, weight, not border)
             else:
                 kernel, table = (1, 1, 1), np.zeros((0, 1, 4), np.int32)
-            numbers = triples(out=out, start=[phase.offset for phase in phases], kernel=kernel) | {
+            start = [phase.offset + side for phase, side in zip(phases, border.before if border else (0, 0, 0), strict=True)]
+            numbers = triples(out=out, start=start, kernel=kernel) | {
                 "pixels": p.batch * math.prod(out), "y_start": sum(a.start * s for a, s in zip(phases, to[2:], strict=True)),
             }  # fmt: skip
             found.append((numbers, table))
@@ -178,16 +190,17 @@ def weight_grad(plan: CudaPlan, device: int, aligned: Aligned, ys: Five, xs: Fiv
     shape = (p.filters, channels, *p.kernel)
     count = math.prod(shape)
     start = (0, 0, 0) if plan.padded else tuple(-side for side in p.before)
+    border = Border.of(p) if plan.padded else None
     through = splits > 1 or (plan.kernel not in ("direct", "depthwise") and not contiguous(ws, shape))
     target, out_name, to = Place(OUT), name, ws
     if plan.kernel == "channels":
         stage = Stage(b, aligned)
-        x, dy = stage.images(Place(X), xs, p.channels, p.size, plan.padded), stage.images(Place(WEIGHT), ys, p.filters, p.out)
+        x, dy = stage.images(Place(X), xs, p.channels, p.size, border), stage.images(Place(WEIGHT), ys, p.filters, p.out)
         stage.launch()
     else:
         source, size = Place(X), p.size
-        if plan.padded:
-            source, xs, size = b.pad(source, xs)
+        if border:
+            (source, xs), size = b.pad(source, xs, p.channels, size, border), border.out
         x = Images(source, xs[0], channels * xs[1], channels, xs[1], xs[2:], size)
         dy = Images(Place(WEIGHT), ys[0], filters * ys[1], filters, ys[1], ys[2:], p.out)
     if through:
