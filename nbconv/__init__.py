@@ -1,6 +1,6 @@
 """Convolution and its gradients for NumPy arrays and Numba pipelines."""
 
-from . import nn
+from . import jit, nn
 from .dispatch import Plan, plan
 from .functional import (
     conv,
@@ -30,6 +30,8 @@ from .functional import (
 )
 from .prepared import PreparedWeight, prepare
 from .problem import ConvProblem
+
+jit.register()
 
 __version__ = "0.1.0"
 

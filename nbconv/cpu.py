@@ -15,16 +15,16 @@ from . import depthwise, fft, outer, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
 from .dispatch import Plan, Wish, matrix_plan, select
-from .drivers import Twin, any_array, dense_array
+from .drivers import Twin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu.epilogue import Epilogue
 from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
 from .kernels.cpu.fold import fold
-from .kernels.jit import entry
 from .kernels.padding import MODES
 from .phases import Slab, border_slabs, interior
 from .prepared import Forms
 from .problem import ConvProblem
+from .record import refuse
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000
@@ -97,22 +97,25 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
     if plan is direct:
         run(interior(problem), out, bias)
     for slab in border_slabs(problem):
-        border = np.empty((*out.shape[:2], *slab.shape), out.dtype)
+        border = scratch((*out.shape[:2], *slab.shape), out.dtype)
         run(slab, border, np.zeros_like(bias))
-        add = entry(fold, dense_array(out.dtype, 5), _TRIPLE, _TRIPLE, types.intp, any_array(out.dtype, 5))
-        add(border, slab.low, problem.before, MODES.index(problem.mode), out)
+        kinds = dense_array(out.dtype, 5), _TRIPLE, _TRIPLE, types.intp, any_array(out.dtype, 5)
+        run_once(fold, kinds, border, slab.low, problem.before, MODES.index(problem.mode), out)
 
 
 def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """dI of one output: the weights are an image of K channels, which dy filters."""
-    result = out if out.flags.c_contiguous else np.empty(out.shape, out.dtype)
+    if bias is not None:
+        refuse("a sum with a bias")
+    result = out if out.flags.c_contiguous else scratch(out.shape, out.dtype)
+    weight, grad_output = contiguous(weight, weight.dtype), contiguous(grad_output, grad_output.dtype)
     dy = grad_output.reshape(*grad_output.shape[:2], 1, 1, 1)
     image, target = weight.reshape(1, len(weight), 1, 1, -1), result.reshape(1, len(out), 1, 1, -1)
     forward(matrix_plan(plan.problem, plan.dtype, plan.machine), image, dy, None, target)
     if bias is not None:
         result += bias[:, None, None, None]
     if result is not out:
-        out[...] = result
+        assign(out, result)
 
 
 def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:

@@ -9,10 +9,11 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, Twin, contiguous, dense_array
-from .kernels.cpu import depthwise
+from .drivers import INTEGER, Twin, any_array, assign, contiguous, dense_array, run_once, scratch
+from .kernels.cpu import depthwise, transfer
 from .kernels.cpu.microkernel import kernel_address
 from .phases import Phase, forward_phases, input_grad_phases
+from .record import recorder
 
 
 class _Runs(NamedTuple):
@@ -90,26 +91,36 @@ def _grad_driver(dtype: np.dtype[Any]) -> Twin:
     return Twin(depthwise.grad_jobs, depthwise.grad_parallel, x, x, dense_array(dtype, 2), *tables, dense_array(dtype, 1, True))
 
 
+def _taken(weight: Array, order: Array) -> Array:
+    """The columns of a weight, (K, taps), in another order."""
+    if not recorder():
+        return weight.take(order, axis=1)
+    target = scratch((len(weight), len(order)), weight.dtype)
+    kinds = any_array(weight.dtype, 2, True), dense_array(INTEGER, 1, True), dense_array(weight.dtype, 2)
+    run_once(transfer.take, kinds, weight, order, target)
+    return target
+
+
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any) -> None:
     """out = activation(bias + sum of products) over the planes of x; for dI, x is dy."""
     prepared, dtype = _prepare(plan), out.dtype
     packed = contiguous(weight, dtype).reshape(len(weight), -1)
     if plan.direction == "input_grad":
-        packed = packed.take(prepared.order, axis=1)
-    target = out if out.flags.c_contiguous else np.empty(out.shape, dtype)
+        packed = _taken(packed, prepared.order)
+    target = out if out.flags.c_contiguous else scratch(out.shape, dtype)
     zeros = np.zeros(prepared.zeros, dtype)
     arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros
     _driver(dtype).run(plan.parallel, x.shape[0] * x.shape[1], *arrays, apply)
     if target is not out:
-        out[...] = target
+        assign(out, target)
 
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """out = gradient for the weight of a depthwise convolution."""
     prepared, dtype = _prepare(plan), out.dtype
-    target = out if out.flags.c_contiguous else np.empty(out.shape, dtype)
+    target = out if out.flags.c_contiguous else scratch(out.shape, dtype)
     sums, zeros = target.reshape(len(out), -1), np.zeros(prepared.zeros, dtype)
     arrays = contiguous(dy, dtype), contiguous(x, dtype), sums, prepared.runs, prepared.table, zeros
     _grad_driver(dtype).run(plan.parallel, len(out), *arrays)
     if target is not out:
-        out[...] = target
+        assign(out, target)

@@ -10,8 +10,10 @@ import numpy as np
 from numba import types
 
 from .arrays import Array
+from .kernels.cpu import transfer
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.jit import address, entry
+from .record import Kernel, Unrecordable, recorder
 from .threads import launch
 
 LINE = 64  # bytes of a cache line
@@ -49,6 +51,13 @@ class Twin:
 
     def run(self, many: bool, count: int, *arguments: Any) -> None:
         """Run `count` jobs, on all threads if `many` and if a launch is safe."""
+        if record := recorder():
+            serial = Kernel(address(self._jobs, *self._types), self._types, (0, count, *arguments))
+            parallel, threads = None, numba.get_num_threads()
+            if many and threads > 1:
+                kinds = (types.intp, *self._types)
+                parallel = Kernel(address(self._parallel, *kinds), kinds, (serial.address, threads, count, *arguments))
+            return record.run(serial, parallel)
         if many:
             with launch() as threads:
                 if threads > 1:
@@ -75,6 +84,15 @@ class ScratchTwin:
 
     def run(self, many: bool, count: int, cells: int, arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> None:
         """Run `count` jobs with `cells` cells of scratch a thread, on all threads if `many` and if a launch is safe."""
+        if record := recorder():
+            threads = min(numba.get_num_threads() if many else 1, max(count, 1))
+            rows = record.scratch((threads, cells), self._dtype)
+            serial = Kernel(address(self._family.jobs, *self._serial), self._serial, (0, count, *arrays, rows[0], *rest))
+            parallel = None
+            if threads > 1:
+                kinds = types.intp, types.intp, *self._arrays, dense_array(self._dtype, 2), *self._rest
+                parallel = Kernel(address(self._family.parallel, *kinds), kinds, (serial.address, count, *arrays, rows, *rest))
+            return record.run(serial, parallel)
         if many:
             with launch() as threads:
                 if threads > 1:
@@ -83,13 +101,46 @@ class ScratchTwin:
         self.serial(0, count, *arrays, aligned((cells,), self._dtype), *rest)
 
 
+def run_once(kernel: Any, kinds: tuple[types.Type, ...], *arguments: Any) -> None:
+    """Run a kernel that is no loop over jobs."""
+    if record := recorder():
+        return record.run(Kernel(address(kernel, *kinds), kinds, arguments))
+    entry(kernel, *kinds)(*arguments)
+
+
 def contiguous(array: Array, dtype: np.dtype[Any]) -> Array:
     """`array` itself if it is contiguous and of `dtype`, else a copy that is."""
-    return array if array.dtype == dtype and array.flags.c_contiguous else np.ascontiguousarray(array, dtype)
+    if array.dtype == dtype and array.flags.c_contiguous:
+        return array
+    if not recorder():
+        return np.ascontiguousarray(array, dtype)
+    target = scratch(array.shape, dtype)
+    assign(target, array)
+    return target
+
+
+def scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Uninitialised memory of a call."""
+    record = recorder()
+    return record.scratch(shape, dtype) if record else np.empty(shape, dtype)
+
+
+def assign(target: Array, source: Array) -> None:
+    """target[...] = source."""
+    if not recorder():
+        target[...] = source
+        return
+    if source.dtype != target.dtype:
+        raise Unrecordable(f"a conversion of {source.dtype} to {target.dtype}")
+    lift = (None,) * (6 - target.ndim)
+    kinds = any_array(source.dtype, 6, True), any_array(target.dtype, 6)
+    run_once(transfer.copy, kinds, np.broadcast_to(source, target.shape)[lift], target[lift])
 
 
 def aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Uninitialised scratch that starts on a cache line."""
+    if record := recorder():
+        return record.scratch(cells, dtype)
     count = math.prod(cells)
     memory = np.empty(count + LINE // dtype.itemsize, dtype)
     start = -memory.ctypes.data % LINE // dtype.itemsize

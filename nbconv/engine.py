@@ -13,7 +13,9 @@ from numba.core.errors import NumbaError
 from . import cpu
 from .arrays import Array, accumulator, can_write_directly, check_out, computable
 from .dispatch import AUTO, Wish, select
+from .drivers import contiguous
 from .problem import ConvProblem
+from .record import recorder, refuse
 
 
 def forward(
@@ -52,7 +54,9 @@ def input_grad(
     conjugate: bool = False,
 ) -> Array:
     """bias + gradient for the input, of the conjugated weight if so wished."""
-    weight = np.conj(weight) if conjugate else weight
+    if conjugate:
+        refuse("a conjugate")
+        weight = np.conj(weight)
     plan = select("input_grad", problem, dtype, None, wish)
     spatial = problem.axes, problem.batched
     forms = getattr(weight, "forms", None)
@@ -81,13 +85,17 @@ def weight_grad(
 def bias_grad(dtype: np.dtype[Any], grad_output: Array, axes: int, out: Array | None = None) -> Array:
     """Gradient for the bias: the sum over all but the channels of ([N,] K, *out) with `axes` spatial axes."""
     *batch, channels = grad_output.shape[:-axes]
-    rows = np.ascontiguousarray(computable(grad_output)).reshape(math.prod(batch), channels, math.prod(grad_output.shape[-axes:]))
+    dy = computable(grad_output)
+    rows = contiguous(dy, dy.dtype).reshape(math.prod(batch), channels, math.prod(grad_output.shape[-axes:]))
     return _deliver(out, (channels,), dtype, (grad_output,), functools.partial(cpu.bias_grad, rows))
 
 
 def _compiled(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
     try:
-        return cpu.compile_epilogue(activation, dtype)
+        epilogue = cpu.compile_epilogue(activation, dtype)
+        if record := recorder():
+            record.kept.append(epilogue)
+        return epilogue
     except NumbaError as error:
         reason = str(error).strip().splitlines()[0]
         raise TypeError(f"activation {activation!r} cannot be compiled for a scalar of dtype {dtype}: {reason}") from error

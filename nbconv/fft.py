@@ -24,6 +24,7 @@ from .kernels.jit import entry
 from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
 from .problem import Triple
+from .record import refuse
 
 
 @functools.cache
@@ -162,6 +163,7 @@ def _multiply(
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
     """Forward or dI; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
+    refuse("NumPy's transforms")
     problem, s = plan.problem, plan.spectra
     assert s is not None
     groups, filters, channels = weight.shape[:3]
@@ -193,6 +195,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """dW; a complex x is conjugated."""
+    refuse("NumPy's transforms")
     problem, s = plan.problem, plan.spectra
     assert s is not None
     groups = problem.groups

@@ -11,7 +11,19 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, ScratchTwin, any_array, between, contiguous, dense_array, is_run, last_block, loaded
+from .drivers import (
+    INTEGER,
+    ScratchTwin,
+    any_array,
+    assign,
+    between,
+    contiguous,
+    dense_array,
+    is_run,
+    last_block,
+    loaded,
+    scratch,
+)
 from .kernels.cpu import outer
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
@@ -157,9 +169,9 @@ def run(
     """
     size = out.itemsize
     if apply and out.strides[-1] != size:  # the activation runs over neighbouring cells
-        result = np.empty(out.shape, out.dtype)
+        result = scratch(out.shape, out.dtype)
         run(plan, x, weight, bias, result, slab, apply, forms)
-        out[...] = result
+        assign(out, result)
         return
     if plan.schedule.in_place:
         if x.dtype == out.dtype and is_run(x) and is_run(out):

@@ -10,7 +10,7 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import AXIS, BLOCKS, INTEGER, ScratchTwin, any_array, dense_array
+from .drivers import AXIS, BLOCKS, INTEGER, ScratchTwin, any_array, assign, dense_array
 from .kernels.cpu import direct
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES, ZEROS
@@ -69,7 +69,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab
         d, h, w = (slice(phase.start, None, step) for phase, step in zip(phases, problem.stride, strict=True))
         target = out[:, :, d, h, w]
         if not all(phase.taps for phase in phases):
-            target[...] = bias[:, None, None, None]
+            assign(target, bias[:, None, None, None])
             continue
         d, h, w = (slice(t.start, t.stop if t.stop >= 0 else None, t.step) for t in (phase.taps for phase in phases))
         sweep = input_grad_sweep(problem, False)._replace(kernel=triple(len(phase.taps) for phase in phases))

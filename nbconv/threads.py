@@ -60,6 +60,11 @@ def layer() -> str | None:
         return None
 
 
+def was_forked() -> bool:
+    """Whether this process is a child whose parent had started GNU OpenMP's threads."""
+    return _omp_was_forked
+
+
 @functools.cache
 def _warn_about_fork() -> None:
     warnings.warn(

@@ -9,12 +9,28 @@ import numpy as np
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import AXIS, BLOCKS, INTEGER, ScratchTwin, any_array, between, dense_array, is_run, last_block, loaded
-from .kernels.cpu import panel_grad, weight_grad
+from .drivers import (
+    AXIS,
+    BLOCKS,
+    INTEGER,
+    ScratchTwin,
+    any_array,
+    assign,
+    between,
+    contiguous,
+    dense_array,
+    is_run,
+    last_block,
+    loaded,
+    run_once,
+    scratch,
+)
+from .kernels.cpu import panel_grad, transfer, weight_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES
 from .phases import triple
+from .record import recorder
 from .schedule import axes_of, cell_offsets, panel_cells, weight_grad_cells
 
 
@@ -78,7 +94,7 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """out = gradient of conv(x, weight) for the weight; a complex x is conjugated."""
     s = plan.schedule
     if s.register:
-        dy = np.ascontiguousarray(dy)  # its layout would change the order of the sum
+        dy = contiguous(dy, dy.dtype)  # its layout would change the order of the sum
     if plan.sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
     inside = s.in_place and is_run(x)
@@ -94,10 +110,12 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
 def add_splits(splits: int, fill: Callable[[Array], None], out: Array) -> None:
     """Have `fill` write the sums of all splits, (splits, K, C / groups * taps), and add them in order to `out`."""
     whole = splits == 1 and out.flags.c_contiguous
-    sums = (out if whole else np.empty((splits, *out.shape), out.dtype)).reshape(splits, len(out), -1)
+    sums = (out if whole else scratch((splits, *out.shape), out.dtype)).reshape(splits, len(out), -1)
     fill(sums)
     if not whole:
-        total = sums[0]
-        for split in sums[1:]:
-            total += split
-        out[...] = total.reshape(out.shape)
+        if recorder():
+            run_once(transfer.add, (dense_array(out.dtype, 3),), sums)
+        else:
+            for split in sums[1:]:
+                sums[0] += split
+        assign(out, sums[0].reshape(out.shape))

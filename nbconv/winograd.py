@@ -10,7 +10,7 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, ScratchTwin, any_array, between, contiguous, dense_array, last_block, loaded
+from .drivers import INTEGER, ScratchTwin, any_array, assign, between, contiguous, dense_array, last_block, loaded, scratch
 from .kernels.cpu import outer, winograd, winograd_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Blocks
@@ -111,13 +111,13 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
     """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
     size = out.itemsize
     if apply and out.strides[-1] != size:  # the activation runs over neighbouring cells
-        result = np.empty(out.shape, out.dtype)
+        result = scratch(out.shape, out.dtype)
         run(plan, x, weight, bias, result, apply)
-        out[...] = result
+        assign(out, result)
         return
     weight = weight.astype(out.dtype, copy=False)
     if not weight[0, 0, 0].flags.c_contiguous:
-        weight = np.ascontiguousarray(weight)
+        weight = contiguous(weight, weight.dtype)
     if plan.sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
     near = between(x, out.dtype)
@@ -176,7 +176,7 @@ def _grad_driver(dtype: np.dtype[Any]) -> ScratchTwin:
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """out = gradient of conv(x, weight) for the weight."""
-    dy = np.ascontiguousarray(dy)  # its layout would change the order of the sum
+    dy = contiguous(dy, dy.dtype)  # its layout would change the order of the sum
     if plan.sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
     prepared = _prepare_grad(plan, x.shape, dy.shape, between(x, out.dtype))

@@ -8,7 +8,7 @@
     dots      sums[p, t, i mod lanes] += dy[p, i] * cells[offsets[t] + i]     p < P filters, t < V taps
     collapse  target[t] = sum_lane sums[t, lane]
 
-and, on whole planes of one channel, `depthwise` and `depthwise_grad`.
+and, on whole planes of one channel, `depthwise` and `depthwise_grad`; and `apply`, which calls a driver with arguments from memory.
 
 `outer` broadcasts weights over vectors of neighbouring outputs: its sums are rows of the output, so nothing is transposed, and a
 term is a pair of offsets, of a weight and of a cell, whatever stride, dilation and number of axes. All sums of a call stay in
@@ -28,6 +28,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..jit import DISABLED, cached_bytes, llvm_lock
+from .apply import apply
 from .builder import WORD
 from .depthwise_emitters import depthwise, depthwise_grad
 from .emitters import collapse, dots, load, outer, pack, panel, store
@@ -45,6 +46,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "depthwise": depthwise,
     "depthwise_grad": depthwise_grad,
     "transform": transform,
+    "apply": apply,
 }
 
 

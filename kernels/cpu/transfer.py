@@ -1,0 +1,32 @@
+"""What NumPy does between kernels, as kernels, for programs that run without Python: copies, gathers, sums of splits."""
+
+from ..jit import kernel
+
+
+@kernel
+def copy(source, target):
+    """target = source, six axes of any strides; an axis of stride 0 repeats what it has."""
+    for a in range(target.shape[0]):
+        for b in range(target.shape[1]):
+            for c in range(target.shape[2]):
+                for d in range(target.shape[3]):
+                    for e in range(target.shape[4]):
+                        for f in range(target.shape[5]):
+                            target[a, b, c, d, e, f] = source[a, b, c, d, e, f]
+
+
+@kernel
+def take(source, order, target):
+    """target[:, i] = source[:, order[i]]."""
+    for row in range(target.shape[0]):
+        for i in range(target.shape[1]):
+            target[row, i] = source[row, order[i]]
+
+
+@kernel
+def add(sums):
+    """sums[0] += sums[1] + sums[2] ..., in this order, three axes."""
+    for split in range(1, sums.shape[0]):
+        for row in range(sums.shape[1]):
+            for i in range(sums.shape[2]):
+                sums[0, row, i] += sums[split, row, i]

@@ -1,0 +1,605 @@
+"""The public functions inside compiled code: calls from nopython mode run programs (`record`), which a table holds by shapes.
+
+A call writes shapes, strides and options into words, finds the program of these words, and runs it; nothing of that needs Python or
+its lock. The first call of its kind asks Python for the program. Words are read back by the call's text, which names the function
+and each argument's kind.
+"""
+
+import ctypes
+import functools
+import hashlib
+import inspect
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.errors import TypingError
+from numba.extending import intrinsic, overload, register_jitable
+
+from . import functional, threads
+from .arrays import DTYPES, Array
+from .kernels.jit import DISABLED
+from .record import HEAD, SCRATCH, Recorder, Unrecordable, recording
+
+SYMBOLS = "nbconv_state", "nbconv_prepare", "nbconv_run", "nbconv_error"
+SLOTS = 1 << 16  # of the table: shapes that one process convolves
+LONGEST = 64  # characters of a text among the options
+VERBS = {
+    "conv": ("input", "weight", "bias"),
+    "conv_input_grad": ("grad_output", "weight"),
+    "conv_weight_grad": ("grad_output", "input"),
+    "conv_bias_grad": ("grad_output",),
+    "conv_transpose": ("input", "weight", "bias"),
+}
+WORD = ir.IntType(64)
+
+# -- the Python side
+
+# what compiled code reads: address of the table, whether threads may be launched
+_state = np.zeros(2, np.int64)
+_table = np.zeros(SLOTS, np.int64)
+_kept: list[Any] = []  # programs, their records and constants: for ever, since code may be running them
+_calls: dict[int, Callable[[list[int]], None]] = {}
+_lock = threading.RLock()
+_errors = threading.local()
+
+
+class _Reader:
+    """Takes an argument after the other from the words of a call."""
+
+    def __init__(self, words: list[int]):
+        self.words, self.at = words, 0
+
+    def take(self) -> int:
+        self.at += 1
+        return self.words[self.at - 1]
+
+    def value(self, kind: str) -> Any:
+        """An option: "i" an int, "b" a bool, "s" a text, "n" None, "=..." a text that is known, "#..." an int, "(...)" a tuple."""
+        if kind[0] == "(":
+            return tuple(self.value(each) for each in _parts(kind[1:-1]))
+        if kind[0] in "=#":
+            return kind[1:] if kind[0] == "=" else int(kind[1:])
+        if kind == "s":
+            return "".join(chr(self.take()) for _ in range(self.take()))
+        return {"i": self.take, "b": lambda: bool(self.take()), "n": lambda: None}[kind]()
+
+    def array(self, dtype: str, ndim: int) -> Array:
+        """An array of no content that stands for one of the call."""
+        shape, strides = [self.take() for _ in range(ndim)], [self.take() for _ in range(ndim)]
+        size = np.dtype(dtype).itemsize
+        if 0 in shape:
+            return np.empty(shape, dtype)
+        low = sum(min(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True))
+        high = sum(max(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True)) + size
+        memory = np.empty(high - low, np.uint8)
+        return np.ndarray(shape, dtype, memory, -low, strides)
+
+
+def _parts(kinds: str) -> list[str]:
+    """The kinds of a tuple's elements, which commas part, but for those of tuples within."""
+    parts, depth, part = [], 0, ""
+    for letter in kinds:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            parts.append(part)
+            part = ""
+        else:
+            part += letter
+    return [*parts, part] if part else parts
+
+
+def _arguments(text: str, words: list[int]) -> tuple[Callable[..., Array], dict[str, Any], dict[str, Any]]:
+    """Function, arrays and options of a call, from its text: "function|name:kind|..." where an array's kind is "a:dtype:axes"."""
+    name, *fields = text.split("|")
+    reader, arrays, options = _Reader(words), {}, {}
+    for field in fields:
+        argument, kind = field.split(":", 1)
+        if kind.startswith("a:"):
+            _, dtype, ndim = kind.split(":")
+            arrays[argument] = reader.array(dtype, int(ndim))
+        else:
+            options[argument] = reader.value(kind)
+    return getattr(functional, name), arrays, options
+
+
+def _record(text: str, words: list[int]) -> Array:
+    """The program of a call."""
+    function, arrays, options = _arguments(text, words)
+    options["activation"] = _activations.get(options["activation"], options["activation"]) if "activation" in options else None
+    options = {name: value for name, value in options.items() if value is not None}
+    out = arrays.get("out")
+    bases = {name: array for name, array in arrays.items() if name != "out"}
+    try:
+        with recording() as record:
+            result = function(**arrays, **options)
+            for base, array in enumerate([*bases.values(), *(None,) * (SCRATCH - 1 - len(bases)), result]):
+                if array is not None:
+                    record.know(array, base)
+            return _keep(record, result)
+    except Unrecordable:
+        if out is None:
+            shape = _shape(function, arrays, options)
+        else:
+            shape = out.shape
+        program = np.zeros(HEAD, np.int64)
+        program[3 : 4 + len(shape)] = [len(shape), *shape]
+        layout = [(array.dtype, array.shape, array.strides) for array in bases.values()]
+        strides = np.empty(shape, next(iter(bases.values())).dtype).strides if out is None else out.strides
+        layout.append((next(iter(bases.values())).dtype, tuple(shape), strides))
+
+        def call(addresses: list[int]) -> None:
+            *given, target = (
+                _at(address, *each) for address, each in zip([*addresses[: len(bases)], addresses[SCRATCH - 1]], layout, strict=True)
+            )
+            function(**dict(zip(bases, given, strict=True)), **options, out=target)
+
+        _calls[program.ctypes.data] = call
+        _kept.append(program)
+        return program
+
+
+def _keep(record: Recorder, result: Array) -> Array:
+    program = record.program(result.shape)
+    _kept.append((program, record.kept))
+    return program
+
+
+def _shape(function: Callable[..., Array], arrays: dict[str, Array], options: dict[str, Any]) -> tuple[int, ...]:
+    """The shape of a result that cannot be recorded: that of the call on memory that holds nothing."""
+    for array in arrays.values():
+        array[...] = 0
+    return function(**arrays, **options).shape
+
+
+def _at(address: int, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+    """The array that starts at an address."""
+    if 0 in shape:
+        return np.empty(shape, dtype)
+    low = sum(min(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True))
+    high = sum(max(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True)) + dtype.itemsize
+    memory = (ctypes.c_char * (high - low)).from_address(address + low)
+    return np.ndarray(shape, dtype, memory, -low, strides)
+
+
+def _fail(error: BaseException) -> None:
+    _errors.text = str(error).encode("ascii", "replace")
+    _errors.kind = 1 if isinstance(error, TypeError) else 0 if isinstance(error, ValueError) else 2
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
+def _prepare(text: int, key: int, words: int, count: int) -> int:
+    """Address of the program of a call, which is entered into the table; 0 after an error."""
+    try:
+        given = np.ctypeslib.as_array((ctypes.c_int64 * count).from_address(words)).tolist() if count else []
+        with _lock:
+            program = _record(ctypes.string_at(text).decode(), given)
+            _state[1] = threads.layer() in ("tbb", "omp") and not threads.was_forked()
+            entry = np.array([key, count, *given, program.ctypes.data], np.int64)
+            _kept.append(entry)
+            slot = key & (SLOTS - 1)
+            for _ in range(SLOTS // 2):  # a full table only makes calls slow
+                if _table[slot] == 0:
+                    _table[slot] = entry.ctypes.data
+                    break
+                slot = (slot + 1) & (SLOTS - 1)
+            return int(program.ctypes.data)
+    except BaseException as error:
+        _fail(error)
+        return 0
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+def _run(program: int, bases: int) -> int:
+    """Carry out by Python what could not be recorded; 0, or 1 after an error."""
+    try:
+        _calls[program](np.ctypeslib.as_array((ctypes.c_int64 * (SCRATCH + 1)).from_address(bases)).tolist())
+    except BaseException as error:
+        _fail(error)
+        return 1
+    return 0
+
+
+@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
+def _error(buffer: int, room: int) -> int:
+    """Write the text of this thread's last error; its length times four, plus its kind."""
+    text = _errors.text[:room]
+    ctypes.memmove(buffer, text, len(text))
+    return len(text) * 4 + _errors.kind
+
+
+_activations: dict[str, Any] = {}  # functions that compiled code has asked for, by their names
+
+# -- the compiled side
+
+
+def _symbol(context: Any, builder: Any, name: str, kind: Any) -> Any:
+    return cgutils.get_or_insert_function(builder.module, kind, name)
+
+
+@intrinsic
+def _peek(typingctx, address):
+    """The word at an address."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[0], WORD.as_pointer()))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _table_at(typingctx, index):
+    """Word `index` of what Python tells compiled code."""
+
+    def codegen(context, builder, signature, arguments):
+        module = builder.module
+        state = module.globals.get(SYMBOLS[0]) or ir.GlobalVariable(module, ir.ArrayType(WORD, 2), SYMBOLS[0])
+        return builder.load(builder.gep(state, [ir.Constant(WORD, 0), arguments[0]]))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _ask(typingctx, text, key, words, count):
+    """Have Python prepare a call; `text` is a constant."""
+
+    def codegen(context, builder, signature, arguments):
+        place = context.insert_const_string(builder.module, signature.args[0].literal_value)
+        kind = ir.FunctionType(WORD, [WORD] * 4)
+        function = _symbol(context, builder, SYMBOLS[1], kind)
+        return builder.call(function, [builder.ptrtoint(place, WORD), *arguments[1:]])
+
+    if isinstance(text, types.StringLiteral):
+        return types.int64(text, types.int64, types.int64, types.int64), codegen
+    return None
+
+
+def _external(name: str) -> Any:
+    @intrinsic
+    def call(typingctx, first, second):
+        def codegen(context, builder, signature, arguments):
+            return builder.call(_symbol(context, builder, name, ir.FunctionType(WORD, [WORD] * 2)), arguments)
+
+        return types.int64(types.int64, types.int64), codegen
+
+    return call
+
+
+_by_python, _last_error = _external(SYMBOLS[2]), _external(SYMBOLS[3])
+
+
+@intrinsic
+def _invoke(typingctx, function, first, second):
+    """Call the C function at an address with two words."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.VoidType(), [WORD, WORD])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@register_jitable
+def _raise_last():
+    text = np.empty(1024, np.uint8)
+    found = _last_error(text.ctypes.data, text.size)
+    message = ""
+    for i in range(found // 4):
+        message += chr(text[i])
+    if found % 4 == 1:
+        raise TypeError(message)
+    if found % 4 == 0:
+        raise ValueError(message)
+    raise RuntimeError(message)
+
+
+@register_jitable
+def _same(entry, key, words, count):
+    if _peek(entry) != key or _peek(entry + 8) != count:
+        return False
+    for i in range(count):
+        if _peek(entry + 16 + 8 * i) != words[i]:
+            return False
+    return True
+
+
+@register_jitable
+def _lookup(key, words, count):
+    """Address of a program; 0 where Python has not prepared it."""
+    table = _table_at(0)
+    slot = key & (SLOTS - 1)
+    while True:
+        entry = _peek(table + 8 * slot)
+        if entry == 0:
+            return 0
+        if _same(entry, key, words, count):
+            return _peek(entry + 16 + 8 * count)
+        slot = (slot + 1) & (SLOTS - 1)
+
+
+@register_jitable
+def _execute(program, bases):
+    """Run a program on arrays that start at addresses `bases`."""
+    if _peek(program) == 0:
+        if _by_python(program, bases.ctypes.data) != 0:
+            _raise_last()
+        return
+    scratch = np.empty(_peek(program + 8) + 64, np.uint8)
+    bases[SCRATCH] = (scratch.ctypes.data + 63) // 64 * 64
+    words = np.empty(_peek(program + 16), np.int64)
+    parallel = _table_at(1) != 0 and numba.get_num_threads() > 1
+    step = program + 8 * HEAD
+    for _ in range(_peek(program + 8 * (HEAD - 1))):
+        kernel, start = step + 8, step + 72
+        if parallel and _peek(step + 40) != 0:
+            start += 8 * (_peek(step + 24) + 2 * _peek(step + 32))
+            kernel = step + 40
+        count = _peek(kernel + 16)
+        for i in range(count):
+            words[i] = _peek(start + 8 * i)
+        for i in range(_peek(kernel + 24)):
+            at = start + 8 * (count + 2 * i)
+            words[_peek(at)] += bases[_peek(at + 8)]
+        _invoke(_peek(kernel + 8), _peek(kernel), words.ctypes.data)
+        step += 8 * _peek(step)
+    scratch[0] = words[0] = 0  # both live until here
+
+
+def _write(words, at, value):
+    """Put an argument into words; the place after it."""
+    raise NotImplementedError
+
+
+@overload(_write)
+def _write_overload(words, at, value):
+    if isinstance(value, types.Array):
+        ndim = value.ndim
+
+        def write_array(words, at, value):
+            for axis in range(ndim):
+                words[at + axis] = value.shape[axis]
+                words[at + ndim + axis] = value.strides[axis]
+            return at + 2 * ndim
+
+        return write_array
+    if isinstance(value, types.Integer | types.Boolean):
+
+        def write_int(words, at, value):
+            words[at] = value
+            return at + 1
+
+        return write_int
+    if isinstance(value, types.StringLiteral):
+        return lambda words, at, value: at
+    if isinstance(value, types.UnicodeType):
+
+        def write_text(words, at, value):
+            if len(value) > LONGEST:
+                raise ValueError("a text among the options is too long")
+            words[at] = len(value)
+            for i in range(len(value)):
+                words[at + 1 + i] = ord(value[i])
+            return at + 1 + len(value)
+
+        return write_text
+    if isinstance(value, types.BaseTuple):
+        if len(value) == 0:
+            return lambda words, at, value: at
+        return lambda words, at, value: _write(words, _write(words, at, value[0]), value[1:])
+    return lambda words, at, value: at
+
+
+def _kind(value: Any, name: str) -> str:
+    """What a call's text says of an argument."""
+    if isinstance(value, types.Omitted):
+        value = value.value
+    if not isinstance(value, types.Type):
+        return _constant(value, name)
+    if isinstance(value, types.NoneType):
+        return "n"
+    if isinstance(value, types.Boolean):
+        return "b"
+    if isinstance(value, types.Integer):
+        return "i"
+    if isinstance(value, types.StringLiteral):
+        return "=" + value.literal_value
+    if isinstance(value, types.UnicodeType):
+        return "s"
+    if isinstance(value, types.BaseTuple):
+        return "(" + "".join(_kind(each, name) + "," for each in value) + ")"
+    if isinstance(value, types.Dispatcher) and name == "activation":
+        function = value.dispatcher
+        key = f"{function.py_func.__module__}.{function.py_func.__qualname__}@{id(function):x}"
+        _activations[key] = function
+        return "=" + key
+    raise TypingError(f"nbconv: {name} must be an int, a tuple of ints, a text or None in compiled code, got {value}")
+
+
+def _constant(value: Any, name: str) -> str:
+    if value is None:
+        return "n"
+    if isinstance(value, str):
+        return "=" + value
+    return f"#{value}"
+
+
+def _array_kind(value: Any, name: str, dtype: Any) -> str:
+    if not isinstance(value, types.Array):
+        raise TypingError(f"nbconv: {name} must be an array, got {value}")
+    found = numba.np.numpy_support.as_dtype(value.dtype)
+    if found not in DTYPES or found.itemsize < 1 or found == np.float16 or not value.aligned:
+        raise TypingError(f"nbconv: {name} must be an aligned array of a dtype that nbconv and numba compute with, got {value}")
+    if dtype is not None and value.dtype != dtype:
+        raise TypingError(f"nbconv: {name} must have the dtype of the other arrays, {dtype}, got {value.dtype}")
+    return f"a:{found.name}:{value.ndim}"
+
+
+def _most_words(kinds: str) -> int:
+    return 4 * len(kinds) + LONGEST * (kinds.count("s") + 1) + 16
+
+
+def _absent(value: Any) -> bool:
+    value = value.value if isinstance(value, types.Omitted) else value
+    return value is None or isinstance(value, types.NoneType)
+
+
+@register_jitable
+def _apart(one, other):
+    """Whether two arrays surely share no memory."""
+    low, high = _bounds(one)
+    begin, end = _bounds(other)
+    return high <= begin or end <= low
+
+
+@register_jitable
+def _bounds(array):
+    low = high = array.ctypes.data
+    for axis in range(array.ndim):
+        reach = (array.shape[axis] - 1) * array.strides[axis]
+        low, high = low + min(reach, 0), high + max(reach, 0)
+    return low, high + array.itemsize
+
+
+@register_jitable
+def _shape_of(program, empty):
+    for axis in range(len(empty)):
+        empty = numba.cpython.unsafe.tuple.tuple_setitem(empty, axis, _peek(program + 8 * (4 + axis)))
+    return empty
+
+
+_BODY = '''
+def implementation({parameters}):
+    words = np.empty({most}, np.int64)
+    at = 0
+    {writes}
+    key = {key}
+    for i in range(at):
+        key = (key ^ words[i]) * 1099511628211
+        key ^= key >> 29
+    program = lookup(key, words, at)
+    if program == 0:
+        program = ask({text!r}, key, words.ctypes.data, at)
+        if program == 0:
+            raise_last()
+    {result}
+    bases = np.empty({bases}, np.int64)
+    {addresses}
+    bases[{last}] = result.ctypes.data
+    execute(program, bases)
+    return result
+'''
+
+
+def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dict[str, Any]) -> Any:
+    """The compiled call of a public function for types of its arguments."""
+    names = [each for each in VERBS[verb] if not _absent(given[each])]
+    arrays = [*names, *(["out"] if not _absent(given["out"]) else [])]
+    dtype = getattr(given[names[0]], "dtype", None)
+    fields = [f"{each}:{_array_kind(given[each], each, dtype)}" for each in arrays]
+    if "dtype" in given and not _absent(given["dtype"]):
+        raise TypingError("nbconv: dtype must be that of the arrays in compiled code")
+    options = [each for each in parameters if each not in (*VERBS[verb], "out", "dtype") and not _absent(given[each])]
+    fields += [f"{each}:{_kind(given[each], each)}" for each in options]
+    text = "|".join([name, *fields])
+    ndim = {"conv_input_grad": "input_shape", "conv_weight_grad": "weight_shape"}.get(verb)
+    if ndim and not isinstance(given[ndim], types.BaseTuple):
+        raise TypingError(f"nbconv: {ndim} must be a tuple in compiled code, got {given[ndim]}")
+    axes = 1 if verb == "conv_bias_grad" else len(given[ndim]) if ndim else given[names[0]].ndim
+    apart = "".join(f"\n    if not apart(out, {each}):\n        raise ValueError('out must not overlap {each}')" for each in names)
+    source = _BODY.format(
+        parameters=", ".join(each if value is _REQUIRED else f"{each}={value!r}" for each, value in parameters.items()),
+        most=_most_words(text),
+        writes="\n    ".join(f"at = write(words, at, {each})" for each in (*arrays, *options)),
+        key=int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little"),
+        text=text,
+        result="result = out" + apart if "out" in arrays else "result = np.empty(shape_of(program, empty), kept_dtype)",
+        bases=SCRATCH + 1,
+        last=SCRATCH - 1,
+        addresses="\n    ".join(f"bases[{base}] = {each}.ctypes.data" for base, each in enumerate(names)),
+    )
+    names_of_source = {
+        "np": np, "write": _write, "lookup": _lookup, "ask": _ask, "raise_last": _raise_last, "execute": _execute, "apart": _apart,
+        "shape_of": _shape_of, "empty": (0,) * axes, "kept_dtype": numba.np.numpy_support.as_dtype(dtype),
+    }  # fmt: skip
+    exec(source, names_of_source)
+    return names_of_source["implementation"]
+
+
+_REQUIRED = object()
+
+
+def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
+    """Names and defaults of a public function's parameters."""
+    found = inspect.signature(function).parameters
+    return {name: _REQUIRED if each.default is inspect.Parameter.empty else each.default for name, each in found.items()}
+
+
+def _typing(parameters: dict[str, Any], implement: Callable[[dict[str, Any]], Any]) -> Any:
+    """The function that numba asks for an implementation: its parameters are the public function's."""
+    listed = ", ".join(name if value is _REQUIRED else f"{name}={value!r}" for name, value in parameters.items())
+    scope = {"implement": implement}
+    exec(f"def typing({listed}):\n    return implement(dict({', '.join(f'{name}={name}' for name in parameters)}))\n", scope)
+    return scope["typing"]
+
+
+def _register(name: str, verb: str) -> None:
+    function = getattr(functional, name)
+    parameters = _parameters(function)
+    overload(function)(_typing(parameters, functools.partial(_implementation, name, verb, parameters)))
+
+
+def _register_backward(name: str) -> None:
+    function, parts = getattr(functional, name), [getattr(functional, name.replace("backward", each)) for each in _GRADS]
+    parameters = _parameters(function)
+
+    def implement(given: dict[str, Any]) -> Any:
+        if isinstance(given["need"], types.Type) and not isinstance(given["need"], types.Omitted):
+            raise TypingError("nbconv: in compiled code call the gradient that is needed, need is not supported")
+        listed = ", ".join(each if value is _REQUIRED else f"{each}={value!r}" for each, value in parameters.items())
+        options = "stride, padding, dilation, groups, padding_mode"
+        scope = dict(zip(("input_grad", "weight_grad", "bias_grad"), parts, strict=True))
+        exec(
+            f"def implementation({listed}):\n"
+            f"    dx = input_grad(grad_output, weight, input.shape, {options})\n"
+            f"    dw = weight_grad(grad_output, input, weight.shape, {options})\n"
+            f"    return dx, dw, bias_grad(grad_output)\n",
+            scope,
+        )
+        return scope["implementation"]
+
+    overload(function)(_typing(parameters, implement))
+
+
+_GRADS = ("input_grad", "weight_grad", "bias_grad")
+
+
+def _after_fork() -> None:
+    """GNU OpenMP's threads do not follow into a child."""
+    if threads.layer() == "omp":
+        _state[1] = 0
+
+
+@functools.cache
+def register() -> None:
+    """Tell numba about the public functions, and the linker where compiled code finds Python."""
+    if DISABLED:
+        return
+    _state[0] = _table.ctypes.data
+    callbacks = (ctypes.cast(each, ctypes.c_void_p).value for each in (_prepare, _run, _error))
+    for symbol, address in zip(SYMBOLS, (_state.ctypes.data, *callbacks), strict=True):
+        llvm.add_symbol(symbol, address)
+    for verb in VERBS:
+        for axes in ("", "1d", "2d", "3d"):
+            _register(f"{verb}{axes}" if verb == "conv_transpose" else verb.replace("conv", f"conv{axes}", 1), verb)
+    for axes in ("", "1d", "2d", "3d"):
+        _register_backward(f"conv{axes}_backward")
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
