@@ -42,7 +42,7 @@ WORD = ir.IntType(64)
 
 # -- the Python side
 
-# what compiled code reads: address of the table, whether threads may be launched
+# what compiled code reads: address of the table, and of numba's function that tells the number of threads, 0 where none is launched
 _state = np.zeros(2, np.int64)
 _table = np.zeros(SLOTS, np.int64)
 _kept: list[Any] = []  # programs, their records and constants: for ever, since code may be running them
@@ -181,7 +181,8 @@ def _prepare(text: int, key: int, words: int, count: int) -> int:
         given = np.ctypeslib.as_array((ctypes.c_int64 * count).from_address(words)).tolist() if count else []
         with _lock:
             program = _record(ctypes.string_at(text).decode(), given)
-            _state[1] = threads.layer() in ("tbb", "omp") and not threads.was_forked()
+            safe = threads.layer() in ("tbb", "omp") and not threads.was_forked()
+            _state[1] = llvm.address_of_symbol("get_num_threads") if safe else 0
             entry = np.array([key, count, *given, program.ctypes.data], np.int64)
             _kept.append(entry)
             slot = key & (SLOTS - 1)
@@ -287,6 +288,17 @@ def _invoke(typingctx, function, first, second):
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+@intrinsic
+def _threads(typingctx, counter):
+    """The number of threads that numba would launch; by address, since its own function keeps callers from numba's cache."""
+
+    def codegen(context, builder, signature, arguments):
+        number = builder.call(builder.inttoptr(arguments[0], ir.FunctionType(ir.IntType(32), []).as_pointer()), [])
+        return builder.sext(number, WORD)
+
+    return types.int64(types.int64), codegen
+
+
 @register_jitable
 def _raise_last():
     text = np.empty(1024, np.uint8)
@@ -335,7 +347,8 @@ def _execute(program, bases):
     scratch = np.empty(_peek(program + 8) + 64, np.uint8)
     bases[SCRATCH] = (scratch.ctypes.data + 63) // 64 * 64
     words = np.empty(_peek(program + 16), np.int64)
-    parallel = _table_at(1) != 0 and numba.get_num_threads() > 1
+    counter = _table_at(1)
+    parallel = counter != 0 and _threads(counter) > 1
     step = program + 8 * HEAD
     for _ in range(_peek(program + 8 * (HEAD - 1))):
         kernel, start = step + 8, step + 72
@@ -377,8 +390,6 @@ def _write_overload(words, at, value):
             return at + 1
 
         return write_int
-    if isinstance(value, types.StringLiteral):
-        return lambda words, at, value: at
     if isinstance(value, types.UnicodeType):
 
         def write_text(words, at, value):
@@ -507,7 +518,9 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
     if "dtype" in given and not _absent(given["dtype"]):
         raise TypingError("nbconv: dtype must be that of the arrays in compiled code")
     options = [each for each in parameters if each not in (*VERBS[verb], "out", "dtype") and not _absent(given[each])]
-    fields += [f"{each}:{_kind(given[each], each)}" for each in options]
+    kinds = {each: _kind(given[each], each) for each in options}
+    fields += [f"{each}:{kind}" for each, kind in kinds.items()]
+    written = [each for each, kind in kinds.items() if kind[0] not in "=#n"]
     text = "|".join([name, *fields])
     ndim = {"conv_input_grad": "input_shape", "conv_weight_grad": "weight_shape"}.get(verb)
     if ndim and not isinstance(given[ndim], types.BaseTuple):
@@ -517,7 +530,7 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
     source = _BODY.format(
         parameters=", ".join(each if value is _REQUIRED else f"{each}={value!r}" for each, value in parameters.items()),
         most=_most_words(text),
-        writes="\n    ".join(f"at = write(words, at, {each})" for each in (*arrays, *options)),
+        writes="\n    ".join(f"at = write(words, at, {each})" for each in (*arrays, *written)),
         key=int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little"),
         text=text,
         result="result = out" + apart if "out" in arrays else "result = np.empty(shape_of(program, empty), kept_dtype)",
@@ -592,6 +605,7 @@ def register() -> None:
     """Tell numba about the public functions, and the linker where compiled code finds Python."""
     if DISABLED:
         return
+    threads.prepare()  # the caller's own parallel code may be the first to start threads
     _state[0] = _table.ctypes.data
     callbacks = (ctypes.cast(each, ctypes.c_void_p).value for each in (_prepare, _run, _error))
     for symbol, address in zip(SYMBOLS, (_state.ctypes.data, *callbacks), strict=True):

@@ -17,6 +17,7 @@ import numba
 import numpy as np
 from numba import types
 
+from . import threads
 from .arrays import Array
 from .kernels.cpu.machine import host
 from .kernels.cpu.microkernel import kernel_address
@@ -129,6 +130,7 @@ def recording() -> Iterator[Recorder]:
     """Record what this thread's calls do, in place of doing it."""
     global _active
     with _lock:
+        threads.prepare()
         numba.get_num_threads()  # starts numba's threads, which compiled code takes for started
         _active = Recorder()
         try:

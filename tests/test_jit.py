@@ -1,0 +1,272 @@
+"""The public functions inside compiled code: the same bits as from Python, without Python."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numba
+import numpy as np
+import pytest
+from cases import CASES
+from numba import njit, prange
+from oracle import random
+
+import nbconv
+from nbconv import jit
+from nbconv.kernels.jit import DISABLED
+
+pytestmark = pytest.mark.skipif(DISABLED, reason="compiled code is what this is about")
+
+
+@njit
+def forward(x, w, b, stride, padding, dilation, groups, mode):
+    return nbconv.conv(x, w, b, stride, padding, dilation, groups, mode)
+
+
+@njit
+def input_grad(dy, w, shape, stride, padding, dilation, groups, mode):
+    return nbconv.conv_input_grad(dy, w, shape, stride, padding, dilation, groups, padding_mode=mode)
+
+
+@njit
+def weight_grad(dy, x, shape, stride, padding, dilation, groups, mode):
+    return nbconv.conv_weight_grad(dy, x, shape, stride, padding, dilation, groups, padding_mode=mode)
+
+
+def options(problem):
+    """Options in one form, so that one compilation serves all."""
+    inner = slice(3 - problem.axes, 3)
+    padding = tuple(zip(problem.before[inner], problem.after[inner], strict=True))
+    return problem.stride[inner], padding, problem.dilation[inner], problem.groups, problem.mode
+
+
+def operands(problem, dtype):
+    shapes = problem.input_shape, problem.weight_shape, (problem.filters,), problem.output_shape
+    return [random(shape, dtype, seed) for seed, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.problem.flops], ids=lambda case: case.name)
+def test_cases(case):
+    problem = case.problem
+    x, w, b, dy = operands(problem, "float32")
+    given = options(problem)
+    np.testing.assert_array_equal(forward(x, w, b, *given), nbconv.conv(x, w, b, *given))
+    np.testing.assert_array_equal(input_grad(dy, w, x.shape, *given), nbconv.conv_input_grad(dy, w, x.shape, *given))
+    np.testing.assert_array_equal(weight_grad(dy, x, w.shape, *given), nbconv.conv_weight_grad(dy, x, w.shape, *given))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex64", "int16", "uint8"])
+@pytest.mark.parametrize("mode", ["zeros", "circular"])
+def test_dtypes(dtype, mode):
+    problem = nbconv.ConvProblem.make((2, 4, 9, 10), (6, 2, 3, 3), stride=(2, 1), padding=1, groups=2, padding_mode=mode)
+    x, w, b, dy = operands(problem, dtype)
+    given = options(problem)
+    for _ in range(2):  # by Python's program, and by the table
+        np.testing.assert_array_equal(forward(x, w, b, *given), nbconv.conv(x, w, b, *given))
+        np.testing.assert_array_equal(input_grad(dy, w, x.shape, *given), nbconv.conv_input_grad(dy, w, x.shape, *given))
+        np.testing.assert_array_equal(weight_grad(dy, x, w.shape, *given), nbconv.conv_weight_grad(dy, x, w.shape, *given))
+
+
+@njit
+def by_name(x, w, dy):
+    y = nbconv.conv2d(x, w, padding="same", activation="relu")
+    dx, dw, db = nbconv.conv2d_backward(dy, x, w, padding=1)
+    return y, dx, dw, db, nbconv.conv_transpose2d(x, w, stride=2, output_padding=1), nbconv.conv2d_bias_grad(dy)
+
+
+LAYOUTS = {
+    "contiguous": lambda array: array,
+    "turned": lambda array: np.ascontiguousarray(array.T).T,
+    "strided": lambda array: np.repeat(array, 2, axis=-1)[..., ::2],
+    "backwards": lambda array: np.ascontiguousarray(array[..., ::-1])[..., ::-1],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_names_defaults_and_layouts(layout):
+    x, w, dy = (LAYOUTS[layout](random((2, 6, 11, 12) if i != 1 else (6, 6, 3, 3), "float32", i)) for i in range(3))
+    for got, want in zip(by_name(x, w, dy), by_name.py_func(x, w, dy), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "given"),
+    [
+        ((1, 32, 30, 30), (32, 32, 3, 3), {"padding": 1}),
+        ((2, 24, 28, 28), (24, 1, 3, 3), {"padding": 1, "groups": 24}),
+        ((4, 64, 14, 14), (128, 64, 1, 1), {}),
+        ((1, 1, 70, 70), (1, 1, 31, 31), {"padding": 15}),
+        ((3, 16, 5, 5), (8, 16, 5, 5), {}),
+    ],
+    ids=["winograd", "depthwise", "one tap", "frequencies", "one output"],
+)
+def test_algorithms(x, w, given):
+    """Every family of kernels, on threads and on one."""
+    problem = nbconv.ConvProblem.make(x, w, **given)
+    x, w, b, dy = operands(problem, "float32")
+    given = options(problem)
+    calls = (forward, (x, w, b), nbconv.conv), (input_grad, (dy, w, x.shape), nbconv.conv_input_grad)
+    for compiled, arguments, plain in (*calls, (weight_grad, (dy, x, w.shape), nbconv.conv_weight_grad)):
+        want = plain(*arguments, *given)
+        np.testing.assert_array_equal(compiled(*arguments, *given), want)
+        before = numba.get_num_threads()
+        numba.set_num_threads(1)
+        try:
+            np.testing.assert_array_equal(compiled(*arguments, *given), want)
+        finally:
+            numba.set_num_threads(before)
+
+
+@njit
+def into(x, w, out):
+    return nbconv.conv2d(x, w, out=out)
+
+
+def test_out():
+    x, w = random((2, 3, 9, 9), "float32", 0), random((4, 3, 3, 3), "float32", 1)
+    base = np.full((2, 4, 7, 14), 99, np.float32)
+    out = base[..., ::2]
+    into(x, w, out)
+    np.testing.assert_array_equal(out, nbconv.conv2d(x, w))
+    assert (base[..., 1::2] == 99).all()
+    with pytest.raises(ValueError, match=r"out must have shape \(2, 4, 7, 7\), got \(2, 4, 7, 6\)"):
+        into(x, w, np.empty((2, 4, 7, 6), np.float32))
+    image = random((1, 1, 9, 9), "float32", 0)
+    with pytest.raises(ValueError, match="out must not overlap input"):
+        into(image, random((1, 1, 3, 3), "float32", 1), image[:, :, :7, :7])
+
+
+@njit
+def square_plus_one(value):
+    return value * value + 1
+
+
+@njit
+def with_function(x, w):
+    return nbconv.conv2d(x, w, activation=square_plus_one)
+
+
+def test_function_as_activation():
+    x, w = random((2, 3, 9, 9), "float32", 0), random((4, 3, 3, 3), "float32", 1)
+    np.testing.assert_array_equal(with_function(x, w), nbconv.conv2d(x, w, activation=square_plus_one))
+
+
+def test_errors_are_those_of_python():
+    x, w, b = random((1, 2, 8, 8), "float32", 0), random((3, 2, 3, 3), "float32", 1), np.zeros(3, np.float32)
+    given = (1, 1), ((0, 0), (0, 0)), (1, 1), 1, "zeros"
+    wrong = [
+        (x, random((3, 4, 3, 3), "float32", 1), b, *given),
+        (x, w, np.zeros(4, np.float32), *given),
+        (x, w, b, (0, 1), *given[1:]),
+        (x, w, b, *given[:4], "mirror"),
+        (x, random((3, 2, 9, 9), "float32", 1), b, *given),
+    ]
+    for arguments in wrong:
+        with pytest.raises(ValueError, match=".") as want:
+            nbconv.conv(*arguments)
+        with pytest.raises(ValueError, match=".") as got:
+            forward(*arguments)
+        assert str(got.value) == str(want.value)
+    for arguments, text in (((x, w.astype("float64"), b), "weight must have the dtype"), ((1.5, w, b), "input must be an array")):
+        with pytest.raises(numba.core.errors.TypingError, match=text):
+            forward(*arguments, *given)
+
+
+@njit(parallel=True)
+def in_prange(x, w):
+    out = np.empty((x.shape[0], 1, 4, x.shape[3], x.shape[4]), x.dtype)
+    for i in prange(x.shape[0]):
+        out[i] = nbconv.conv2d(x[i], w, padding=1)
+    return out
+
+
+@pytest.mark.parametrize("size", [33, 200])
+def test_in_prange(size):
+    """Also where a call alone would launch threads."""
+    x, w = random((12, 1, 3, size, size + 1), "float32", 0), random((4, 3, 3, 3), "float32", 1)
+    np.testing.assert_array_equal(in_prange(x, w), [nbconv.conv2d(each, w, padding=1) for each in x])
+
+
+@njit(nogil=True)
+def many(x, w, times):
+    total = 0.0
+    for i in range(times):
+        total += nbconv.conv2d(x, w, padding=i % 3).sum()
+    return total
+
+
+def test_python_threads():
+    """Eight threads meet the first call of each shape, and run programs side by side."""
+    arrays = [(random((1, 4, 16 + i, 17), "float32", i), random((8, 4, 3, 3), "float32", 9)) for i in range(8)]
+    got = [0.0] * 8
+
+    def work(i):
+        got[i] = many(*arrays[i], 60)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got == [many(*each, 60) for each in arrays]
+
+
+def test_a_known_shape_needs_no_python(monkeypatch):
+    x, w, b = random((1, 2, 8, 9), "float32", 0), random((3, 2, 3, 3), "float32", 1), np.zeros(3, np.float32)
+    given = (1, 1), ((0, 0), (0, 0)), (1, 1), 1, "zeros"
+    want = forward(x, w, b, *given)
+
+    def never(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr(jit, "_record", never)
+    np.testing.assert_array_equal(forward(x, w, b, *given), want)
+
+
+CACHED = """
+import numpy as np
+from numba import njit
+{imported}
+@njit(cache=True)
+def f(x, w):
+    return nbconv.conv2d(x, w, padding=1, activation="relu")
+x, w = np.ones((1, 2, 8, 8), np.float32), np.ones((3, 2, 3, 3), np.float32)
+print(f(x, w).sum(), sum(f.stats.cache_hits.values()))
+"""
+
+
+def test_cached_callers(tmp_path):
+    """A second process loads the caller's machine code, and finds Python at other addresses."""
+    path = tmp_path / "caller.py"
+    path.write_text(CACHED.format(imported="import nbconv"))
+    runs = [
+        subprocess.run(
+            [sys.executable, path], env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, check=True
+        )
+        for _ in range(2)
+    ]
+    assert [run.stdout.split() for run in runs] == [["2904.0", "0"], ["2904.0", "1"]]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("layer", ["tbb", "omp", "workqueue"])
+def test_forked_child(layer):
+    """A child of a process that used threads computes as its parent did."""
+    code = """
+import os, sys, numpy as np, nbconv
+from numba import njit
+@njit
+def f(x, w):
+    return nbconv.conv2d(x, w, padding=1)
+x, w = np.ones((8, 16, 40, 40), np.float32), np.ones((16, 16, 3, 3), np.float32)
+want = f(x, w)
+child = os.fork()
+if child == 0:
+    same = np.array_equal(f(x, w), want) and np.array_equal(f(x[:2], w), want[:2])
+    os._exit(0 if same else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["0"], run.stderr
