@@ -21,7 +21,7 @@ from nbconv.arrays import Array
 from nbconv.dispatch import DIRECTIONS, select
 from nbconv.kernels.cpu.machine import host
 
-from . import machine
+from . import embedded, machine
 from .shapes import SUITES, Layer
 
 # GNU OpenMP's threads, which are PyTorch's, keep their cores busy for some milliseconds after a call, waiting for the next one:
@@ -94,6 +94,8 @@ def calls(layer: Layer, direction: str, dtype: str, against: str | None) -> tupl
     ours = call(direction, x, w, dy, layer.options)
     if against is None:
         return problem, ours, None
+    if against == "njit":
+        return problem, ours, embedded.call(problem, direction, x, w, dy)
     import torch
 
     return problem, ours, torch_call(problem, direction, *(torch.from_numpy(array) for array in (x, w, dy)))
@@ -131,7 +133,7 @@ def prepare(dtype: str, threads: int, against: str | None) -> tuple[dict[str, An
 
         torch.set_num_threads(threads)
     peak, bandwidth = machine.peak(dtype, threads), machine.bandwidth(threads)
-    libraries = ("nbconv", "numba", "llvmlite", "numpy", *((against,) if against else ()))
+    libraries = ("nbconv", "numba", "llvmlite", "numpy", *(("torch",) if against == "torch" else ()))
     about = {
         "date": datetime.date.today().isoformat(),
         "cpu": host().cpu,

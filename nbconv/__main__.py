@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     dtypes = ("float32", "tf32", "float16", "bfloat16", "float64")
     bench.add_argument("--dtype", action="append", choices=dtypes, help="(float32; on cuda, which alone has the others, all)")
     bench.add_argument("--threads", type=int, default=1, help="cpu: for both (%(default)s)")
-    bench.add_argument("--against", choices=("torch",), help="the peer (none)")
+    bench.add_argument("--against", choices=("torch", "njit"), help="the peer, or nbconv itself as compiled code calls it (none)")
     bench.add_argument("--seconds", type=float, default=0.3, help="cpu: for each layer and library (%(default)s)")
     bench.add_argument("--limit", type=float, help="cuda: seconds after which the peer is left out (never)")
     bench.add_argument("--output", type=Path, default=Path("nbconv-bench"), help="folder for JSON and roofline (%(default)s)")

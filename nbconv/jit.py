@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ from .record import HEAD, SCRATCH, Recorder, Unrecordable, recording
 SYMBOLS = "nbconv_state", "nbconv_prepare", "nbconv_run", "nbconv_error"
 SLOTS = 1 << 16  # of the table: shapes that one process convolves
 LONGEST = 64  # characters of a text among the options
+HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
 VERBS = {
     "conv": ("input", "weight", "bias"),
     "conv_input_grad": ("grad_output", "weight"),
@@ -125,10 +127,7 @@ def _record(text: str, words: list[int]) -> Array:
                     record.know(array, base)
             return _keep(record, result)
     except Unrecordable:
-        if out is None:
-            shape = _shape(function, arrays, options)
-        else:
-            shape = out.shape
+        shape = _shape(function, arrays, options) if out is None else out.shape
         program = np.zeros(HEAD, np.int64)
         program[3 : 4 + len(shape)] = [len(shape), *shape]
         layout = [(array.dtype, array.shape, array.strides) for array in bases.values()]
@@ -136,9 +135,8 @@ def _record(text: str, words: list[int]) -> Array:
         layout.append((next(iter(bases.values())).dtype, tuple(shape), strides))
 
         def call(addresses: list[int]) -> None:
-            *given, target = (
-                _at(address, *each) for address, each in zip([*addresses[: len(bases)], addresses[SCRATCH - 1]], layout, strict=True)
-            )
+            starts = [*addresses[: len(bases)], addresses[SCRATCH - 1]]
+            *given, target = (_at(start, *each) for start, each in zip(starts, layout, strict=True))
             function(**dict(zip(bases, given, strict=True)), **options, out=target)
 
         _calls[program.ctypes.data] = call
@@ -299,6 +297,28 @@ def _threads(typingctx, counter):
     return types.int64(types.int64), codegen
 
 
+@intrinsic
+def _advise(typingctx, address, size):
+    """Ask Linux for huge pages, as NumPy does for its own arrays: memory that is first touched costs a fifth less time."""
+
+    def codegen(context, builder, signature, arguments):
+        if sys.platform == "linux":
+            kind = ir.FunctionType(ir.IntType(32), [WORD, WORD, ir.IntType(32)])
+            builder.call(_symbol(context, builder, "madvise", kind), [*arguments, ir.Constant(ir.IntType(32), 14)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@register_jitable
+def _made(array):
+    """A new array, whose memory nobody has touched."""
+    if array.nbytes >= HUGE:
+        start = (array.ctypes.data + 4095) // 4096 * 4096
+        _advise(start, array.ctypes.data + array.nbytes - start)
+    return array
+
+
 @register_jitable
 def _raise_last():
     text = np.empty(1024, np.uint8)
@@ -317,10 +337,10 @@ def _raise_last():
 def _same(entry, key, words, count):
     if _peek(entry) != key or _peek(entry + 8) != count:
         return False
+    same = True
     for i in range(count):
-        if _peek(entry + 16 + 8 * i) != words[i]:
-            return False
-    return True
+        same &= _peek(entry + 16 + 8 * i) == words[i]
+    return same
 
 
 @register_jitable
@@ -344,7 +364,7 @@ def _execute(program, bases):
         if _by_python(program, bases.ctypes.data) != 0:
             _raise_last()
         return
-    scratch = np.empty(_peek(program + 8) + 64, np.uint8)
+    scratch = _made(np.empty(_peek(program + 8) + 64, np.uint8))
     bases[SCRATCH] = (scratch.ctypes.data + 63) // 64 * 64
     words = np.empty(_peek(program + 16), np.int64)
     counter = _table_at(1)
@@ -486,7 +506,7 @@ def _shape_of(program, empty):
     return empty
 
 
-_BODY = '''
+_BODY = """
 def implementation({parameters}):
     words = np.empty({most}, np.int64)
     at = 0
@@ -506,7 +526,7 @@ def implementation({parameters}):
     bases[{last}] = result.ctypes.data
     execute(program, bases)
     return result
-'''
+"""
 
 
 def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dict[str, Any]) -> Any:
@@ -533,13 +553,14 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
         writes="\n    ".join(f"at = write(words, at, {each})" for each in (*arrays, *written)),
         key=int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little"),
         text=text,
-        result="result = out" + apart if "out" in arrays else "result = np.empty(shape_of(program, empty), kept_dtype)",
+        result="result = out" + apart if "out" in arrays else "result = made(np.empty(shape_of(program, empty), kept_dtype))",
         bases=SCRATCH + 1,
         last=SCRATCH - 1,
         addresses="\n    ".join(f"bases[{base}] = {each}.ctypes.data" for base, each in enumerate(names)),
     )
     names_of_source = {
-        "np": np, "write": _write, "lookup": _lookup, "ask": _ask, "raise_last": _raise_last, "execute": _execute, "apart": _apart,
+        "np": np, "write": _write, "lookup": _lookup, "ask": _ask, "raise_last": _raise_last, "execute": _execute, "made": _made,
+        "apart": _apart,
         "shape_of": _shape_of, "empty": (0,) * axes, "kept_dtype": numba.np.numpy_support.as_dtype(dtype),
     }  # fmt: skip
     exec(source, names_of_source)

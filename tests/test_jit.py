@@ -1,6 +1,7 @@
 """The public functions inside compiled code: the same bits as from Python, without Python."""
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -163,11 +164,10 @@ def test_errors_are_those_of_python():
         (x, random((3, 2, 9, 9), "float32", 1), b, *given),
     ]
     for arguments in wrong:
-        with pytest.raises(ValueError, match=".") as want:
+        with pytest.raises(ValueError, match="must|smaller") as want:
             nbconv.conv(*arguments)
-        with pytest.raises(ValueError, match=".") as got:
+        with pytest.raises(ValueError, match=re.escape(str(want.value))):
             forward(*arguments)
-        assert str(got.value) == str(want.value)
     for arguments, text in (((x, w.astype("float64"), b), "weight must have the dtype"), ((1.5, w, b), "input must be an array")):
         with pytest.raises(numba.core.errors.TypingError, match=text):
             forward(*arguments, *given)
