@@ -10,7 +10,6 @@ import functools
 import hashlib
 import inspect
 import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,21 +17,17 @@ from typing import Any
 import llvmlite.binding as llvm
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, overload, register_jitable
+from numba.extending import overload
 
 from . import functional, threads
 from .arrays import DTYPES, Array
+from .kernels import program
 from .kernels.jit import DISABLED
-from .record import HEAD, SCRATCH, Recorder, Unrecordable, recording
+from .kernels.program import HEAD, LONGEST, SCRATCH, SLOTS, SYMBOLS
+from .record import Recorder, Unrecordable, recording
 
-SYMBOLS = "nbconv_state", "nbconv_prepare", "nbconv_run", "nbconv_error"
-SLOTS = 1 << 16  # of the table: shapes that one process convolves
-LONGEST = 64  # characters of a text among the options
-HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
 VERBS = {
     "conv": ("input", "weight", "bias"),
     "conv_input_grad": ("grad_output", "weight"),
@@ -40,7 +35,6 @@ VERBS = {
     "conv_bias_grad": ("grad_output",),
     "conv_transpose": ("input", "weight", "bias"),
 }
-WORD = ir.IntType(64)
 
 # -- the Python side
 
@@ -71,7 +65,7 @@ class _Reader:
             return kind[1:] if kind[0] == "=" else int(kind[1:])
         if kind == "s":
             return "".join(chr(self.take()) for _ in range(self.take()))
-        return {"i": self.take, "b": lambda: bool(self.take()), "n": lambda: None}[kind]()
+        return None if kind == "n" else bool(self.take()) if kind == "b" else self.take()
 
     def array(self, dtype: str, ndim: int) -> Array:
         """An array of no content that stands for one of the call."""
@@ -163,7 +157,7 @@ def _at(address: int, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tup
         return np.empty(shape, dtype)
     low = sum(min(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True))
     high = sum(max(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True)) + dtype.itemsize
-    memory = (ctypes.c_char * (high - low)).from_address(address + low)
+    memory = np.ctypeslib.as_array((ctypes.c_uint8 * (high - low)).from_address(address + low))
     return np.ndarray(shape, dtype, memory, -low, strides)
 
 
@@ -172,7 +166,6 @@ def _fail(error: BaseException) -> None:
     _errors.kind = 1 if isinstance(error, TypeError) else 0 if isinstance(error, ValueError) else 2
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
 def _prepare(text: int, key: int, words: int, count: int) -> int:
     """Address of the program of a call, which is entered into the table; 0 after an error."""
     try:
@@ -195,7 +188,6 @@ def _prepare(text: int, key: int, words: int, count: int) -> int:
         return 0
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 def _run(program: int, bases: int) -> int:
     """Carry out by Python what could not be recorded; 0, or 1 after an error."""
     try:
@@ -206,226 +198,22 @@ def _run(program: int, bases: int) -> int:
     return 0
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
 def _error(buffer: int, room: int) -> int:
     """Write the text of this thread's last error; its length times four, plus its kind."""
     text = _errors.text[:room]
     ctypes.memmove(buffer, text, len(text))
-    return len(text) * 4 + _errors.kind
+    return len(text) * 4 + int(_errors.kind)
+
+
+_WORD = ctypes.c_int64
+_CALLBACKS = (
+    ctypes.CFUNCTYPE(_WORD, _WORD, _WORD, _WORD, _WORD)(_prepare),
+    ctypes.CFUNCTYPE(_WORD, _WORD, _WORD)(_run),
+    ctypes.CFUNCTYPE(_WORD, _WORD, _WORD)(_error),
+)
 
 
 _activations: dict[str, Any] = {}  # functions that compiled code has asked for, by their names
-
-# -- the compiled side
-
-
-def _symbol(context: Any, builder: Any, name: str, kind: Any) -> Any:
-    return cgutils.get_or_insert_function(builder.module, kind, name)
-
-
-@intrinsic
-def _peek(typingctx, address):
-    """The word at an address."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.load(builder.inttoptr(arguments[0], WORD.as_pointer()))
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def _table_at(typingctx, index):
-    """Word `index` of what Python tells compiled code."""
-
-    def codegen(context, builder, signature, arguments):
-        module = builder.module
-        state = module.globals.get(SYMBOLS[0]) or ir.GlobalVariable(module, ir.ArrayType(WORD, 2), SYMBOLS[0])
-        return builder.load(builder.gep(state, [ir.Constant(WORD, 0), arguments[0]]))
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def _ask(typingctx, text, key, words, count):
-    """Have Python prepare a call; `text` is a constant."""
-
-    def codegen(context, builder, signature, arguments):
-        place = context.insert_const_string(builder.module, signature.args[0].literal_value)
-        kind = ir.FunctionType(WORD, [WORD] * 4)
-        function = _symbol(context, builder, SYMBOLS[1], kind)
-        return builder.call(function, [builder.ptrtoint(place, WORD), *arguments[1:]])
-
-    if isinstance(text, types.StringLiteral):
-        return types.int64(text, types.int64, types.int64, types.int64), codegen
-    return None
-
-
-def _external(name: str) -> Any:
-    @intrinsic
-    def call(typingctx, first, second):
-        def codegen(context, builder, signature, arguments):
-            return builder.call(_symbol(context, builder, name, ir.FunctionType(WORD, [WORD] * 2)), arguments)
-
-        return types.int64(types.int64, types.int64), codegen
-
-    return call
-
-
-_by_python, _last_error = _external(SYMBOLS[2]), _external(SYMBOLS[3])
-
-
-@intrinsic
-def _invoke(typingctx, function, first, second):
-    """Call the C function at an address with two words."""
-
-    def codegen(context, builder, signature, arguments):
-        kind = ir.FunctionType(ir.VoidType(), [WORD, WORD])
-        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
-
-
-@intrinsic
-def _threads(typingctx, counter):
-    """The number of threads that numba would launch; by address, since its own function keeps callers from numba's cache."""
-
-    def codegen(context, builder, signature, arguments):
-        number = builder.call(builder.inttoptr(arguments[0], ir.FunctionType(ir.IntType(32), []).as_pointer()), [])
-        return builder.sext(number, WORD)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def _advise(typingctx, address, size):
-    """Ask Linux for huge pages, as NumPy does for its own arrays: memory that is first touched costs a fifth less time."""
-
-    def codegen(context, builder, signature, arguments):
-        if sys.platform == "linux":
-            kind = ir.FunctionType(ir.IntType(32), [WORD, WORD, ir.IntType(32)])
-            builder.call(_symbol(context, builder, "madvise", kind), [*arguments, ir.Constant(ir.IntType(32), 14)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@register_jitable
-def _made(array):
-    """A new array, whose memory nobody has touched."""
-    if array.nbytes >= HUGE:
-        start = (array.ctypes.data + 4095) // 4096 * 4096
-        _advise(start, array.ctypes.data + array.nbytes - start)
-    return array
-
-
-@register_jitable
-def _raise_last():
-    text = np.empty(1024, np.uint8)
-    found = _last_error(text.ctypes.data, text.size)
-    message = ""
-    for i in range(found // 4):
-        message += chr(text[i])
-    if found % 4 == 1:
-        raise TypeError(message)
-    if found % 4 == 0:
-        raise ValueError(message)
-    raise RuntimeError(message)
-
-
-@register_jitable
-def _same(entry, key, words, count):
-    if _peek(entry) != key or _peek(entry + 8) != count:
-        return False
-    same = True
-    for i in range(count):
-        same &= _peek(entry + 16 + 8 * i) == words[i]
-    return same
-
-
-@register_jitable
-def _lookup(key, words, count):
-    """Address of a program; 0 where Python has not prepared it."""
-    table = _table_at(0)
-    slot = key & (SLOTS - 1)
-    while True:
-        entry = _peek(table + 8 * slot)
-        if entry == 0:
-            return 0
-        if _same(entry, key, words, count):
-            return _peek(entry + 16 + 8 * count)
-        slot = (slot + 1) & (SLOTS - 1)
-
-
-@register_jitable
-def _execute(program, bases):
-    """Run a program on arrays that start at addresses `bases`."""
-    if _peek(program) == 0:
-        if _by_python(program, bases.ctypes.data) != 0:
-            _raise_last()
-        return
-    scratch = _made(np.empty(_peek(program + 8) + 64, np.uint8))
-    bases[SCRATCH] = (scratch.ctypes.data + 63) // 64 * 64
-    words = np.empty(_peek(program + 16), np.int64)
-    counter = _table_at(1)
-    parallel = counter != 0 and _threads(counter) > 1
-    step = program + 8 * HEAD
-    for _ in range(_peek(program + 8 * (HEAD - 1))):
-        kernel, start = step + 8, step + 72
-        if parallel and _peek(step + 40) != 0:
-            start += 8 * (_peek(step + 24) + 2 * _peek(step + 32))
-            kernel = step + 40
-        count = _peek(kernel + 16)
-        for i in range(count):
-            words[i] = _peek(start + 8 * i)
-        for i in range(_peek(kernel + 24)):
-            at = start + 8 * (count + 2 * i)
-            words[_peek(at)] += bases[_peek(at + 8)]
-        _invoke(_peek(kernel + 8), _peek(kernel), words.ctypes.data)
-        step += 8 * _peek(step)
-    scratch[0] = words[0] = 0  # both live until here
-
-
-def _write(words, at, value):
-    """Put an argument into words; the place after it."""
-    raise NotImplementedError
-
-
-@overload(_write)
-def _write_overload(words, at, value):
-    if isinstance(value, types.Array):
-        ndim = value.ndim
-
-        def write_array(words, at, value):
-            for axis in range(ndim):
-                words[at + axis] = value.shape[axis]
-                words[at + ndim + axis] = value.strides[axis]
-            return at + 2 * ndim
-
-        return write_array
-    if isinstance(value, types.Integer | types.Boolean):
-
-        def write_int(words, at, value):
-            words[at] = value
-            return at + 1
-
-        return write_int
-    if isinstance(value, types.UnicodeType):
-
-        def write_text(words, at, value):
-            if len(value) > LONGEST:
-                raise ValueError("a text among the options is too long")
-            words[at] = len(value)
-            for i in range(len(value)):
-                words[at + 1 + i] = ord(value[i])
-            return at + 1 + len(value)
-
-        return write_text
-    if isinstance(value, types.BaseTuple):
-        if len(value) == 0:
-            return lambda words, at, value: at
-        return lambda words, at, value: _write(words, _write(words, at, value[0]), value[1:])
-    return lambda words, at, value: at
 
 
 def _kind(value: Any, name: str) -> str:
@@ -441,7 +229,7 @@ def _kind(value: Any, name: str) -> str:
     if isinstance(value, types.Integer):
         return "i"
     if isinstance(value, types.StringLiteral):
-        return "=" + value.literal_value
+        return f"={value.literal_value}"
     if isinstance(value, types.UnicodeType):
         return "s"
     if isinstance(value, types.BaseTuple):
@@ -480,30 +268,6 @@ def _most_words(kinds: str) -> int:
 def _absent(value: Any) -> bool:
     value = value.value if isinstance(value, types.Omitted) else value
     return value is None or isinstance(value, types.NoneType)
-
-
-@register_jitable
-def _apart(one, other):
-    """Whether two arrays surely share no memory."""
-    low, high = _bounds(one)
-    begin, end = _bounds(other)
-    return high <= begin or end <= low
-
-
-@register_jitable
-def _bounds(array):
-    low = high = array.ctypes.data
-    for axis in range(array.ndim):
-        reach = (array.shape[axis] - 1) * array.strides[axis]
-        low, high = low + min(reach, 0), high + max(reach, 0)
-    return low, high + array.itemsize
-
-
-@register_jitable
-def _shape_of(program, empty):
-    for axis in range(len(empty)):
-        empty = numba.cpython.unsafe.tuple.tuple_setitem(empty, axis, _peek(program + 8 * (4 + axis)))
-    return empty
 
 
 _BODY = """
@@ -559,9 +323,9 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
         addresses="\n    ".join(f"bases[{base}] = {each}.ctypes.data" for base, each in enumerate(names)),
     )
     names_of_source = {
-        "np": np, "write": _write, "lookup": _lookup, "ask": _ask, "raise_last": _raise_last, "execute": _execute, "made": _made,
-        "apart": _apart,
-        "shape_of": _shape_of, "empty": (0,) * axes, "kept_dtype": numba.np.numpy_support.as_dtype(dtype),
+        "np": np, "write": program.write, "lookup": program.lookup, "ask": program.ask, "raise_last": program.raise_last,
+        "execute": program.execute, "made": program.made, "apart": program.apart, "shape_of": program.shape_of,
+        "empty": (0,) * axes, "kept_dtype": numba.np.numpy_support.as_dtype(dtype),
     }  # fmt: skip
     exec(source, names_of_source)
     return names_of_source["implementation"]
@@ -628,7 +392,7 @@ def register() -> None:
         return
     threads.prepare()  # the caller's own parallel code may be the first to start threads
     _state[0] = _table.ctypes.data
-    callbacks = (ctypes.cast(each, ctypes.c_void_p).value for each in (_prepare, _run, _error))
+    callbacks = (ctypes.cast(each, ctypes.c_void_p).value for each in _CALLBACKS)
     for symbol, address in zip(SYMBOLS, (_state.ctypes.data, *callbacks), strict=True):
         llvm.add_symbol(symbol, address)
     for verb in VERBS:

@@ -21,10 +21,9 @@ from . import threads
 from .arrays import Array
 from .kernels.cpu.machine import host
 from .kernels.cpu.microkernel import kernel_address
+from .kernels.program import SCRATCH
 
 LINE = 64
-SCRATCH = 4  # number of the base that scratch is; arrays of the call come before
-HEAD = 10  # words before the first step
 POINTERS = 1 << 20  # no address is smaller
 
 

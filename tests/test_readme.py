@@ -14,3 +14,9 @@ def test_readme_blocks_run():
         exec(compile(block, str(README), "exec"), namespace)
     assert namespace["y"].shape == (1, 16, 224, 224)
     assert namespace["grad_weight"].shape == (16, 3, 5, 5)
+
+
+def test_blocks_on_compiled_code_run():
+    page = README.parent / "docs" / "embedding.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(block, str(page), "exec"), {})

@@ -41,11 +41,11 @@ class Stage:
         group, cell = self._words(padded), self._words(padded) * p.groups
         image = math.prod(out) * cell
         target = b.reserve(ordered(p.batch * p.groups * math.prod(out), count, b.plan.dtype.itemsize))
-        steps = {
+        given = {
             "outer": strides[0], "inside": count * strides[1], "channel": strides[1], "s0": strides[2], "s1": strides[3],
             "s2": strides[4], "to_outer": image, "to_inside": group, "to_cell": cell,
         }  # fmt: skip
-        self._move(place, target, p.batch * p.groups, p.groups, count, size, border, steps)
+        self._move(place, target, p.batch * p.groups, p.groups, count, size, border, given)
         return Images(target, image, group, padded // self.lanes, CHUNK // WORD, (out[1] * out[2] * cell, out[2] * cell, cell), out)
 
     def rows(self, strides: Five, transposed: bool) -> Rows:

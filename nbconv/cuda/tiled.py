@@ -23,7 +23,7 @@ class Images(NamedTuple):
     place: Place
     image: int
     group: int
-    count: int  # channels of a group, or chunks of them
+    terms: int  # channels of a group, or chunks of them
     channel: int  # from one of them to the next
     steps: tuple[int, ...]  # from cell to cell
     size: Triple
@@ -47,8 +47,8 @@ def _bits(words: Table) -> Table:
 def terms(x: Images, taps: Sequence[range], reach: Sequence[int], rows: Rows | None, masked: bool) -> Table:
     """For each channel and tap: offset in x, in weight, and the bit of the tap; the first bit for all if every tap lies inside."""
     cells = list(itertools.product(*(range(len(each)) for each in taps)))
-    table = np.zeros((x.count, len(cells), 4), np.int32)
-    c = np.arange(x.count, dtype=np.int64)[:, None]
+    table = np.zeros((x.terms, len(cells), 4), np.int32)
+    c = np.arange(x.terms, dtype=np.int64)[:, None]
     table[..., 0] = c * x.channel + [sum(r * d * s for r, d, s in zip(cell, reach, x.steps, strict=True)) for cell in cells]
     if rows:
         offsets = [sum(t[r] * s for t, r, s in zip(taps, cell, rows.steps, strict=True)) for cell in cells]

@@ -1,0 +1,253 @@
+"""Programs of `nbconv.record` as compiled code finds and runs them: a table of words, and calls of drivers by address."""
+
+import sys
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload, register_jitable
+
+# What is linked to in each process: state of the table, and functions of Python's.
+SYMBOLS = "nbconv_state", "nbconv_prepare", "nbconv_run", "nbconv_error"
+SLOTS = 1 << 16  # of the table: shapes that one process convolves
+HEAD = 10  # words of a program before its first step
+SCRATCH = 4  # number of the base that scratch is; arrays of the call come before, the result last
+LONGEST = 64  # characters of a text among the options
+HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
+WORD = ir.IntType(64)
+
+
+def symbol(context: Any, builder: Any, name: str, kind: Any) -> Any:
+    return cgutils.get_or_insert_function(builder.module, kind, name)
+
+
+@intrinsic
+def peek(typingctx, address):
+    """The word at an address."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.load(builder.inttoptr(arguments[0], WORD.as_pointer()))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def table_at(typingctx, index):
+    """Word `index` of what Python tells compiled code."""
+
+    def codegen(context, builder, signature, arguments):
+        module = builder.module
+        state = module.globals.get(SYMBOLS[0]) or ir.GlobalVariable(module, ir.ArrayType(WORD, 2), SYMBOLS[0])
+        return builder.load(builder.gep(state, [ir.Constant(WORD, 0), arguments[0]]))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def ask(typingctx, text, key, words, count):
+    """Have Python prepare a call; `text` is a constant."""
+
+    def codegen(context, builder, signature, arguments):
+        place = context.insert_const_string(builder.module, signature.args[0].literal_value)
+        kind = ir.FunctionType(WORD, [WORD] * 4)
+        function = symbol(context, builder, SYMBOLS[1], kind)
+        return builder.call(function, [builder.ptrtoint(place, WORD), *arguments[1:]])
+
+    if isinstance(text, types.StringLiteral):
+        return types.int64(text, types.int64, types.int64, types.int64), codegen
+    return None
+
+
+def external(name: str) -> Any:
+    @intrinsic
+    def call(typingctx, first, second):
+        def codegen(context, builder, signature, arguments):
+            return builder.call(symbol(context, builder, name, ir.FunctionType(WORD, [WORD] * 2)), arguments)
+
+        return types.int64(types.int64, types.int64), codegen
+
+    return call
+
+
+by_python, last_error = external(SYMBOLS[2]), external(SYMBOLS[3])
+
+
+@intrinsic
+def invoke(typingctx, function, first, second):
+    """Call the C function at an address with two words."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.VoidType(), [WORD, WORD])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def thread_count(typingctx, counter):
+    """The number of threads that numba would launch; by address, since its own function keeps callers from numba's cache."""
+
+    def codegen(context, builder, signature, arguments):
+        number = builder.call(builder.inttoptr(arguments[0], ir.FunctionType(ir.IntType(32), []).as_pointer()), [])
+        return builder.sext(number, WORD)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def advise(typingctx, address, size):
+    """Ask Linux for huge pages, as NumPy does for its own arrays: memory that is first touched costs a fifth less time."""
+
+    def codegen(context, builder, signature, arguments):
+        if sys.platform == "linux":
+            kind = ir.FunctionType(ir.IntType(32), [WORD, WORD, ir.IntType(32)])
+            builder.call(symbol(context, builder, "madvise", kind), [*arguments, ir.Constant(ir.IntType(32), 14)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@register_jitable
+def made(array):
+    """A new array, whose memory nobody has touched."""
+    if array.nbytes >= HUGE:
+        start = (array.ctypes.data + 4095) // 4096 * 4096
+        advise(start, array.ctypes.data + array.nbytes - start)
+    return array
+
+
+@register_jitable
+def raise_last():
+    text = np.empty(1024, np.uint8)
+    found = last_error(text.ctypes.data, text.size)
+    message = ""
+    for i in range(found // 4):
+        message += chr(text[i])
+    if found % 4 == 1:
+        raise TypeError(message)
+    if found % 4 == 0:
+        raise ValueError(message)
+    raise RuntimeError(message)
+
+
+@register_jitable
+def same(entry, key, words, count):
+    if peek(entry) != key or peek(entry + 8) != count:
+        return False
+    same = True
+    for i in range(count):
+        same &= peek(entry + 16 + 8 * i) == words[i]
+    return same
+
+
+@register_jitable
+def lookup(key, words, count):
+    """Address of a program; 0 where Python has not prepared it."""
+    table = table_at(0)
+    slot = key & (SLOTS - 1)
+    while True:
+        entry = peek(table + 8 * slot)
+        if entry == 0:
+            return 0
+        if same(entry, key, words, count):
+            return peek(entry + 16 + 8 * count)
+        slot = (slot + 1) & (SLOTS - 1)
+
+
+@register_jitable
+def execute(program, bases):
+    """Run a program on arrays that start at addresses `bases`."""
+    if peek(program) == 0:
+        if by_python(program, bases.ctypes.data) != 0:
+            raise_last()
+        return
+    scratch = made(np.empty(peek(program + 8) + 64, np.uint8))
+    bases[SCRATCH] = (scratch.ctypes.data + 63) // 64 * 64
+    words = np.empty(peek(program + 16), np.int64)
+    counter = table_at(1)
+    parallel = counter != 0 and thread_count(counter) > 1
+    step = program + 8 * HEAD
+    for _ in range(peek(program + 8 * (HEAD - 1))):
+        kernel, start = step + 8, step + 72
+        if parallel and peek(step + 40) != 0:
+            start += 8 * (peek(step + 24) + 2 * peek(step + 32))
+            kernel = step + 40
+        count = peek(kernel + 16)
+        for i in range(count):
+            words[i] = peek(start + 8 * i)
+        for i in range(peek(kernel + 24)):
+            at = start + 8 * (count + 2 * i)
+            words[peek(at)] += bases[peek(at + 8)]
+        invoke(peek(kernel + 8), peek(kernel), words.ctypes.data)
+        step += 8 * peek(step)
+    scratch[0] = words[0] = 0  # both live until here
+
+
+def write(words, at, value):
+    """Put an argument into words; the place after it."""
+    raise NotImplementedError
+
+
+@overload(write)
+def write_overload(words, at, value):
+    if isinstance(value, types.Array):
+        ndim = value.ndim
+
+        def write_array(words, at, value):
+            for axis in range(ndim):
+                words[at + axis] = value.shape[axis]
+                words[at + ndim + axis] = value.strides[axis]
+            return at + 2 * ndim
+
+        return write_array
+    if isinstance(value, types.Integer | types.Boolean):
+
+        def write_int(words, at, value):
+            words[at] = value
+            return at + 1
+
+        return write_int
+    if isinstance(value, types.UnicodeType):
+
+        def write_text(words, at, value):
+            if len(value) > LONGEST:
+                raise ValueError("a text among the options is too long")
+            words[at] = len(value)
+            for i in range(len(value)):
+                words[at + 1 + i] = ord(value[i])
+            return at + 1 + len(value)
+
+        return write_text
+    if isinstance(value, types.BaseTuple):
+        if len(value) == 0:
+            return lambda words, at, value: at
+        return lambda words, at, value: write(words, write(words, at, value[0]), value[1:])
+    return lambda words, at, value: at
+
+
+@register_jitable
+def apart(one, other):
+    """Whether two arrays surely share no memory."""
+    low, high = bounds(one)
+    begin, end = bounds(other)
+    return high <= begin or end <= low
+
+
+@register_jitable
+def bounds(array):
+    low = high = array.ctypes.data
+    for axis in range(array.ndim):
+        reach = (array.shape[axis] - 1) * array.strides[axis]
+        low, high = low + min(reach, 0), high + max(reach, 0)
+    return low, high + array.itemsize
+
+
+@register_jitable
+def shape_of(program, empty):
+    for axis in range(len(empty)):
+        empty = numba.cpython.unsafe.tuple.tuple_setitem(empty, axis, peek(program + 8 * (4 + axis)))
+    return empty
