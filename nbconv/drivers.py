@@ -53,7 +53,7 @@ class Twin:
         """Run `count` jobs, on all threads if `many` and if a launch is safe."""
         if record := recorder():
             serial = Kernel(address(self._jobs, *self._types), self._types, (0, count, *arguments))
-            parallel, threads = None, numba.get_num_threads()
+            parallel, threads = None, numba.config.NUMBA_NUM_THREADS
             if many and threads > 1:
                 kinds = (types.intp, *self._types)
                 parallel = Kernel(address(self._parallel, *kinds), kinds, (serial.address, threads, count, *arguments))
@@ -85,7 +85,7 @@ class ScratchTwin:
     def run(self, many: bool, count: int, cells: int, arrays: tuple[Any, ...], rest: tuple[Any, ...]) -> None:
         """Run `count` jobs with `cells` cells of scratch a thread, on all threads if `many` and if a launch is safe."""
         if record := recorder():
-            threads = min(numba.get_num_threads() if many else 1, max(count, 1))
+            threads = min(numba.config.NUMBA_NUM_THREADS if many else 1, max(count, 1))
             rows = record.scratch((threads, cells), self._dtype)
             serial = Kernel(address(self._family.jobs, *self._serial), self._serial, (0, count, *arrays, rows[0], *rest))
             parallel = None

@@ -41,7 +41,8 @@ VERBS = {
 # what compiled code reads: address of the table, and of numba's function that tells the number of threads, 0 where none is launched
 _state = np.zeros(2, np.int64)
 _table = np.zeros(SLOTS, np.int64)
-_kept: list[Any] = []  # programs, their records and constants: for ever, since code may be running them
+_programs: dict[tuple[str, tuple[int, ...]], Array] = {}
+_kept: list[Any] = []  # entries of the table, and constants of programs: for ever, since code may be running them
 _calls: dict[int, Callable[[list[int]], None]] = {}
 _lock = threading.RLock()
 _errors = threading.local()
@@ -109,7 +110,8 @@ def _arguments(text: str, words: list[int]) -> tuple[Callable[..., Array], dict[
 def _record(text: str, words: list[int]) -> Array:
     """The program of a call."""
     function, arrays, options = _arguments(text, words)
-    options["activation"] = _activations.get(options["activation"], options["activation"]) if "activation" in options else None
+    if "activation" in options:
+        options["activation"] = _activations.get(options["activation"], options["activation"])
     options = {name: value for name, value in options.items() if value is not None}
     out = arrays.get("out")
     bases = {name: array for name, array in arrays.items() if name != "out"}
@@ -134,13 +136,12 @@ def _record(text: str, words: list[int]) -> Array:
             function(**dict(zip(bases, given, strict=True)), **options, out=target)
 
         _calls[program.ctypes.data] = call
-        _kept.append(program)
         return program
 
 
 def _keep(record: Recorder, result: Array) -> Array:
     program = record.program(result.shape)
-    _kept.append((program, record.kept))
+    _kept.append(record.kept)
     return program
 
 
@@ -170,18 +171,20 @@ def _prepare(text: int, key: int, words: int, count: int) -> int:
     """Address of the program of a call, which is entered into the table; 0 after an error."""
     try:
         given = np.ctypeslib.as_array((ctypes.c_int64 * count).from_address(words)).tolist() if count else []
+        call = ctypes.string_at(text).decode(), tuple(given)
         with _lock:
-            program = _record(ctypes.string_at(text).decode(), given)
+            if call in _programs:  # another thread was first, or the table is full
+                return int(_programs[call].ctypes.data)
+            program = _programs[call] = _record(call[0], given)
             safe = threads.layer() in ("tbb", "omp") and not threads.was_forked()
             _state[1] = llvm.address_of_symbol("get_num_threads") if safe else 0
-            entry = np.array([key, count, *given, program.ctypes.data], np.int64)
-            _kept.append(entry)
-            slot = key & (SLOTS - 1)
-            for _ in range(SLOTS // 2):  # a full table only makes calls slow
-                if _table[slot] == 0:
-                    _table[slot] = entry.ctypes.data
-                    break
-                slot = (slot + 1) & (SLOTS - 1)
+            if len(_programs) < SLOTS // 2:  # whoever looks up finds an empty place
+                slot = key & (SLOTS - 1)
+                while _table[slot] != 0:
+                    slot = (slot + 1) & (SLOTS - 1)
+                entry = np.array([key, count, *given, program.ctypes.data], np.int64)
+                _kept.append(entry)
+                _table[slot] = entry.ctypes.data
             return int(program.ctypes.data)
     except BaseException as error:
         _fail(error)
@@ -213,7 +216,7 @@ _CALLBACKS = (
 )
 
 
-_activations: dict[str, Any] = {}  # functions that compiled code has asked for, by their names
+_activations: dict[str, Any] = {}  # functions that compiled code asks for; numba caches no caller that has one
 
 
 def _kind(value: Any, name: str) -> str:
@@ -235,9 +238,8 @@ def _kind(value: Any, name: str) -> str:
     if isinstance(value, types.BaseTuple):
         return "(" + "".join(_kind(each, name) + "," for each in value) + ")"
     if isinstance(value, types.Dispatcher) and name == "activation":
-        function = value.dispatcher
-        key = f"{function.py_func.__module__}.{function.py_func.__qualname__}@{id(function):x}"
-        _activations[key] = function
+        key = f"function {id(value.dispatcher)}"
+        _activations[key] = value.dispatcher
         return "=" + key
     raise TypingError(f"nbconv: {name} must be an int, a tuple of ints, a text or None in compiled code, got {value}")
 
@@ -299,6 +301,8 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
     arrays = [*names, *(["out"] if not _absent(given["out"]) else [])]
     dtype = getattr(given[names[0]], "dtype", None)
     fields = [f"{each}:{_array_kind(given[each], each, dtype)}" for each in arrays]
+    if "out" in arrays and not given["out"].mutable:
+        raise TypingError("nbconv: out must be writeable, got a read-only array")
     if "dtype" in given and not _absent(given["dtype"]):
         raise TypingError("nbconv: dtype must be that of the arrays in compiled code")
     options = [each for each in parameters if each not in (*VERBS[verb], "out", "dtype") and not _absent(given[each])]

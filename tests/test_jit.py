@@ -227,7 +227,7 @@ def test_a_known_shape_needs_no_python(monkeypatch):
 CACHED = """
 import numpy as np
 from numba import njit
-{imported}
+import nbconv
 @njit(cache=True)
 def f(x, w):
     return nbconv.conv2d(x, w, padding=1, activation="relu")
@@ -239,7 +239,7 @@ print(f(x, w).sum(), sum(f.stats.cache_hits.values()))
 def test_cached_callers(tmp_path):
     """A second process loads the caller's machine code, and finds Python at other addresses."""
     path = tmp_path / "caller.py"
-    path.write_text(CACHED.format(imported="import nbconv"))
+    path.write_text(CACHED)
     runs = [
         subprocess.run(
             [sys.executable, path], env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, check=True
