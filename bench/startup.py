@@ -1,4 +1,5 @@
-"""Start-up figures: what importing nbconv costs, and a first call with a cold and with a warm cache, each in a process of its own.
+"""Start-up figures: what importing nbconv costs, and a first call with a cold and with a warm cache, each in a process of its own;
+from Python, and from compiled code, whose compilation and caching by numba count as well.
 
 Run it as `python bench/startup.py`.
 """
@@ -27,6 +28,20 @@ begin = time.perf_counter()
 print(time.perf_counter() - begin)
 """
 
+CALLER = """
+import time
+import numba, numpy as np, nbconv
+@numba.njit(cache=True)
+def caller(x, w, dy):
+    return {call}
+batch, channels, size = {shape}
+x = np.ones((batch, channels, size, size), np.float32)
+w = np.ones((channels, channels, 3, 3), np.float32)
+begin = time.perf_counter()
+caller(x, w, x)
+print(time.perf_counter() - begin)
+"""
+
 CALLS = {
     "forward": "nbconv.conv2d(x, w, padding=1)",
     "dI": "nbconv.conv2d_input_grad(dy, w, x.shape, padding=1)",
@@ -37,9 +52,13 @@ SHAPES = {"small, one thread": (1, 4, 8), "large, all threads": (8, 64, 56)}
 
 
 def run(code: str, cache: str) -> list[float]:
-    """Numbers that `code` prints in a fresh interpreter with its cache in `cache`."""
-    environment = os.environ | {"NBCONV_CACHE_DIR": cache}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True)
+    """Numbers that `code` prints in a fresh interpreter with its caches in `cache`."""
+    environment = os.environ | {"NBCONV_CACHE_DIR": os.path.join(cache, "nbconv"), "NUMBA_CACHE_DIR": cache}
+    path = os.path.join(cache, "program.py")
+    if not os.path.exists(path):  # numba takes a file that was written again for another
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(code)
+    result = subprocess.run([sys.executable, path], env=environment, check=True, capture_output=True, text=True)
     return [float(number) for number in result.stdout.split()]
 
 
@@ -48,10 +67,16 @@ def main() -> None:
         pairs = [run(IMPORT, cache) for _ in range(9)]
         numba, nbconv = (statistics.median(column) for column in zip(*pairs, strict=True))
         print(f"import numba {numba:.3f} s, then import nbconv {nbconv:.3f} s   (limit 0.15)")
-    print(f"{'first call in a process':36}{'cold cache':>12}{'warm cache':>12}   (limits 6 and 0.4 s)")
+    for title, template, limits in (("Python", CALL, "5 and 0.3"), ("compiled code", CALLER, "8 and 0.3")):
+        print(f"\n{'first call from ' + title:36}{'cold cache':>12}{'warm cache':>12}   (limits {limits} s)")
+        report(template)
+
+
+def report(template: str) -> None:
+    """Print the times of all calls."""
     for shape_name, shape in SHAPES.items():
         for name, call in CALLS.items():
-            code = CALL.format(shape=shape, call=call)
+            code = template.format(shape=shape, call=call)
             with tempfile.TemporaryDirectory() as cache:
                 cold = run(code, cache)[0]
                 warm = statistics.median(run(code, cache)[0] for _ in range(5))

@@ -1,4 +1,4 @@
-"""Command line: `python -m nbconv info | demo | bench | profile`."""
+"""Command line: `python -m nbconv info | cache | demo | bench | profile`."""
 
 import argparse
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 import numba
 
 from . import __version__
+from .arrays import check_dtype
 from .dispatch import DIRECTIONS
 
 
@@ -17,6 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"nbconv {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     commands.add_parser("info", help="versions, CPU, threads, GPU, cache folder")
+    cache = commands.add_parser("cache", help="the folder of compiled kernels: what is in it, delete it, fill it")
+    cache.add_argument("action", choices=("info", "clear", "warm"), help="warm: compile what layers need; needs nbconv[demo]")
+    cache.add_argument(
+        "--suite", action="append", default=[], help="warm: resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large"
+    )
+    cache.add_argument("--shape", action="append", default=[], help="warm: a problem, '(1, 3, 224, 224), (64, 3, 7, 7), stride=2'")
+    cache.add_argument("--dtype", action="append", help="warm: (float32)")
     demo = commands.add_parser("demo", help="filter a photograph and train a small network; needs nbconv[demo]")
     demo.add_argument("--output", type=Path, default=Path("nbconv-demo"), help="folder for the pictures (%(default)s)")
     demo.add_argument("--epochs", type=int, default=20, help="passes over the digits (%(default)s)")
@@ -49,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.command == "demo" and chosen.epochs < 1:
         demo.error(f"--epochs must be at least 1, got {chosen.epochs}")
     try:
+        if chosen.command == "cache":
+            return _cache(cache, chosen)
         if chosen.command == "demo":
             from .demo import run
 
@@ -63,9 +73,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return _bench(bench, chosen, dtypes)
     except ImportError as error:
-        extra = "demo" if chosen.command == "demo" else "bench"
+        extra = "demo" if chosen.command in ("demo", "cache") else "bench"
         print(f"'{chosen.command}' needs {error.name}: pip install 'nbconv[{extra}]'", file=sys.stderr)
         return 1
+    return 0
+
+
+def _cache(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
+    from . import cache
+    from .bench.shapes import SUITES
+
+    if chosen.action != "warm":
+        print(cache.info() if chosen.action == "info" else cache.clear())
+        return 0
+    unknown = set(chosen.suite) - set(SUITES)
+    if unknown:
+        parser.error(f"--suite must be one of {', '.join(SUITES)}, got {', '.join(unknown)}")
+    if not chosen.suite and not chosen.shape:
+        parser.error("warm needs --suite or --shape")
+    try:
+        wanted, dtypes = (
+            cache.problems(chosen.suite, chosen.shape),
+            [str(check_dtype(each)) for each in chosen.dtype or ["float32"]],
+        )
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
+    print(cache.warm(wanted, dtypes))
     return 0
 
 

@@ -205,3 +205,40 @@ def test_usage_errors(arguments):
     result = run(*arguments)
     assert result.returncode == 2
     assert "usage: python -m nbconv" in result.stderr
+
+
+def test_cache(tmp_path):
+    """`warm` compiles what calls need, for nothing is compiled after it; `clear` leaves what is not nbconv's."""
+    other = tmp_path / "not-a-version"
+    other.mkdir()
+    given = "(1, 2, 8), (3, 2, 3), padding=1"
+    result = run("cache", "warm", "--shape", given, "--dtype", "int16", NBCONV_CACHE_DIR=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert files
+    code = (
+        "import numpy as np, nbconv; x, w = np.ones((1, 2, 8), 'i2'), np.ones((3, 2, 3), 'i2');"
+        "y = nbconv.conv1d(x, w, padding=1); nbconv.conv1d_backward(y, x, w, padding=1, need=(True, True, False))"
+    )
+    environment = os.environ | {"NBCONV_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=300)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == files
+    assert f"files     {len(files)}" in run("cache", "info", NBCONV_CACHE_DIR=str(tmp_path)).stdout
+    assert run("cache", "clear", NBCONV_CACHE_DIR=str(tmp_path)).returncode == 0
+    assert list(tmp_path.iterdir()) == [other]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("warm",), "--suite or --shape"),
+        (("warm", "--shape", "(1, 2"), "a shape must be like"),
+        (("warm", "--shape", "(1, 2, 8), (3, 2, 9)"), "smaller than the dilated kernel"),
+        (("warm", "--suite", "alexnet"), "--suite must be one of"),
+        (("warm", "--suite", "1d", "--dtype", "bool"), "dtype"),
+    ],
+)
+def test_cache_usage_errors(arguments, text):
+    result = run("cache", *arguments)
+    assert result.returncode == 2
+    assert text in result.stderr

@@ -4,13 +4,13 @@ import os
 import re
 import subprocess
 import sys
-import threading
 
 import numba
 import numpy as np
 import pytest
 from cases import CASES
 from numba import njit, prange
+from numba.experimental import jitclass
 from oracle import random
 
 import nbconv
@@ -188,28 +188,81 @@ def test_in_prange(size):
     np.testing.assert_array_equal(in_prange(x, w), [nbconv.conv2d(each, w, padding=1) for each in x])
 
 
-@njit(nogil=True)
-def many(x, w, times):
-    total = 0.0
+@jitclass([("weight", numba.float32[:, :, :, ::1])])
+class Layer:
+    """A class of numba's that holds a weight."""
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def forward(self, x):
+        return nbconv.conv2d(x, self.weight, padding=1)
+
+
+def batched(x, w, out):
+    out[...] = nbconv.conv2d(x, w, padding="same")
+
+
+def test_other_compiled_callers():
+    """Methods of a jitclass, and the loop of a generalised ufunc."""
+    x, w = random((5, 3, 9, 9), "float32", 0), random((4, 3, 3, 3), "float32", 1)
+    want = nbconv.conv2d(x, w, padding=1)
+    np.testing.assert_array_equal(Layer(w).forward(x), want)
+    kind = numba.float32[:, :, :], numba.float32[:, :, :, :], numba.float32[:, :, :]
+    loop = numba.guvectorize([kind], "(c,h,w),(k,c,r,r)->(k,h,w)", nopython=True)(batched)
+    np.testing.assert_array_equal(loop(x, w), want)
+
+
+THREADS = """
+import threading, numpy as np, nbconv
+from numba import njit, prange
+from numba.experimental import jitclass
+@njit(nogil=True, cache=True)
+def mixed(x, w, times):
+    total = np.zeros(3)
     for i in range(times):
-        total += nbconv.conv2d(x, w, padding=i % 3).sum()
+        y = nbconv.conv2d(x, w, padding=i % 3)
+        total[0] += y[0, 0, 0, 0] + y[-1, -1, -1, -1]
+        dx = nbconv.conv2d_input_grad(y, w, x.shape, padding=i % 3)
+        total[1] += dx[0, 0, 0, 0] + dx[-1, -1, -1, -1]
+        total[2] += nbconv.conv2d_weight_grad(y, x, w.shape, padding=i % 3)[0, 0, 0, 0]
     return total
+@njit(parallel=True, cache=True)
+def inside(x, w, count):
+    totals = np.zeros((count, 3))
+    for i in prange(count):
+        totals[i] = mixed(x, w, 3)
+    return totals
+rng = np.random.default_rng(0)
+arrays = [(rng.random((2, 8, 40 + i, 40), np.float32), rng.random((16, 8, 3, 3), np.float32)) for i in range(8)]
+got = [None] * 8
+def work(i):
+    got[i] = mixed(*arrays[i], 70)
+threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+same = all(np.array_equal(result, mixed(*each, 70)) for result, each in zip(got, arrays))
+print(same, (inside(*arrays[0], 6) == mixed(*arrays[0], 3)).all())
+"""
 
 
-def test_python_threads():
-    """Eight threads meet the first call of each shape, and run programs side by side."""
-    arrays = [(random((1, 4, 16 + i, 17), "float32", i), random((8, 4, 3, 3), "float32", 9)) for i in range(8)]
-    got = [0.0] * 8
+@pytest.fixture(scope="module")
+def callers(tmp_path_factory):
+    """A folder for the machine code of callers, which several tests share."""
+    return tmp_path_factory.mktemp("callers")
 
-    def work(i):
-        got[i] = many(*arrays[i], 60)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert got == [many(*each, 60) for each in arrays]
+@pytest.mark.parametrize("layer", ["tbb", "omp", "workqueue"])
+def test_threads(layer, callers):
+    """Eight threads of Python's, 210 calls each, meet the first call of each shape together; then a caller's own parallel loop."""
+    path = callers / "threads.py"
+    if not path.exists():
+        path.write_text(THREADS)
+    environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "NUMBA_CACHE_DIR": str(callers)}
+    run = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.stdout.split() == ["True", "True"], run.stderr
 
 
 def test_a_known_shape_needs_no_python(monkeypatch):
