@@ -54,15 +54,15 @@ def input_grad(
     conjugate: bool = False,
 ) -> Array:
     """bias + gradient for the input, of the conjugated weight if so wished."""
-    if conjugate:
-        refuse("a conjugate")
-        weight = np.conj(weight)
+    weight = np.conj(weight) if conjugate else weight
     plan = select("input_grad", problem, dtype, None, wish)
     spatial = problem.axes, problem.batched
     forms = getattr(weight, "forms", None)
     dy, w, b = computable(grad_output), computable(weight), None if bias is None else computable(bias)
 
     def fill(dx: Array) -> None:
+        if conjugate:
+            refuse("a conjugate")
         cpu.input_grad(plan, _lift(dy, *spatial), _lift(w, problem.axes), b, _lift(dx, *spatial), forms)
 
     return _deliver(out, problem.input_shape, dtype, (grad_output, weight, bias), fill)
@@ -110,6 +110,8 @@ def _deliver(
 ) -> Array:
     """Have `fill` write a result of `shape`, into `out` itself where a kernel can, and return it in the caller's dtype."""
     acc = accumulator(dtype)
+    if record := recorder():
+        record.shape = shape
     if out is None:
         target = np.empty(shape, acc)
         fill(target)

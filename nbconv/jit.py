@@ -26,7 +26,7 @@ from .arrays import DTYPES, Array
 from .kernels import program
 from .kernels.jit import DISABLED
 from .kernels.program import HEAD, LONGEST, SCRATCH, SLOTS, SYMBOLS
-from .record import Recorder, Unrecordable, recording
+from .record import Unrecordable, recording
 
 VERBS = {
     "conv": ("input", "weight", "bias"),
@@ -115,41 +115,29 @@ def _record(text: str, words: list[int]) -> Array:
     options = {name: value for name, value in options.items() if value is not None}
     out = arrays.get("out")
     bases = {name: array for name, array in arrays.items() if name != "out"}
-    try:
-        with recording() as record:
+    with recording() as record:
+        try:
             result = function(**arrays, **options)
             for base, array in enumerate([*bases.values(), *(None,) * (SCRATCH - 1 - len(bases)), result]):
                 if array is not None:
                     record.know(array, base)
-            return _keep(record, result)
-    except Unrecordable:
-        shape = _shape(function, arrays, options) if out is None else out.shape
-        program = np.zeros(HEAD, np.int64)
-        program[3 : 4 + len(shape)] = [len(shape), *shape]
-        layout = [(array.dtype, array.shape, array.strides) for array in bases.values()]
-        strides = np.empty(shape, next(iter(bases.values())).dtype).strides if out is None else out.strides
-        layout.append((next(iter(bases.values())).dtype, tuple(shape), strides))
+            _kept.append(record.kept)
+            return record.program(result.shape)
+        except Unrecordable:
+            shape = record.shape
+    dtype = next(iter(bases.values())).dtype
+    layout = [(array.dtype, array.shape, array.strides) for array in bases.values()]
+    layout.append((dtype, shape, np.empty(shape, dtype).strides if out is None else out.strides))
 
-        def call(addresses: list[int]) -> None:
-            starts = [*addresses[: len(bases)], addresses[SCRATCH - 1]]
-            *given, target = (_at(start, *each) for start, each in zip(starts, layout, strict=True))
-            function(**dict(zip(bases, given, strict=True)), **options, out=target)
+    def call(addresses: list[int]) -> None:
+        starts = [*addresses[: len(bases)], addresses[SCRATCH - 1]]
+        *given, target = (_at(start, *each) for start, each in zip(starts, layout, strict=True))
+        function(**dict(zip(bases, given, strict=True)), **options, out=target)
 
-        _calls[program.ctypes.data] = call
-        return program
-
-
-def _keep(record: Recorder, result: Array) -> Array:
-    program = record.program(result.shape)
-    _kept.append(record.kept)
-    return program
-
-
-def _shape(function: Callable[..., Array], arrays: dict[str, Array], options: dict[str, Any]) -> tuple[int, ...]:
-    """The shape of a result that cannot be recorded: that of the call on memory that holds nothing."""
-    for array in arrays.values():
-        array[...] = 0
-    return function(**arrays, **options).shape
+    by_python = np.zeros(HEAD, np.int64)
+    by_python[3 : 4 + len(shape)] = [len(shape), *shape]
+    _calls[by_python.ctypes.data] = call
+    return by_python
 
 
 def _at(address: int, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:

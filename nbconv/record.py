@@ -52,6 +52,7 @@ class Recorder:
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.steps: list[tuple[Kernel, Kernel | None]] = []
+        self.shape: tuple[int, ...] = ()  # of the result, known before anything is computed
         self.kept: list[Any] = []  # constants that a program's words point to
         self._alive: list[Array] = []  # memory that stands for scratch, for addresses to be distinct
         self._ranges: list[_Range] = []
