@@ -234,7 +234,7 @@ def apart(one, other):
     """Whether two arrays surely share no memory."""
     low, high = bounds(one)
     begin, end = bounds(other)
-    return high <= begin or end <= low
+    return one.size == 0 or other.size == 0 or high <= begin or end <= low
 
 
 @register_jitable

@@ -26,7 +26,7 @@ from .arrays import DTYPES, Array
 from .kernels import program
 from .kernels.jit import DISABLED
 from .kernels.program import HEAD, LONGEST, SCRATCH, SLOTS, SYMBOLS
-from .record import Unrecordable, recording
+from .record import Unrecordable, recorder, recording
 
 VERBS = {
     "conv": ("input", "weight", "bias"),
@@ -372,7 +372,10 @@ _GRADS = ("input_grad", "weight_grad", "bias_grad")
 
 
 def _after_fork() -> None:
-    """GNU OpenMP's threads do not follow into a child."""
+    """Neither GNU OpenMP's threads follow into a child nor another thread that prepares a program."""
+    global _lock
+    if recorder() is None:
+        _lock = threading.RLock()
     if threads.layer() == "omp":
         _state[1] = 0
 

@@ -9,6 +9,7 @@ offsets; then for both the words, and pairs of a word and what it is an offset f
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -118,6 +119,17 @@ class Recorder:
 
 _active: Recorder | None = None
 _lock = threading.RLock()
+
+
+def _after_fork() -> None:
+    """Another thread of the parent may have recorded, which does not follow into a child; this one goes on."""
+    global _active, _lock
+    if recorder() is None:
+        _active, _lock = None, threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def recorder() -> Recorder | None:

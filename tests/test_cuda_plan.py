@@ -132,6 +132,15 @@ def test_older_generations_take_the_plain_loops(direction):
         assert select(direction, problem, np.dtype(dtype), (8, 0)).kernel == ("channels" if dtype == "float16" else "tiled")
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(("batch", "family"), [(16, "channels"), (64, "")])
+def test_copies_that_words_of_32_bits_cannot_count(direction, batch, family):
+    """One channel is filled up to a chunk: of 2**30 halves that makes 2**32 words."""
+    problem = ConvProblem.make((batch, 1, 4096, 4096), (64, 1, 7, 7), stride=16)
+    for dtype, other in (("float16", "direct"), ("tf32", "tiled")):
+        assert plan_of(direction, problem, dtype).kernel == (family or other)
+
+
 def test_blocks_fit_the_shared_memory():
     """The largest tiles of matrix units are not for devices with 99 KiB a block."""
     problem = ConvProblem.make((4, 512, 28, 28), (512, 512, 3, 3), padding=1)

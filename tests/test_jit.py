@@ -133,6 +133,10 @@ def test_out():
     assert (base[..., 1::2] == 99).all()
     with pytest.raises(ValueError, match=r"out must have shape \(2, 4, 7, 7\), got \(2, 4, 7, 6\)"):
         into(x, w, np.empty((2, 4, 7, 6), np.float32))
+    memory = np.full(64, 99, np.float32)
+    nothing = np.lib.stride_tricks.as_strided(memory[32:], (1, 0, 3, 3), (4, 36, 12, 4))
+    into(nothing, np.ones((1, 0, 3, 3), np.float32), memory[28:29].reshape(1, 1, 1, 1))
+    assert memory[28] == 0
     image = random((1, 1, 9, 9), "float32", 0)
     with pytest.raises(ValueError, match="out must not overlap input"):
         into(image, random((1, 1, 3, 3), "float32", 1), image[:, :, :7, :7])
@@ -322,4 +326,36 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["0"], run.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_while_another_thread_records():
+    """The child's threads compute, and its locks are free, also where one has the identity of the thread that recorded."""
+    code = """
+import os, threading, numpy as np, nbconv
+from nbconv import jit, record
+from numba import njit
+@njit
+def f(x, w):
+    return nbconv.conv2d(x, w)
+x, w = np.ones((1, 2, 8, 8), np.float32), np.ones((3, 2, 3, 3), np.float32)
+f(x, w)
+inside, done = threading.Event(), threading.Event()
+def work():
+    with jit._lock, record.recording():
+        inside.set()
+        done.wait()
+thread = threading.Thread(target=work)
+thread.start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    free = record._active is None
+    os._exit(0 if free and f(x[:, :, :7], w).sum() == 18 * 3 * 30 == nbconv.conv2d(x[:, :, :7], w).sum() else 1)
+done.set()
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.stdout.split() == ["0"], run.stderr

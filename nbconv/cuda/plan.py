@@ -349,6 +349,9 @@ def _select(
         wide = direction == "input_grad" and taps_of_a_phase(p) > MASK_TAPS
         family, why, copies = "tiled", "products of tiles in shared memory", (0, 0)
         if by_chunk:
+            if _largest_copy(p, dtype.itemsize, pad, bordered_out(p, copied) if wide else p.out) > 4 * INT32:
+                exact = wish._replace(precision=None)  # TF32 is leave, not an order
+                return _select(direction, p, dtype, cc, processors, exact, most_splits) if mode == "tf32" else direct()
             family, why = "channels", "products of tiles by matrix units"
             if outputs_together(p, dtype.itemsize) and (channels * dtype.itemsize % CHUNK == 0 or direction == "weight_grad"):
                 family, why = "pointwise", "products of tiles by matrix units, of arrays as they are"
@@ -376,6 +379,18 @@ def bordered_out(p: ConvProblem, copied: bool) -> Triple:
 
 def _padded(p: ConvProblem) -> Triple:
     return triple(b + s + a for b, s, a in zip(p.before, p.size, p.after, strict=True))
+
+
+def _largest_copy(p: ConvProblem, itemsize: int, padded: bool, out: Triple) -> int:
+    """Bytes of the largest array that may have to be put in order, with the channels that fill chunks and with its border.
+
+    Kernels count its words in 32 bits. Arrays that contiguous would be read in place count as well.
+    """
+    channels, filters = p.channels // p.groups, p.filters // p.groups
+    x = ordered(p.batch * p.groups * math.prod(_padded(p) if padded else p.size), channels, itemsize)
+    dy = ordered(p.batch * p.groups * math.prod(out), filters, itemsize)
+    taps = math.prod(p.kernel)
+    return max(x, dy, ordered(p.filters * taps, channels, itemsize), ordered(p.channels * taps, filters, itemsize))
 
 
 def _ordered(direction: Direction, p: ConvProblem, unit: str, itemsize: int, padded: bool, out: Triple) -> tuple[int, int]:
