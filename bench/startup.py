@@ -53,7 +53,7 @@ SHAPES = {"small, one thread": (1, 4, 8), "large, all threads": (8, 64, 56)}
 
 def run(code: str, cache: str) -> list[float]:
     """Numbers that `code` prints in a fresh interpreter with its caches in `cache`."""
-    environment = os.environ | {"NBCONV_CACHE_DIR": os.path.join(cache, "nbconv"), "NUMBA_CACHE_DIR": cache}
+    environment = os.environ | {"NBCONV_CACHE_DIR": os.path.join(cache, "kernels"), "NUMBA_CACHE_DIR": cache}
     path = os.path.join(cache, "program.py")
     if not os.path.exists(path):  # numba takes a file that was written again for another
         with open(path, "w", encoding="utf-8") as file:
