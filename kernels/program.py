@@ -100,7 +100,7 @@ def thread_count(typingctx, counter):
 
 @intrinsic
 def advise(typingctx, address, size):
-    """Ask Linux for huge pages, as NumPy does for its own arrays: memory that is first touched costs a fifth less time."""
+    """Ask Linux for huge pages, as NumPy does for its own arrays; docs/embedding.md has a figure."""
 
     def codegen(context, builder, signature, arguments):
         if sys.platform == "linux":

@@ -76,7 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         extra = "demo" if chosen.command in ("demo", "cache") else "bench"
         print(f"'{chosen.command}' needs {error.name}: pip install 'nbconv[{extra}]'", file=sys.stderr)
         return 1
-    return 0
 
 
 def _cache(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:

@@ -244,7 +244,7 @@ def _array_kind(value: Any, name: str, dtype: Any) -> str:
     if not isinstance(value, types.Array):
         raise TypingError(f"nbconv: {name} must be an array, got {value}")
     found = numba.np.numpy_support.as_dtype(value.dtype)
-    if found not in DTYPES or found.itemsize < 1 or found == np.float16 or not value.aligned:
+    if found not in DTYPES or found == np.float16 or not value.aligned:
         raise TypingError(f"nbconv: {name} must be an aligned array of a dtype that nbconv and numba compute with, got {value}")
     if dtype is not None and value.dtype != dtype:
         raise TypingError(f"nbconv: {name} must have the dtype of the other arrays, {dtype}, got {value.dtype}")
@@ -354,8 +354,9 @@ def _register_backward(name: str) -> None:
         if isinstance(given["need"], types.Type) and not isinstance(given["need"], types.Omitted):
             raise TypingError("nbconv: in compiled code call the gradient that is needed, need is not supported")
         listed = ", ".join(each if value is _REQUIRED else f"{each}={value!r}" for each, value in parameters.items())
-        options = "stride, padding, dilation, groups, padding_mode"
-        scope = dict(zip(("input_grad", "weight_grad", "bias_grad"), parts, strict=True))
+        options = "stride, padding, dilation, groups, padding_mode, algorithm=algorithm, precision=precision"
+        options += ", workspace_limit=workspace_limit"
+        scope = dict(zip(_GRADS, parts, strict=True))
         exec(
             f"def implementation({listed}):\n"
             f"    dx = input_grad(grad_output, weight, input.shape, {options})\n"

@@ -76,6 +76,21 @@ def by_name(x, w, dy):
     return y, dx, dw, db, nbconv.conv_transpose2d(x, w, stride=2, output_padding=1), nbconv.conv2d_bias_grad(dy)
 
 
+@njit
+def backward_by(dy, x, w, algorithm):
+    return nbconv.conv2d_backward(dy, x, w, padding=1, algorithm=algorithm)
+
+
+def test_backward_hands_on_its_options():
+    x, w, dy = (random(shape, "float32", i) for i, shape in enumerate(((1, 32, 30, 30), (32, 32, 3, 3), (1, 32, 30, 30))))
+    direct, winograd = (backward_by(dy, x, w, name) for name in ("direct", "winograd"))
+    for got, want in zip(direct, nbconv.conv2d_backward(dy, x, w, padding=1, algorithm="direct"), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert not np.array_equal(direct[0], winograd[0])
+    with pytest.raises(ValueError, match="algorithm must be one of"):
+        backward_by(dy, x, w, "guess")
+
+
 LAYOUTS = {
     "contiguous": lambda array: array,
     "turned": lambda array: np.ascontiguousarray(array.T).T,

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import config
 from numba.cuda import types
@@ -119,12 +118,7 @@ if SIMULATED:
         """The simulator has no matrix units."""
         raise NotImplementedError
 
-    put_matrix = copy_bytes = load_pair = store_pair = matrix_products
-
-    def to_tf32(value):
-        """The bits of a float32, rounded to the 10 bits of fraction of TF32, ties away from zero."""
-        bits = int(np.float32(value).view(np.uint32))
-        return np.uint32(bits if value != value else (bits + 0x1000) & 0xFFFFE000)
+    put_matrix = copy_bytes = load_pair = store_pair = to_tf32 = matrix_products
 
 else:
 

@@ -16,6 +16,7 @@ from .records import fields, record, triples
 
 Five = tuple[int, int, int, int, int]
 Sizes = tuple[int, ...]
+Aligned = tuple[bool, bool, bool]  # whether the operands and the result start at a multiple of 16 bytes
 X, WEIGHT, BIAS, OUT, WORK = range(5)
 THREADS = 256
 MANY = 1 << 18  # results from which on a thread sums several: as many as the largest GPUs have threads

@@ -4,7 +4,7 @@ import math
 
 from ..kernels.cuda.tile import CHUNK, MOVED
 from ..problem import Triple
-from .builder import OUT, WEIGHT, Border, Builder, Five, Place
+from .builder import OUT, WEIGHT, Aligned, Border, Builder, Five, Place
 from .driver import Code
 from .plan import in_place, ordered, whole
 from .records import magic, record, triples
@@ -17,7 +17,7 @@ WORD = 4  # bytes
 class Stage:
     """Finds the operands of a product, and puts in order, in one launch, those that are not."""
 
-    def __init__(self, b: Builder, aligned: tuple[bool, ...]):
+    def __init__(self, b: Builder, aligned: Aligned):
         self.b, self.aligned = b, aligned
         self.lanes = CHUNK // b.plan.dtype.itemsize
         self.moves: list[tuple[Place, Place, str, dict[str, int]]] = []

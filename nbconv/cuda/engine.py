@@ -15,7 +15,7 @@ from ..kernels.cuda.tile import CHUNK
 from ..problem import ConvProblem
 from . import driver, pointwise, prepare
 from .arrays import View, cast, copy, empty, overlap, view
-from .builder import Prepared, Sizes, five
+from .builder import Aligned, Prepared, Sizes, five
 from .plan import INT32, dtype_name, select, summing
 
 BYTE = np.dtype(np.uint8)
@@ -105,7 +105,7 @@ def _launches(
     dtype: np.dtype[Any],
     wish: Wish,
     device: int,
-    aligned: tuple[bool, bool, bool],
+    aligned: Aligned,
     strides: tuple[tuple[int, ...], ...],
     *rest: Any,
 ) -> Prepared:
@@ -126,7 +126,7 @@ def _launches(
     return made
 
 
-def _aligned(first: View, second: View, result: View) -> tuple[bool, bool, bool]:
+def _aligned(first: View, second: View, result: View) -> Aligned:
     """Whether arrays start at whole chunks."""
     return first.pointer % CHUNK == 0, second.pointer % CHUNK == 0, result.pointer % CHUNK == 0
 

@@ -5,12 +5,10 @@ from typing import Any
 
 from ..kernels.cuda.tile import CHUNK
 from ..problem import ConvProblem
-from .builder import BIAS, OUT, WEIGHT, Builder, Five, Place, X, dense_cells
+from .builder import BIAS, OUT, WEIGHT, Aligned, Builder, Five, Place, X, dense_cells
 from .driver import Code
 from .plan import outputs_together, slices
 from .records import record
-
-Aligned = tuple[bool, bool, bool]
 
 
 def serves(p: ConvProblem, itemsize: int, direction: str, aligned: Aligned, first: Five, second: Five, result: Five) -> bool:

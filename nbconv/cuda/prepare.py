@@ -18,6 +18,7 @@ from .builder import (
     THREADS,
     WEIGHT,
     WORK,
+    Aligned,
     Border,
     Builder,
     Five,
@@ -36,8 +37,6 @@ from .driver import Code
 from .plan import MASK_TAPS, CudaPlan, bordered_out
 from .records import fields, triples
 from .tiled import Images, Rows, product, terms, weight_product
-
-Aligned = tuple[bool, bool, bool]  # whether the operands and the result start at a multiple of 16 bytes
 
 
 def _pairs(b: Builder, aligned: Aligned, target: Place, to: Five, out: Sizes) -> bool:
