@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numba import njit
 
 import nbconv
@@ -22,12 +23,40 @@ def _weight_grad(x: Array, w: Array, dy: Array, stride: Any, padding: Any, dilat
     return nbconv.conv_weight_grad(dy, x, w.shape, stride, padding, dilation, groups)
 
 
+@njit
+def _relu(value: Any) -> Any:
+    return max(value, type(value)(0))
+
+
+@njit
+def _quantise(n: int, k: int, position: Any, value: Any, out: Array, scale: float) -> None:
+    out[(n, k, *position)] = np.int8(min(max(value * scale, -128.0), 127.0))
+
+
+def _activated(x: Array, w: Array, out: Array, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
+    return nbconv.conv(x, w, None, stride, padding, dilation, groups, activation=_relu)
+
+
+def _stored(x: Array, w: Array, out: Array, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
+    nbconv.conv(x, w, None, stride, padding, dilation, groups, store=_quantise, store_args=(out, 10.0))  # type: ignore[call-arg]
+
+
 _COMPILED = {"forward": njit(_forward), "input_grad": njit(_input_grad), "weight_grad": njit(_weight_grad)}
+_HOOKED = {"plain": njit(_forward), "activation": njit(_activated), "store": njit(_stored)}
 
 
 def call(problem: nbconv.ConvProblem, direction: str, x: Array, w: Array, dy: Array) -> Callable[[], Any]:
     """A compiled call in one direction; one compilation serves all problems with as many axes."""
+    return functools.partial(_COMPILED[direction], x, w, dy, *_options(problem))
+
+
+def hooked(problem: nbconv.ConvProblem, x: Array, w: Array) -> dict[str, Callable[[], Any]]:
+    """A compiled forward call alone, with an activation of the caller's, and with a store that quantises to bytes."""
+    out = np.zeros(problem.output_shape, np.int8)
+    return {name: functools.partial(function, x, w, out, *_options(problem)) for name, function in _HOOKED.items()}
+
+
+def _options(problem: nbconv.ConvProblem) -> tuple[Any, ...]:
     inner = slice(3 - problem.axes, 3)
     padding = tuple((problem.before[axis], problem.after[axis]) for axis in range(3 - problem.axes, 3))
-    options = problem.stride[inner], padding, problem.dilation[inner], problem.groups
-    return functools.partial(_COMPILED[direction], x, w, dy, *options)
+    return problem.stride[inner], padding, problem.dilation[inner], problem.groups

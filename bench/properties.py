@@ -22,6 +22,7 @@ from nbconv.arrays import Array, check_array, common_dtype
 from nbconv.dispatch import ALGORITHMS, DIRECTIONS, Wish, select
 from nbconv.kernels.padding import MODES
 
+from . import embedded
 from .compare import Call, call, calls, geometric_mean, medians, operands, prepare, save
 from .shapes import SUITES, Layer, find
 
@@ -139,6 +140,14 @@ def epilogue(dtype: str, seconds: float) -> Iterator[Line]:
         yield _line("epilogue", layer.name, "forward", times, _over_first(times))
 
 
+def hooks(dtype: str, seconds: float) -> Iterator[Line]:
+    """Time in compiled code with the caller's own activation, and with a store instead of a result; the goal is at most 1.05."""
+    for layer in (find(*names) for names in EPILOGUE):
+        x, w, _ = operands(layer.problem, dtype)
+        times = _measured(embedded.hooked(layer.problem, x, w), seconds)
+        yield _line("hooks", layer.name, "forward", times, _over_first(times))
+
+
 def flatness(dtype: str, seconds: float) -> Iterator[Line]:
     """GFLOP/s of 3x3 layers over the batch at 28x28, and over the size at batch 1; the best over the worst comes last."""
     series = {f"batch {batch}": (batch, 28) for batch in BATCHES}, {f"size {size}": (1, size) for size in SIZES}
@@ -245,7 +254,7 @@ def _summed(direction: str, problem: nbconv.ConvProblem, x: Array, w: Array, dy:
 
 
 SECTIONS: dict[str, Callable[[str, float], Iterator[Line]]] = {
-    section.__name__: section for section in (overhead, threads, borders, epilogue, flatness, arrays, algorithms, accuracy)
+    section.__name__: section for section in (overhead, threads, borders, epilogue, hooks, flatness, arrays, algorithms, accuracy)
 }
 
 

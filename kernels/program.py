@@ -15,6 +15,8 @@ SYMBOLS = "nbconv_state", "nbconv_prepare", "nbconv_run", "nbconv_error"
 SLOTS = 1 << 16  # of the table: shapes that one process convolves
 HEAD = 10  # words of a program before its first step
 SCRATCH = 4  # number of the base that scratch is; arrays of the call come before, the result last
+HOOK = 5  # number of the base that the descriptor of the caller's own function is; see `cpu.epilogue`
+STATE = 5  # words of what Python tells compiled code
 LONGEST = 64  # characters of a text among the options
 HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
 WORD = ir.IntType(64)
@@ -35,12 +37,16 @@ def peek(typingctx, address):
 
 
 @intrinsic
-def table_at(typingctx, index):
-    """Word `index` of what Python tells compiled code."""
+def told(typingctx, index):
+    """Word `index` of what Python tells compiled code.
+
+    They are addresses: of the table; of numba's functions that tell and set the number of threads, the first 0 where none are
+    launched; of the function that reads a thread's own storage; and the key of nbconv's limit there.
+    """
 
     def codegen(context, builder, signature, arguments):
         module = builder.module
-        state = module.globals.get(SYMBOLS[0]) or ir.GlobalVariable(module, ir.ArrayType(WORD, 2), SYMBOLS[0])
+        state = module.globals.get(SYMBOLS[0]) or ir.GlobalVariable(module, ir.ArrayType(WORD, STATE), SYMBOLS[0])
         return builder.load(builder.gep(state, [ir.Constant(WORD, 0), arguments[0]]))
 
     return types.int64(types.int64), codegen
@@ -99,6 +105,39 @@ def thread_count(typingctx, counter):
 
 
 @intrinsic
+def set_thread_count(typingctx, setter, count):
+    """Have numba launch no more than `count` threads from this one."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+        builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [builder.trunc(arguments[1], ir.IntType(32))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def own_word(typingctx, getter, key):
+    """What this thread has stored under a key of the operating system's."""
+
+    def codegen(context, builder, signature, arguments):
+        kind = ir.FunctionType(WORD, [ir.IntType(32)])
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [builder.trunc(arguments[1], ir.IntType(32))])
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@register_jitable
+def launch_width():
+    """The number of threads that numba would launch, and the number that nbconv may use."""
+    counter = told(1)
+    if counter == 0:
+        return 1, 1
+    available, limit = thread_count(counter), own_word(told(3), told(4))
+    return available, (min(available, limit) if limit > 0 else available)
+
+
+@intrinsic
 def advise(typingctx, address, size):
     """Ask Linux for huge pages, as NumPy does for its own arrays; docs/embedding.md has a figure."""
 
@@ -147,7 +186,7 @@ def same(entry, key, words, count):
 @register_jitable
 def lookup(key, words, count):
     """Address of a program; 0 where Python has not prepared it."""
-    table = table_at(0)
+    table = told(0)
     slot = key & (SLOTS - 1)
     while True:
         entry = peek(table + 8 * slot)
@@ -168,8 +207,10 @@ def execute(program, bases):
     scratch = made(np.empty(peek(program + 8) + 64, np.uint8))
     bases[SCRATCH] = (scratch.ctypes.data + 63) // 64 * 64
     words = np.empty(peek(program + 16), np.int64)
-    counter = table_at(1)
-    parallel = counter != 0 and thread_count(counter) > 1
+    available, width = launch_width()
+    parallel = width > 1
+    if parallel and width < available:
+        set_thread_count(told(2), width)
     step = program + 8 * HEAD
     for _ in range(peek(program + 8 * (HEAD - 1))):
         kernel, start = step + 8, step + 72
@@ -184,6 +225,8 @@ def execute(program, bases):
             words[peek(at)] += bases[peek(at + 8)]
         invoke(peek(kernel + 8), peek(kernel), words.ctypes.data)
         step += 8 * peek(step)
+    if parallel and width < available:
+        set_thread_count(told(2), available)
     scratch[0] = words[0] = 0  # both live until here
 
 

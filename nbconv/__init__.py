@@ -30,6 +30,7 @@ from .functional import (
 )
 from .prepared import PreparedWeight, prepare
 from .problem import ConvProblem
+from .threads import get_num_threads, num_threads, set_num_threads
 
 jit.register()
 
@@ -63,7 +64,10 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "conv_weight_grad",
+    "get_num_threads",
     "nn",
+    "num_threads",
     "plan",
     "prepare",
+    "set_num_threads",
 ]

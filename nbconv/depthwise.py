@@ -4,6 +4,7 @@ import functools
 import math
 from typing import Any, NamedTuple
 
+import numba
 import numpy as np
 from numba import types
 
@@ -11,6 +12,7 @@ from .arrays import Array
 from .dispatch import Plan
 from .drivers import INTEGER, Twin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import depthwise, transfer
+from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address
 from .phases import Phase, forward_phases, input_grad_phases
 from .record import recorder
@@ -82,7 +84,7 @@ def _driver(dtype: np.dtype[Any]) -> Twin:
     x, vector = dense_array(dtype, 5, True), dense_array(dtype, 1, True)
     tables = dense_array(INTEGER, 2), dense_array(INTEGER, 1)
     arrays = x, dense_array(dtype, 2, True), vector, dense_array(dtype, 5), *tables, vector
-    return Twin(depthwise.jobs, depthwise.parallel, *arrays, types.intp)
+    return Twin(depthwise.jobs, depthwise.parallel, *arrays, dense_array(dtype, 1), types.intp)
 
 
 @functools.cache
@@ -108,8 +110,10 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
     if plan.direction == "input_grad":
         packed = _taken(packed, prepared.order)
     target = out if out.flags.c_contiguous else scratch(out.shape, dtype)
-    zeros = np.zeros(prepared.zeros, dtype)
-    arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros
+    zeros = room = np.zeros(prepared.zeros, dtype)
+    if takes_results(apply):
+        room = scratch((numba.config.NUMBA_NUM_THREADS * math.prod(out.shape[2:]),), dtype)
+    arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros, room
     _driver(dtype).run(plan.parallel, x.shape[0] * x.shape[1], *arrays, apply)
     if target is not out:
         assign(out, target)

@@ -14,6 +14,7 @@ from . import cpu
 from .arrays import Array, accumulator, can_write_directly, check_out, computable
 from .dispatch import AUTO, Wish, select
 from .drivers import contiguous
+from .kernels.cpu.epilogue import Descriptor
 from .problem import ConvProblem
 from .record import recorder, refuse
 
@@ -91,6 +92,8 @@ def bias_grad(dtype: np.dtype[Any], grad_output: Array, axes: int, out: Array | 
 
 
 def _compiled(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
+    if isinstance(activation, Descriptor):
+        return activation
     try:
         epilogue = cpu.compile_epilogue(activation, dtype)
         if record := recorder():

@@ -18,6 +18,7 @@ from .arrays import Array, accumulator, check_array, check_dtype, common_dtype
 from .cuda.arrays import View
 from .dispatch import wish
 from .kernels import activations, jit
+from .kernels.cpu.epilogue import Descriptor
 from .problem import ConvProblem, Padding, Sizes, problem_of, transposed_problem
 
 P = ParamSpec("P")
@@ -104,7 +105,7 @@ def _conv(
     wanted = wish(algorithm, precision, workspace_limit)
     problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
     _check_bias(bias, problem.filters)
-    function = _activation(activation, accumulator(result))
+    function = activation_function(activation, accumulator(result))
     return _engine(input, weight, bias).forward(problem, result, input, weight, bias, function, out, wanted)
 
 
@@ -418,7 +419,7 @@ def _check_bias(bias: Array | None, count: int) -> None:
         raise ValueError(f"bias must have shape ({count},), one value for each output channel, got {bias.shape}")
 
 
-def _activation(activation: Activation | None, dtype: np.dtype[Any]) -> Callable[..., Any] | None:
+def activation_function(activation: Activation | None, dtype: np.dtype[Any]) -> Callable[..., Any] | None:
     """The scalar function that `activation` names or is."""
     if activation is None:
         return None
@@ -429,7 +430,7 @@ def _activation(activation: Activation | None, dtype: np.dtype[Any]) -> Callable
         if dtype.kind == "c" or (dtype.kind in "iu" and activation not in activations.INTEGER):
             raise TypeError(f"activation {activation!r} is not defined for dtype {dtype}")
         return activations.NAMED[activation]  # type: ignore[no-any-return]
-    if is_jitted(activation) or (jit.DISABLED and callable(activation)):
+    if is_jitted(activation) or isinstance(activation, Descriptor) or (jit.DISABLED and callable(activation)):
         return activation
     raise TypeError(f"activation must be a name or a function compiled by numba.njit, got {activation!r}")
 

@@ -5,6 +5,7 @@ its lock. The first call of its kind asks Python for the program. Words are read
 and each argument's kind.
 """
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -12,7 +13,7 @@ import inspect
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numba
@@ -23,9 +24,10 @@ from numba.extending import overload
 
 from . import functional, threads
 from .arrays import DTYPES, Array
-from .kernels import program
+from .kernels import hooks, program
+from .kernels.cpu.epilogue import Descriptor
 from .kernels.jit import DISABLED
-from .kernels.program import HEAD, LONGEST, SCRATCH, SLOTS, SYMBOLS
+from .kernels.program import HEAD, HOOK, LONGEST, SCRATCH, SLOTS, STATE, SYMBOLS
 from .record import Unrecordable, recorder, recording
 
 VERBS = {
@@ -38,14 +40,19 @@ VERBS = {
 
 # -- the Python side
 
-# what compiled code reads: address of the table, and of numba's function that tells the number of threads, 0 where none is launched
-_state = np.zeros(2, np.int64)
+_state = np.zeros(STATE, np.int64)  # what compiled code reads: see `program.told`
 _table = np.zeros(SLOTS, np.int64)
 _programs: dict[tuple[str, tuple[int, ...]], Array] = {}
 _kept: list[Any] = []  # entries of the table, and constants of programs: for ever, since code may be running them
 _calls: dict[int, Callable[[list[int]], None]] = {}
 _lock = threading.RLock()
 _errors = threading.local()
+
+
+class _Hook(NamedTuple):
+    """What stands for a function of the caller's own in a call's text: "!1" if it takes the results, "!0" if it changes them."""
+
+    stores: bool
 
 
 class _Reader:
@@ -59,7 +66,12 @@ class _Reader:
         return self.words[self.at - 1]
 
     def value(self, kind: str) -> Any:
-        """An option: "i" an int, "b" a bool, "s" a text, "n" None, "=..." a text that is known, "#..." an int, "(...)" a tuple."""
+        """An option: "i" an int, "b" a bool, "s" a text, "n" None, "(...)" a tuple of such.
+
+        What is known when the caller is compiled stands in the kind itself: "=..." a text, "#..." an int, "!..." a hook.
+        """
+        if kind[0] == "!":
+            return _Hook(kind == "!1")
         if kind[0] == "(":
             return tuple(self.value(each) for each in _parts(kind[1:-1]))
         if kind[0] in "=#":
@@ -110,12 +122,15 @@ def _arguments(text: str, words: list[int]) -> tuple[Callable[..., Array], dict[
 def _record(text: str, words: list[int]) -> Array:
     """The program of a call."""
     function, arrays, options = _arguments(text, words)
-    if "activation" in options:
-        options["activation"] = _activations.get(options["activation"], options["activation"])
     options = {name: value for name, value in options.items() if value is not None}
+    hook = options.pop("activation") if isinstance(options.get("activation"), _Hook) else None
+    words_of_hook = np.array([0, 0, hook is not None and hook.stores], np.int64)
+    if hook:
+        options["activation"] = Descriptor(words_of_hook.ctypes.data)
     out = arrays.get("out")
     bases = {name: array for name, array in arrays.items() if name != "out"}
     with recording() as record:
+        record.know(words_of_hook, HOOK)
         try:
             result = function(**arrays, **options)
             for base, array in enumerate([*bases.values(), *(None,) * (SCRATCH - 1 - len(bases)), result]):
@@ -129,10 +144,14 @@ def _record(text: str, words: list[int]) -> Array:
     layout = [(array.dtype, array.shape, array.strides) for array in bases.values()]
     layout.append((dtype, shape, np.empty(shape, dtype).strides if out is None else out.strides))
 
+    wanted = {*bases} if hook and hook.stores else {*bases, "out"}
+
     def call(addresses: list[int]) -> None:
         starts = [*addresses[: len(bases)], addresses[SCRATCH - 1]]
-        *given, target = (_at(start, *each) for start, each in zip(starts, layout, strict=True))
-        function(**dict(zip(bases, given, strict=True)), **options, out=target)
+        found = zip([*bases, "out"], starts, layout, strict=True)
+        given = {name: _at(start, *each) for name, start, each in found if name in wanted}
+        own = {"activation": Descriptor(addresses[HOOK])} if hook else {}
+        function(**given, **options | own)
 
     by_python = np.zeros(HEAD, np.int64)
     by_python[3 : 4 + len(shape)] = [len(shape), *shape]
@@ -164,8 +183,8 @@ def _prepare(text: int, key: int, words: int, count: int) -> int:
             if call in _programs:  # another thread was first, or the table is full
                 return int(_programs[call].ctypes.data)
             program = _programs[call] = _record(call[0], given)
-            safe = threads.layer() in ("tbb", "omp") and not threads.was_forked()
-            _state[1] = llvm.address_of_symbol("get_num_threads") if safe else 0
+            if threads.layer() in ("tbb", "omp") and not threads.was_forked():
+                _state[1:3] = [llvm.address_of_symbol(f"{verb}_num_threads") for verb in ("get", "set")]
             if len(_programs) < SLOTS // 2:  # whoever looks up finds an empty place
                 slot = key & (SLOTS - 1)
                 while _table[slot] != 0:
@@ -182,7 +201,7 @@ def _prepare(text: int, key: int, words: int, count: int) -> int:
 def _run(program: int, bases: int) -> int:
     """Carry out by Python what could not be recorded; 0, or 1 after an error."""
     try:
-        _calls[program](np.ctypeslib.as_array((ctypes.c_int64 * (SCRATCH + 1)).from_address(bases)).tolist())
+        _calls[program](np.ctypeslib.as_array((ctypes.c_int64 * (HOOK + 1)).from_address(bases)).tolist())
     except BaseException as error:
         _fail(error)
         return 1
@@ -196,15 +215,22 @@ def _error(buffer: int, room: int) -> int:
     return len(text) * 4 + int(_errors.kind)
 
 
+@ctypes.CFUNCTYPE(ctypes.c_int32)
+def _refuse() -> int:
+    """The number of threads in a child that must not launch any."""
+    _state[1] = 0
+    with contextlib.suppress(Warning):  # an error where the caller wishes so, which compiled code cannot raise
+        threads.warn_about_fork()
+    return 1
+
+
+_REFUSE = ctypes.cast(_refuse, ctypes.c_void_p).value
 _WORD = ctypes.c_int64
 _CALLBACKS = (
     ctypes.CFUNCTYPE(_WORD, _WORD, _WORD, _WORD, _WORD)(_prepare),
     ctypes.CFUNCTYPE(_WORD, _WORD, _WORD)(_run),
     ctypes.CFUNCTYPE(_WORD, _WORD, _WORD)(_error),
 )
-
-
-_activations: dict[str, Any] = {}  # functions that compiled code asks for; numba caches no caller that has one
 
 
 def _kind(value: Any, name: str) -> str:
@@ -225,10 +251,6 @@ def _kind(value: Any, name: str) -> str:
         return "s"
     if isinstance(value, types.BaseTuple):
         return "(" + "".join(_kind(each, name) + "," for each in value) + ")"
-    if isinstance(value, types.Dispatcher) and name == "activation":
-        key = f"function {id(value.dispatcher)}"
-        _activations[key] = value.dispatcher
-        return "=" + key
     raise TypingError(f"nbconv: {name} must be an int, a tuple of ints, a text or None in compiled code, got {value}")
 
 
@@ -274,50 +296,84 @@ def implementation({parameters}):
         program = ask({text!r}, key, words.ctypes.data, at)
         if program == 0:
             raise_last()
+    bases = np.zeros({bases}, np.int64)
     {result}
-    bases = np.empty({bases}, np.int64)
     {addresses}
-    bases[{last}] = result.ctypes.data
     execute(program, bases)
-    return result
+    {answer}
 """
+
+
+def _hook(given: dict[str, Any], dtype: np.dtype[Any], axes: int) -> Any:
+    """The function of the caller's own that results are run through, as `hooks.descriptor` takes it; None if there is none."""
+    functions = {}
+    for name in ("activation", "store"):
+        found = given.get(name)
+        if isinstance(found, types.Dispatcher):
+            functions[name] = found.dispatcher
+        elif name == "store" and not _absent(found):
+            raise TypingError(f"nbconv: store must be a function compiled by numba.njit, got {found}")
+    if "store" in functions and "activation" not in functions and not _absent(given["activation"]):
+        if not isinstance(given["activation"], types.StringLiteral):
+            raise TypingError(f"nbconv: activation must be a function or a known text beside a store, got {given['activation']}")
+        try:
+            functions["activation"] = functional.activation_function(given["activation"].literal_value, dtype)
+        except (TypeError, ValueError) as error:
+            raise TypingError(f"nbconv: {error}") from error
+    if not functions:
+        return None
+    return hooks.make_visit(functions.get("store"), functions.get("activation"), dtype.type(0), axes)
 
 
 def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dict[str, Any]) -> Any:
     """The compiled call of a public function for types of its arguments."""
     names = [each for each in VERBS[verb] if not _absent(given[each])]
     arrays = [*names, *(["out"] if not _absent(given["out"]) else [])]
-    dtype = getattr(given[names[0]], "dtype", None)
-    fields = [f"{each}:{_array_kind(given[each], each, dtype)}" for each in arrays]
+    kind = getattr(given[names[0]], "dtype", None)
+    fields = [f"{each}:{_array_kind(given[each], each, kind)}" for each in arrays]
+    dtype = numba.np.numpy_support.as_dtype(kind)
     if "out" in arrays and not given["out"].mutable:
         raise TypingError("nbconv: out must be writeable, got a read-only array")
     if "dtype" in given and not _absent(given["dtype"]):
         raise TypingError("nbconv: dtype must be that of the arrays in compiled code")
-    options = [each for each in parameters if each not in (*VERBS[verb], "out", "dtype") and not _absent(given[each])]
-    kinds = {each: _kind(given[each], each) for each in options}
+    hook = _hook(given, dtype, given["weight"].ndim - 2) if verb == "conv" else None
+    stores = hook is not None and not _absent(given["store"])
+    if stores and "out" in arrays:
+        raise TypingError("nbconv: out must be None where a store takes the results")
+    options = [each for each in parameters if each not in (*VERBS[verb], "out", "dtype", *STORE) and not _absent(given[each])]
+    kinds = {each: _kind(given[each], each) for each in options if each != "activation" or hook is None}
     fields += [f"{each}:{kind}" for each, kind in kinds.items()]
+    if hook is not None:
+        fields.append(f"activation:!{int(stores)}")
     written = [each for each, kind in kinds.items() if kind[0] not in "=#n"]
     text = "|".join([name, *fields])
     ndim = {"conv_input_grad": "input_shape", "conv_weight_grad": "weight_shape"}.get(verb)
     if ndim and not isinstance(given[ndim], types.BaseTuple):
         raise TypingError(f"nbconv: {ndim} must be a tuple in compiled code, got {given[ndim]}")
     axes = 1 if verb == "conv_bias_grad" else len(given[ndim]) if ndim else given[names[0]].ndim
-    apart = "".join(f"\n    if not apart(out, {each}):\n        raise ValueError('out must not overlap {each}')" for each in names)
+    if stores:
+        result = f"bases[{HOOK}] = descriptor(visit, 1, (shape_of(program, empty), store_args))"
+    else:
+        result = "result = out" if "out" in arrays else "result = made(np.empty(shape_of(program, empty), kept_dtype))"
+        if "out" in arrays:
+            result += "".join(f"\n    if not apart(out, {n}):\n        raise ValueError('out must not overlap {n}')" for n in names)
+        result += f"\n    bases[{SCRATCH - 1}] = result.ctypes.data"
+        result += f"\n    bases[{HOOK}] = descriptor(visit, 0, ())" if hook is not None else ""
     source = _BODY.format(
         parameters=", ".join(each if value is _REQUIRED else f"{each}={value!r}" for each, value in parameters.items()),
         most=_most_words(text),
         writes="\n    ".join(f"at = write(words, at, {each})" for each in (*arrays, *written)),
         key=int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little"),
         text=text,
-        result="result = out" + apart if "out" in arrays else "result = made(np.empty(shape_of(program, empty), kept_dtype))",
-        bases=SCRATCH + 1,
-        last=SCRATCH - 1,
+        result=result,
+        bases=HOOK + 1,
         addresses="\n    ".join(f"bases[{base}] = {each}.ctypes.data" for base, each in enumerate(names)),
+        answer="return None" if stores else "return result",
     )
     names_of_source = {
         "np": np, "write": program.write, "lookup": program.lookup, "ask": program.ask, "raise_last": program.raise_last,
         "execute": program.execute, "made": program.made, "apart": program.apart, "shape_of": program.shape_of,
-        "empty": (0,) * axes, "kept_dtype": numba.np.numpy_support.as_dtype(dtype),
+        "empty": (0,) * axes, "kept_dtype": dtype, "descriptor": hooks.descriptor, "visit": hook,
     }  # fmt: skip
     exec(source, names_of_source)
     return names_of_source["implementation"]
@@ -326,10 +382,13 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
 _REQUIRED = object()
 
 
-def _parameters(function: Callable[..., Any]) -> dict[str, Any]:
-    """Names and defaults of a public function's parameters."""
+STORE = {"store": None, "store_args": ()}  # what `conv` takes in compiled code alone
+
+
+def _parameters(function: Callable[..., Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Names and defaults of a public function's parameters, and of some more."""
     found = inspect.signature(function).parameters
-    return {name: _REQUIRED if each.default is inspect.Parameter.empty else each.default for name, each in found.items()}
+    return {name: _REQUIRED if each.default is inspect.Parameter.empty else each.default for name, each in found.items()} | more
 
 
 def _typing(parameters: dict[str, Any], implement: Callable[[dict[str, Any]], Any]) -> Any:
@@ -342,13 +401,15 @@ def _typing(parameters: dict[str, Any], implement: Callable[[dict[str, Any]], An
 
 def _register(name: str, verb: str) -> None:
     function = getattr(functional, name)
-    parameters = _parameters(function)
-    overload(function)(_typing(parameters, functools.partial(_implementation, name, verb, parameters)))
+    parameters = _parameters(function, STORE if verb == "conv" else {})
+    # inlined, so that nothing is left of functions that a caller names: numba caches no code that holds an object's address
+    inlined = overload(function, jit_options={"forceinline": True})
+    inlined(_typing(parameters, functools.partial(_implementation, name, verb, parameters)))
 
 
 def _register_backward(name: str) -> None:
     function, parts = getattr(functional, name), [getattr(functional, name.replace("backward", each)) for each in _GRADS]
-    parameters = _parameters(function)
+    parameters = _parameters(function, {})
 
     def implement(given: dict[str, Any]) -> Any:
         if isinstance(given["need"], types.Type) and not isinstance(given["need"], types.Omitted):
@@ -378,7 +439,7 @@ def _after_fork() -> None:
     if recorder() is None:
         _lock = threading.RLock()
     if threads.layer() == "omp":
-        _state[1] = 0
+        _state[1] = _REFUSE
 
 
 @functools.cache
@@ -387,7 +448,7 @@ def register() -> None:
     if DISABLED:
         return
     threads.prepare()  # the caller's own parallel code may be the first to start threads
-    _state[0] = _table.ctypes.data
+    _state[:] = _table.ctypes.data, 0, 0, *threads.OWN
     callbacks = (ctypes.cast(each, ctypes.c_void_p).value for each in _CALLBACKS)
     for symbol, address in zip(SYMBOLS, (_state.ctypes.data, *callbacks), strict=True):
         llvm.add_symbol(symbol, address)

@@ -16,10 +16,12 @@ import site
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numba
+import numpy as np
 from numba.core import config
 
 _workqueue = threading.Lock()
@@ -66,7 +68,8 @@ def was_forked() -> bool:
 
 
 @functools.cache
-def _warn_about_fork() -> None:
+def warn_about_fork() -> None:
+    """Say, once a process, that it runs on one thread."""
     warnings.warn(
         "nbconv runs on one thread in this process: it was forked after GNU OpenMP had started threads. "
         "Start processes with 'spawn', or install nbconv[tbb] and set NUMBA_THREADING_LAYER=tbb.",
@@ -75,16 +78,79 @@ def _warn_about_fork() -> None:
     )
 
 
+def _own_storage() -> tuple[int, int, Callable[[int, int], Any], Callable[[int], Any]]:
+    """Where a thread keeps its limit: address of the function that reads it, the key, and functions that write and read it.
+
+    It is the operating system's storage, for compiled code to find it without Python.
+    """
+    if sys.platform == "win32":
+        library = ctypes.windll.kernel32
+        key, put, get = library.TlsAlloc(), library.TlsSetValue, library.TlsGetValue
+    else:
+        library, made = ctypes.CDLL(None), ctypes.c_ulong()
+        if library.pthread_key_create(ctypes.byref(made), None):
+            raise MemoryError("no storage for a thread's own values is left")
+        key, put, get = made.value, library.pthread_setspecific, library.pthread_getspecific
+    put.argtypes = [ctypes.c_ulong, ctypes.c_void_p]
+    get.argtypes, get.restype = [ctypes.c_ulong], ctypes.c_void_p
+    return ctypes.cast(get, ctypes.c_void_p).value or 0, key, put, get
+
+
+_reader, _key, _put, _get = _own_storage()
+OWN = _reader, _key
+
+
+def get_num_threads() -> int:
+    """The number of threads that a call from this thread may use: numba's, or less where `set_num_threads` said so."""
+    return min(numba.get_num_threads(), _get(_key) or sys.maxsize)
+
+
+def set_num_threads(n: int) -> None:
+    """Let calls from this thread use no more than `n` threads, in Python and in compiled code.
+
+    Results do not depend on it. Numba's own setting, which `numba.set_num_threads` changes for all parallel code, stays as it is;
+    the lesser of both counts. Like that, it holds for the calling thread.
+
+    Parameters
+    ----------
+    n : int
+        From 1 to `numba.config.NUMBA_NUM_THREADS`.
+
+    Raises
+    ------
+    ValueError
+        If `n` is out of that range.
+    TypeError
+        If `n` is no int.
+    """
+    if isinstance(n, bool) or not isinstance(n, int | np.integer):
+        raise TypeError(f"n must be an int, got {n!r}")
+    if not 1 <= n <= numba.config.NUMBA_NUM_THREADS:
+        raise ValueError(f"n must be from 1 to {numba.config.NUMBA_NUM_THREADS}, numba's NUMBA_NUM_THREADS, got {n}")
+    _put(_key, int(n))
+
+
+@contextlib.contextmanager
+def num_threads(n: int) -> Iterator[None]:
+    """`set_num_threads(n)` for the body of a `with` statement; then the limit is what it was."""
+    before = _get(_key)
+    set_num_threads(n)
+    try:
+        yield
+    finally:
+        _put(_key, before)
+
+
 @contextlib.contextmanager
 def launch() -> Iterator[int]:
     """Hold the right to launch threads for the body, and give their number; 1 where a launch is not safe."""
     prepare()
-    width = numba.get_num_threads()  # starts numba's threads, so after the load
+    width = get_num_threads()  # starts numba's threads, so after the load
     if width == 1:
         yield 1
     elif layer() != "workqueue":
         if _omp_was_forked:
-            _warn_about_fork()
+            warn_about_fork()
         yield 1 if _omp_was_forked else width
     elif _workqueue.acquire(blocking=False):
         try:

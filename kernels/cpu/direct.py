@@ -12,7 +12,7 @@ A job is one (image, group, tile, block of filters); neighbours in job order sha
 import numba
 
 from ..jit import call, kernel
-from .epilogue import run
+from .epilogue import run, run_at, stores
 from .tile import stage
 
 
@@ -40,6 +40,7 @@ def accumulate(taps, offsets, cells, sums):
 @kernel
 def finish(sums, n, k, o0, o1, o2, bias, out, apply, d, h, w):
     """Add the bias to one filter's tile of sums, run the activation, and store what belongs to an output."""
+    taken = stores(apply)
     t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
     for j0 in range(t0):
         for j1 in range(t1):
@@ -47,8 +48,11 @@ def finish(sums, n, k, o0, o1, o2, bias, out, apply, d, h, w):
             row = sums[at : at + t2]
             for j2 in range(t2):
                 row[j2] += bias[k]
-            run(apply, row)
             target = out[n, k, o0 + j0, o1 + j1, o2 : o2 + t2]
+            if taken:
+                run_at(apply, row.ctypes.data, t2, target.ctypes.data)
+                continue
+            run(apply, row)
             for j2 in range(t2):
                 target[j2] = row[j2]
 

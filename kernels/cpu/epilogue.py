@@ -1,14 +1,21 @@
-"""The last step before a store: an activation, run over a row of outputs that is still in first-level cache.
+"""The last step before a store: a function that is run over a row of outputs while it is still in first-level cache.
 
-The activation is compiled to a small function of its own, `apply(row address, length)`, and reaches the driver as an address. So a
-driver is compiled once for all activations, and the call costs some nanoseconds a row instead of a call an element.
+It is compiled to a small C function of its own, `apply(context, row address, length, target)`, and reaches the driver as the
+address of a descriptor, three words: the function's address, the context, and whether it stores. So a driver is compiled once for
+all of them, and the call costs some nanoseconds a row instead of a call an element.
+
+One that does not store changes the row where it lies: an activation. One that stores takes the row, and nothing is written to the
+output: there need be none. `target` is the address where the row would stand in an output that starts at the address that
+the driver was given, so that a driver's views of it, flat or with axes swapped, tell the place of each row.
 """
 
+import ctypes
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -22,30 +29,60 @@ if DISABLED:
         if apply:
             apply(row)
 
-    def run_at(apply, place, length):
+    def run_at(apply, place, length, target):
         """Without compilation there are no addresses: the portable loops serve."""
         raise NotImplementedError
 
+    def stores(apply):
+        """Without compilation, results are stored where they are computed."""
+        return False
+
 else:
+    _WORD = ir.IntType(64)
 
     @intrinsic
-    def run_at(typingctx, address, place, length):
-        """Run the compiled activation at `address` over `length` neighbouring cells from `place` on."""
-
+    def _word(typingctx, address, index):
         def codegen(context, builder, signature, arguments):
-            pointer = ir.IntType(8).as_pointer()
-            word = ir.IntType(types.intp.bitwidth)
-            function = builder.inttoptr(arguments[0], ir.FunctionType(ir.VoidType(), [pointer, word]).as_pointer())
-            builder.call(function, [builder.inttoptr(arguments[1], pointer), arguments[2]])
+            words = builder.inttoptr(arguments[0], _WORD.as_pointer())
+            return builder.load(builder.gep(words, [arguments[1]]))
+
+        return types.intp(types.intp, types.intp), codegen
+
+    @intrinsic
+    def _call(typingctx, function, context, place, length, target):
+        def codegen(context, builder, signature, arguments):
+            kind = ir.FunctionType(ir.VoidType(), [_WORD] * 4)
+            builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
             return context.get_dummy_value()
 
-        return types.void(types.intp, types.intp, types.intp), codegen
+        return types.void(*[types.intp] * 5), codegen
+
+    @numba.njit
+    def run_at(apply, place, length, target):
+        """Run what the descriptor at `apply` tells over `length` neighbouring cells from `place` on, which belong at `target`."""
+        _call(_word(apply, 0), _word(apply, 1), place, length, target)
 
     @numba.njit
     def run(apply, row):
-        """Run the compiled activation at address `apply` over the contiguous `row`; 0 stands for none."""
+        """Run an activation over the contiguous `row`; 0 stands for none."""
         if apply != 0:
-            run_at(apply, row.ctypes.data, row.size)
+            run_at(apply, row.ctypes.data, row.size, row.ctypes.data)
+
+    @numba.njit
+    def stores(apply):
+        """Whether results go to the function, and not to the output."""
+        return apply != 0 and _word(apply, 2) != 0
+
+
+def takes_results(apply: Any) -> bool:
+    """The same as `stores`, for Python."""
+    return not DISABLED and apply != 0 and ctypes.c_int64.from_address(apply + 16).value != 0
+
+
+class Descriptor(NamedTuple):
+    """A function that somebody else compiled and keeps: the address of its descriptor."""
+
+    address: int
 
 
 class Epilogue:
@@ -61,14 +98,15 @@ class Epilogue:
             self.address: Any = over_row
             return
 
-        def apply(pointer, length):
+        def apply(context, pointer, length, target):
             row = numba.carray(pointer, length)
             for i in range(length):
                 row[i] = activation(row[i])
 
-        signature = types.void(types.CPointer(dtype), types.intp)
+        signature = types.void(types.intp, types.CPointer(dtype), types.intp, types.intp)
         self._compiled = numba.cfunc(signature, nopython=True, error_model="numpy")(apply)
-        self.address = self._compiled.address
+        self._descriptor = np.array([self._compiled.address, 0, 0], np.int64)
+        self.address = self._descriptor.ctypes.data
 
 
 @functools.lru_cache(maxsize=256)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numba
 
 from ..jit import call, kernel
-from .epilogue import run_at
+from .epilogue import run_at, stores
 from .microkernel import call_kernel
 from .tile import stage, unpack_axes
 
@@ -98,12 +98,14 @@ def multiply(micro, weights, cells, terms, count, sums, pitch, filters, length, 
 
 
 @kernel
-def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, store, apply, d, h, w, layout):
+def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, store, apply, room, d, h, w, layout):
     """Add the bias to one filter's tile of sums, store what belongs to an output, and run the activation over it.
 
-    `sums` is the filter's address in the first of `layout.merged` phases, which lie `region` bytes apart.
+    `sums` is the filter's address in the first of `layout.merged` phases, which lie `region` bytes apart; `room`, that of scratch
+    for the rows of one slice, which a function that takes results finds there. It may begin where the sums do.
     """
     size = out.itemsize
+    taken = stores(apply)
     if layout.merged > 1:
         t2, step = min(w.tile * layout.merged, out.shape[4] - o2 * layout.merged), out.strides[4]
     else:
@@ -115,10 +117,11 @@ def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, st
     for j0 in range(min(d.tile, -(-(out.shape[2] - start0) // layout.step0) - o0)):
         target = corner + ((o0 + j0) * layout.step0 + start0) * out.strides[2]
         source = sums + j0 * h.extent * w.extent * size
-        call_kernel(store, source, w.extent * size, region, target, row, step, t1, t2, bias.ctypes.data + k * size)
+        place, pitch = (room, t2 * size) if taken else (target, row)
+        call_kernel(store, source, w.extent * size, region, place, pitch, step, t1, t2, bias.ctypes.data + k * size)
         if apply != 0:
             for j1 in range(t1):
-                run_at(apply, target + j1 * row, t2)
+                run_at(apply, place + j1 * pitch, t2, target + j1 * row)
 
 
 @kernel
@@ -135,7 +138,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
     pitch = -(-longest // layout.lanes) * layout.lanes * size
     region = layout.filters * pitch
     cells = scratch[layout.merged * region // size :]
-    whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size
+    whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size and not stores(apply)
     staged = -1
     for job in range(first, last):
         place = job // filter_blocks
@@ -162,7 +165,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                 for k in range(g_first * filters + k_first, (g_last - 1) * filters + k_first + k_count):
                     finish(
                         scratch.ctypes.data, region, k, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
-                        phases[phase, 4], bias, out, micro[STORE], apply, d, h, w, layout,
+                        phases[phase, 4], bias, out, micro[STORE], apply, scratch.ctypes.data, d, h, w, layout,
                     )  # fmt: skip
                 continue
             for c_first in range(0, channels, layout.channels):
@@ -196,11 +199,11 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                         for i in range(k_count):
                             finish(
                                 target + i * pitch, region, k + i, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
-                                phases[phase, 4], bias, out, micro[STORE], apply, d, h, w, layout,
+                                phases[phase, 4], bias, out, micro[STORE], apply, target + i * pitch, d, h, w, layout,
                             )  # fmt: skip
                     elif apply != 0:
                         for i in range(k_count):
-                            run_at(apply, target + i * row, length)
+                            run_at(apply, target + i * row, length, target + i * row)
 
 
 @kernel(parallel=True)

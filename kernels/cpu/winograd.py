@@ -196,7 +196,7 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                     for start1 in range(h.stride):
                         finish(
                             outputs, r.pitch * size, g * filters + k + p, n, o0, o1, o2, start0, start1, 0,
-                            bias, out, micro[STORE], apply, dense(d), dense(h), dense(w), layout,
+                            bias, out, micro[STORE], apply, base + r.staged * size, dense(d), dense(h), dense(w), layout,
                         )  # fmt: skip
                         outputs += w.stride * r.pitch * size
 
