@@ -23,14 +23,12 @@ def _weight_grad(x: Array, w: Array, dy: Array, stride: Any, padding: Any, dilat
     return nbconv.conv_weight_grad(dy, x, w.shape, stride, padding, dilation, groups)
 
 
-@njit
-def _relu(value: Any) -> Any:
-    return max(value, type(value)(0))
-
-
-@njit
-def _quantise(n: int, k: int, position: Any, value: Any, out: Array, scale: float) -> None:
+def _bytes(n: int, k: int, position: Any, value: Any, out: Array, scale: float) -> None:
     out[(n, k, *position)] = np.int8(min(max(value * scale, -128.0), 127.0))
+
+
+_relu = njit(lambda value: max(value, type(value)(0)))
+_quantise = njit(_bytes)
 
 
 def _activated(x: Array, w: Array, out: Array, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:

@@ -70,8 +70,8 @@ def descriptor(typingctx, visit, stores, given):
         inside.ret_void()
         held = cgutils.alloca_once_value(builder, arguments[2])
         words = cgutils.alloca_once(builder, ir.ArrayType(WORD, 3))
-        values = builder.ptrtoint(function, WORD), builder.ptrtoint(held, WORD), arguments[1]
-        for i, value in enumerate(values):
+        contents = builder.ptrtoint(function, WORD), builder.ptrtoint(held, WORD), arguments[1]
+        for i, value in enumerate(contents):
             builder.store(value, builder.gep(words, [ir.Constant(WORD, 0), ir.Constant(WORD, i)]))
         return builder.ptrtoint(words, WORD)
 

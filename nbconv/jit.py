@@ -20,6 +20,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.core.errors import TypingError
+from numba.core.typing.npydecl import parse_dtype
 from numba.extending import overload
 
 from . import functional, threads
@@ -215,7 +216,6 @@ def _error(buffer: int, room: int) -> int:
     return len(text) * 4 + int(_errors.kind)
 
 
-@ctypes.CFUNCTYPE(ctypes.c_int32)
 def _refuse() -> int:
     """The number of threads in a child that must not launch any."""
     _state[1] = 0
@@ -224,7 +224,7 @@ def _refuse() -> int:
     return 1
 
 
-_REFUSE = ctypes.cast(_refuse, ctypes.c_void_p).value
+_REFUSAL = ctypes.CFUNCTYPE(ctypes.c_int32)(_refuse)
 _WORD = ctypes.c_int64
 _CALLBACKS = (
     ctypes.CFUNCTYPE(_WORD, _WORD, _WORD, _WORD, _WORD)(_prepare),
@@ -327,6 +327,8 @@ def _hook(given: dict[str, Any], dtype: np.dtype[Any], axes: int) -> Any:
 
 def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dict[str, Any]) -> Any:
     """The compiled call of a public function for types of its arguments."""
+    if not _absent(given.get("dtype")):
+        return _cast_implementation(name, verb, parameters, given)
     names = [each for each in VERBS[verb] if not _absent(given[each])]
     arrays = [*names, *(["out"] if not _absent(given["out"]) else [])]
     kind = getattr(given[names[0]], "dtype", None)
@@ -334,8 +336,6 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
     dtype = numba.np.numpy_support.as_dtype(kind)
     if "out" in arrays and not given["out"].mutable:
         raise TypingError("nbconv: out must be writeable, got a read-only array")
-    if "dtype" in given and not _absent(given["dtype"]):
-        raise TypingError("nbconv: dtype must be that of the arrays in compiled code")
     hook = _hook(given, dtype, given["weight"].ndim - 2) if verb == "conv" else None
     stores = hook is not None and not _absent(given["store"])
     if stores and "out" in arrays:
@@ -360,7 +360,7 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
         result += f"\n    bases[{SCRATCH - 1}] = result.ctypes.data"
         result += f"\n    bases[{HOOK}] = descriptor(visit, 0, ())" if hook is not None else ""
     source = _BODY.format(
-        parameters=", ".join(each if value is _REQUIRED else f"{each}={value!r}" for each, value in parameters.items()),
+        parameters=_listed(parameters),
         most=_most_words(text),
         writes="\n    ".join(f"at = write(words, at, {each})" for each in (*arrays, *written)),
         key=int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little"),
@@ -379,6 +379,28 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
     return names_of_source["implementation"]
 
 
+def _cast_implementation(name: str, verb: str, parameters: dict[str, Any], given: dict[str, Any]) -> Any:
+    """The same where a dtype is given: the call with copies of the arrays."""
+    wanted = parse_dtype(given["dtype"])
+    if wanted is None:
+        raise TypingError(f"nbconv: dtype must be a numpy dtype that is known when the caller is compiled, got {given['dtype']}")
+    dtype = numba.np.numpy_support.as_dtype(wanted)
+    for each in VERBS[verb]:
+        if isinstance(given[each], types.Array):
+            found = numba.np.numpy_support.as_dtype(given[each].dtype)
+            if not np.can_cast(found, dtype, "same_kind"):
+                raise TypingError(f"nbconv: {each} of dtype {found} cannot be cast to dtype {dtype} within the same kind")
+    options = [each for each in parameters if each not in (*VERBS[verb], "dtype") and not _absent(given[each])]
+    arrays = ", ".join(f"{each}.astype(kept_dtype)" for each in VERBS[verb] if not _absent(given[each]))
+    scope = {"function": getattr(functional, name), "kept_dtype": dtype}
+    exec(
+        f"def implementation({_listed(parameters)}):\n"
+        f"    return function({arrays}, {', '.join(f'{each}={each}' for each in options)})\n",
+        scope,
+    )
+    return scope["implementation"]
+
+
 _REQUIRED = object()
 
 
@@ -391,11 +413,18 @@ def _parameters(function: Callable[..., Any], more: dict[str, Any]) -> dict[str,
     return {name: _REQUIRED if each.default is inspect.Parameter.empty else each.default for name, each in found.items()} | more
 
 
+def _listed(parameters: dict[str, Any]) -> str:
+    """Parameters as a function's head has them."""
+    return ", ".join(name if value is _REQUIRED else f"{name}={value!r}" for name, value in parameters.items())
+
+
 def _typing(parameters: dict[str, Any], implement: Callable[[dict[str, Any]], Any]) -> Any:
     """The function that numba asks for an implementation: its parameters are the public function's."""
-    listed = ", ".join(name if value is _REQUIRED else f"{name}={value!r}" for name, value in parameters.items())
     scope = {"implement": implement}
-    exec(f"def typing({listed}):\n    return implement(dict({', '.join(f'{name}={name}' for name in parameters)}))\n", scope)
+    exec(
+        f"def typing({_listed(parameters)}):\n    return implement(dict({', '.join(f'{name}={name}' for name in parameters)}))\n",
+        scope,
+    )
     return scope["typing"]
 
 
@@ -414,12 +443,11 @@ def _register_backward(name: str) -> None:
     def implement(given: dict[str, Any]) -> Any:
         if isinstance(given["need"], types.Type) and not isinstance(given["need"], types.Omitted):
             raise TypingError("nbconv: in compiled code call the gradient that is needed, need is not supported")
-        listed = ", ".join(each if value is _REQUIRED else f"{each}={value!r}" for each, value in parameters.items())
         options = "stride, padding, dilation, groups, padding_mode, algorithm=algorithm, precision=precision"
         options += ", workspace_limit=workspace_limit"
         scope = dict(zip(_GRADS, parts, strict=True))
         exec(
-            f"def implementation({listed}):\n"
+            f"def implementation({_listed(parameters)}):\n"
             f"    dx = input_grad(grad_output, weight, input.shape, {options})\n"
             f"    dw = weight_grad(grad_output, input, weight.shape, {options})\n"
             f"    return dx, dw, bias_grad(grad_output)\n",
@@ -439,7 +467,7 @@ def _after_fork() -> None:
     if recorder() is None:
         _lock = threading.RLock()
     if threads.layer() == "omp":
-        _state[1] = _REFUSE
+        _state[1] = ctypes.cast(_REFUSAL, ctypes.c_void_p).value or 0
 
 
 @functools.cache

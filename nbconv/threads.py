@@ -102,7 +102,7 @@ OWN = _reader, _key
 
 def get_num_threads() -> int:
     """The number of threads that a call from this thread may use: numba's, or less where `set_num_threads` said so."""
-    return min(numba.get_num_threads(), _get(_key) or sys.maxsize)
+    return int(min(numba.get_num_threads(), _get(_key) or sys.maxsize))
 
 
 def set_num_threads(n: int) -> None:

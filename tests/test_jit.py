@@ -70,6 +70,20 @@ def test_dtypes(dtype, mode):
 
 
 @njit
+def widened(x, w, b):
+    return nbconv.conv2d(x, w, b, padding=1, dtype=np.float64), nbconv.conv2d(x, w, dtype="float32", activation="relu")
+
+
+def test_dtype():
+    x, w, b = random((2, 3, 9, 9), "float32", 0), random((4, 3, 3, 3), "float64", 1), random((4,), "float32", 2)
+    for got, want in zip(widened(x, w, b), widened.py_func(x, w, b), strict=True):
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(numba.core.errors.TypingError, match="weight of dtype complex128 cannot be cast to dtype float64"):
+        widened(x, w.astype(complex), b)
+
+
+@njit
 def by_name(x, w, dy):
     y = nbconv.conv2d(x, w, padding="same", activation="relu")
     dx, dw, db = nbconv.conv2d_backward(dy, x, w, padding=1)

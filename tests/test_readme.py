@@ -1,5 +1,6 @@
 """Every Python block of the README runs, in order, in one namespace."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -18,5 +19,19 @@ def test_readme_blocks_run():
 
 def test_blocks_on_compiled_code_run():
     page = README.parent / "docs" / "embedding.md"
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(block, str(page), "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_example_finds_what_scipy_finds():
+    """A pipeline in one compiled function, block by block, and the same by array operations."""
+    spec = importlib.util.spec_from_file_location("spikes", README.parent / "docs" / "examples" / "spikes.py")
+    spikes = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(spikes)
+    samples, bank = spikes.recording(), spikes.wavelets()
+    found = spikes.with_nbconv(samples, bank, 500, 0.02)
+    assert len(found) > 50
+    assert found == spikes.with_nbconv(samples, bank, 4096, 0.02) == spikes.with_scipy(samples, bank, 999, 0.02)
