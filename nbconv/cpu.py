@@ -17,6 +17,7 @@ from .arrays import Array
 from .dispatch import Plan, Wish, matrix_plan, select
 from .drivers import Twin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import bias_grad as direct_bias_grad
+from .kernels.cpu import transfer
 from .kernels.cpu.epilogue import Epilogue
 from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
 from .kernels.cpu.fold import fold
@@ -24,7 +25,6 @@ from .kernels.padding import MODES
 from .phases import Slab, border_slabs, interior
 from .prepared import Forms
 from .problem import ConvProblem
-from .record import refuse
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000
@@ -105,15 +105,14 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
 
 def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """dI of one output: the weights are an image of K channels, which dy filters."""
-    if bias is not None:
-        refuse("a sum with a bias")
     result = out if out.flags.c_contiguous else scratch(out.shape, out.dtype)
     weight, grad_output = contiguous(weight, weight.dtype), contiguous(grad_output, grad_output.dtype)
     dy = grad_output.reshape(*grad_output.shape[:2], 1, 1, 1)
     image, target = weight.reshape(1, len(weight), 1, 1, -1), result.reshape(1, len(out), 1, 1, -1)
     forward(matrix_plan(plan.problem, plan.dtype, plan.machine), image, dy, None, target)
     if bias is not None:
-        result += bias[:, None, None, None]
+        kinds = dense_array(out.dtype, 3), any_array(out.dtype, 1, True)
+        run_once(transfer.add_bias, kinds, result.reshape(*result.shape[:2], -1), bias)
     if result is not out:
         assign(out, result)
 

@@ -119,6 +119,16 @@ def contiguous(array: Array, dtype: np.dtype[Any]) -> Array:
     return target
 
 
+def conjugated(array: Array) -> Array:
+    """The conjugate of `array`."""
+    if not recorder():
+        return np.conj(array)
+    source, target = contiguous(array, array.dtype), scratch(array.shape, array.dtype)
+    kinds = dense_array(array.dtype, 1, True), dense_array(array.dtype, 1)
+    run_once(transfer.conjugate, kinds, source.reshape(-1), target.reshape(-1))
+    return target
+
+
 def scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Uninitialised memory of a call."""
     record = recorder()

@@ -13,10 +13,10 @@ from numba.core.errors import NumbaError
 from . import cpu
 from .arrays import Array, accumulator, can_write_directly, check_out, computable
 from .dispatch import AUTO, Wish, select
-from .drivers import contiguous
+from .drivers import conjugated, contiguous
 from .kernels.cpu.epilogue import Descriptor
 from .problem import ConvProblem
-from .record import recorder, refuse
+from .record import recorder
 
 
 def forward(
@@ -55,15 +55,13 @@ def input_grad(
     conjugate: bool = False,
 ) -> Array:
     """bias + gradient for the input, of the conjugated weight if so wished."""
-    weight = np.conj(weight) if conjugate else weight
     plan = select("input_grad", problem, dtype, None, wish)
     spatial = problem.axes, problem.batched
     forms = getattr(weight, "forms", None)
     dy, w, b = computable(grad_output), computable(weight), None if bias is None else computable(bias)
+    w = conjugated(w) if conjugate else w
 
     def fill(dx: Array) -> None:
-        if conjugate:
-            refuse("a conjugate")
         cpu.input_grad(plan, _lift(dy, *spatial), _lift(w, problem.axes), b, _lift(dx, *spatial), forms)
 
     return _deliver(out, problem.input_shape, dtype, (grad_output, weight, bias), fill)

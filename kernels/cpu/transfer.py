@@ -1,4 +1,4 @@
-"""What NumPy does between kernels, as kernels, for programs that run without Python: copies, gathers, sums of splits."""
+"""What NumPy does between kernels, as kernels, for programs that run without Python: copies, gathers, conjugates, sums."""
 
 from ..jit import kernel
 
@@ -21,6 +21,22 @@ def take(source, order, target):
     for row in range(target.shape[0]):
         for i in range(target.shape[1]):
             target[row, i] = source[row, order[i]]
+
+
+@kernel
+def conjugate(source, target):
+    """target = the conjugate of source, one axis."""
+    for i in range(target.shape[0]):
+        target[i] = source[i].conjugate()
+
+
+@kernel
+def add_bias(values, bias):
+    """values[n, c] += bias[c], three axes."""
+    for n in range(values.shape[0]):
+        for c in range(values.shape[1]):
+            for i in range(values.shape[2]):
+                values[n, c, i] += bias[c]
 
 
 @kernel
