@@ -61,9 +61,9 @@ def input_grad(
     dy, w, b = computable(grad_output), computable(weight), None if bias is None else computable(bias)
 
     def fill(dx: Array) -> None:
+        cpu.input_grad(plan, _lift(dy, *spatial), _lift(w, problem.axes), b, _lift(dx, *spatial), forms)
         if conjugate:
             refuse("a conjugate")
-        cpu.input_grad(plan, _lift(dy, *spatial), _lift(w, problem.axes), b, _lift(dx, *spatial), forms)
 
     return _deliver(out, problem.input_shape, dtype, (grad_output, weight, bias), fill)
 
