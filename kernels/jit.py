@@ -8,22 +8,27 @@ that only its owner can write, because what lies in it is executed. Within it, n
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import os
+import pickle
 import stat
 import sys
-import threading
+import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite
+import llvmlite.binding as llvm
 import numba
 from llvmlite import ir
 from numba import types
 from numba.core import caching, config
+from numba.core.compiler import CompileResult
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.serialize import dumps
 from numba.extending import intrinsic
-from numba.misc.appdirs import AppDirs
 
 # LLVM's global state is not made for two compiling threads; numba guards it with this lock.
 llvm_lock = global_compiler_lock
@@ -35,8 +40,10 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
 
 @functools.cache
 def source_hash() -> str:
-    """Hash of every kernel source and of numba's version."""
-    digest = hashlib.sha256(numba.__version__.encode())
+    """Hash of every kernel source, and of the versions of nbconv and of what compiles for it."""
+    python = sys.implementation.cache_tag, importlib.util.MAGIC_NUMBER
+    versions = sys.modules["nbconv"].__version__, python, numba.__version__, llvmlite.__version__, llvm.llvm_version_info
+    digest = hashlib.sha256(repr(versions).encode())
     root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):
         digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
@@ -45,13 +52,22 @@ def source_hash() -> str:
 
 def cache_folder() -> Path:
     """The folder that holds nbconv's machine code: ``NBCONV_CACHE_DIR``, else the user's cache folder."""
-    return Path(os.environ.get("NBCONV_CACHE_DIR") or AppDirs("nbconv", appauthor=False).user_cache_dir)
+    if given := os.environ.get("NBCONV_CACHE_DIR"):
+        return Path(given)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("nbconv", appauthor=False)
+
+
+@functools.cache  # said once, not for every kernel
+def _warn(problem: str) -> None:
+    warnings.warn(f"nbconv: {problem}", RuntimeWarning, 2)
 
 
 @functools.cache
 def _usable_folder() -> Path | None:
     """Create this version's cache folder; None, with a warning, where its content could be written by somebody else."""
-    folder = cache_folder() / source_hash()[:16]
+    folder = Path(os.path.realpath(cache_folder())) / source_hash()[:16]  # wherever the process or a link turns to
     try:
         folder.parent.parent.mkdir(parents=True, exist_ok=True)
         for level in (folder.parent, folder):
@@ -59,64 +75,73 @@ def _usable_folder() -> Path | None:
             status = level.stat()
             foreign = sys.platform != "win32" and status.st_uid != os.getuid()
             if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                warnings.warn(f"nbconv: compiled kernels are not cached: others can write to {level}", RuntimeWarning, 2)
+                _warn(f"compiled kernels are not cached: others can write to {level}")
                 return None
         if not os.access(folder, os.W_OK):
             raise PermissionError(f"{folder} cannot be written")
     except OSError as error:
-        warnings.warn(f"nbconv: compiled kernels are not cached: {error}", RuntimeWarning, 2)
+        _warn(f"compiled kernels are not cached: {error}")
         return None
     return folder
 
 
+def _checksum(name: str, content: bytes) -> bytes:
+    return hashlib.sha256(name.encode() + b"\0" + content).digest()
+
+
+def _read(name: str) -> bytes | None:
+    """What `_write` has put into a file of the cache; None where there is none, or something else."""
+    if folder := _usable_folder():
+        with contextlib.suppress(OSError):
+            digest, content = (stored := (folder / name).read_bytes())[:32], stored[32:]
+            if _checksum(name, content) == digest:
+                return content
+            (folder / name).unlink()  # the next process finds none, even where warnings are errors
+            _warn(f"compiled kernels were damaged and are compiled again: {folder}")
+    return None
+
+
+def _write(name: str, content: bytes) -> None:
+    """Put `content` into a file of the cache, all of it or nothing; a full disk does not stop a computation."""
+    if folder := _usable_folder():
+        temporary = folder / uuid.uuid4().hex
+        try:
+            temporary.touch(0o600)
+            temporary.write_bytes(_checksum(name, content) + content)
+            temporary.replace(folder / name)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            _warn(f"compiled kernels are not cached: {error.strerror}: {folder}")
+
+
 def cached_bytes(key: str, make: Callable[[], bytes]) -> bytes:
     """The bytes that `make` gives, kept in the cache folder under `key`; a file that is not as it was written is made again."""
-    folder = _usable_folder()
-    if folder is None:
-        return make()
-    path = folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
-    with contextlib.suppress(OSError):
-        digest, content = (stored := path.read_bytes())[:32], stored[32:]
-        if hashlib.sha256(content).digest() == digest:
-            return content
-    content = make()
-    temporary = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-    try:
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
-        temporary.replace(path)
-    except OSError:  # a full disk must not stop a computation
-        temporary.unlink(missing_ok=True)
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
+    content = _read(name)
+    if content is None:
+        content = make()
+        _write(name, content)
     return content
 
 
-class _Locator(caching._CacheLocator):  # type: ignore[misc]
-    """Tells numba to keep a kernel in nbconv's folder, valid as long as no kernel source changes."""
+class _Cache(caching.NullCache):  # type: ignore[misc]
+    """What numba asks for the machine code of one kernel."""
 
-    def __init__(self, py_file: str, folder: Path):
-        self._py_file = py_file
-        self._folder = folder
+    def __init__(self, function: Callable[..., Any]):
+        self._name = f"{function.__module__}.{function.__qualname__}"
 
-    def get_cache_path(self) -> str:
-        return str(self._folder)
+    def _file(self, signature: Any, codegen: Any) -> str:
+        return f"{self._name}-{hashlib.sha256(repr((signature, codegen.magic_tuple())).encode()).hexdigest()[:32]}.nbc"
 
-    def get_source_stamp(self) -> str:
-        return source_hash()
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        target_context.refresh()
+        content = _read(self._file(signature, target_context.codegen()))
+        return None if content is None else CompileResult._rebuild(target_context, *pickle.loads(content))
 
-    def get_disambiguator(self) -> str:
-        return Path(self._py_file).stem
-
-    @classmethod
-    def from_function(cls, py_func: Callable[..., Any], py_file: str) -> "_Locator | None":
-        folder = _usable_folder()
-        return cls(py_file, folder) if folder else None
-
-
-class _Implementation(caching.CompileResultCacheImpl):  # type: ignore[misc]
-    _locator_classes = [_Locator]  # noqa: RUF012 (numba's attribute)
-
-
-class _Cache(caching.FunctionCache):  # type: ignore[misc]
-    _impl_class = _Implementation
+    def save_overload(self, signature: Any, result: Any) -> None:
+        if not result.library.has_dynamic_globals:
+            _write(self._file(signature, result.codegen), dumps(result._reduce()))
 
 
 def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
@@ -127,7 +152,7 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 
 
 def _compile(dispatcher: Any, arguments: tuple[types.Type, ...]) -> Any:
-    if not isinstance(dispatcher._cache, _Cache) and _usable_folder():
+    if not isinstance(dispatcher._cache, _Cache):
         dispatcher._cache = _Cache(dispatcher.py_func)
     return dispatcher.get_compile_result(types.void(*arguments))
 

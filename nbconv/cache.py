@@ -62,7 +62,7 @@ def warm(wanted: list[ConvProblem], dtypes: Iterable[str]) -> str:
         with recording():
             try:
                 _call(problem, direction, np.dtype(dtype))()
-            except Unrecordable:  # what NumPy transforms is compiled when it first runs
+            except Unrecordable:  # what NumPy computes; all kernels of the call are compiled by then
                 continue
     return info()
 

@@ -24,7 +24,7 @@ from .kernels.jit import entry
 from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
 from .problem import Triple
-from .record import refuse
+from .record import recorder, refuse
 
 
 @functools.cache
@@ -161,9 +161,18 @@ def _multiply(
     _multiplier(sums.dtype).run(plan.parallel, len(sums), p, q, sums, shape, steps, fresh)
 
 
+def _refuse(plan: Plan, *cut: Array) -> None:
+    """Where kernels are recorded: compile those of a plan, as recording does, and refuse the transforms."""
+    if recorder():
+        for array in cut:
+            _cutter(array.dtype, accumulator(plan.dtype))
+        _multiplier(np.result_type(accumulator(plan.dtype), np.complex64)).run(plan.parallel, 0)
+        refuse("NumPy's transforms")
+
+
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
     """Forward or dI; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
-    refuse("NumPy's transforms")
+    _refuse(plan, x)
     problem, s = plan.problem, plan.spectra
     assert s is not None
     groups, filters, channels = weight.shape[:3]
@@ -195,7 +204,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """dW; a complex x is conjugated."""
-    refuse("NumPy's transforms")
+    _refuse(plan, dy, x)
     problem, s = plan.problem, plan.spectra
     assert s is not None
     groups = problem.groups

@@ -214,6 +214,7 @@ def test_cache(tmp_path):
     given = "(1, 2, 8), (3, 2, 3), padding=1"
     result = run("cache", "warm", "--shape", given, "--dtype", "int16", NBCONV_CACHE_DIR=str(tmp_path))
     assert result.returncode == 0, result.stderr
+    assert "3/3" in result.stderr
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert files
     code = (

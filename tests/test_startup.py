@@ -1,7 +1,6 @@
-"""What a fresh interpreter sees: light imports, the cache folder, threading layers. Each test runs a process of its own."""
+"""What a fresh interpreter sees: light imports, threading layers. Each test runs a process of its own."""
 
 import os
-import stat
 import subprocess
 import sys
 
@@ -112,30 +111,3 @@ dx, dw, db = nbconv.conv2d_backward(y, x, w, padding=1)
 print(y.sum(), np.vdot(dx, x) == np.vdot(dw, w) == np.vdot(y, y))
 """
     assert lines(code, NUMBA_DISABLE_JIT="1")[1] == "True"
-
-
-CALL = "import numpy as np, nbconv; print(nbconv.conv1d(np.ones((1, 1, 4)), np.ones((1, 1, 3))).sum())"
-
-
-def test_cache_is_the_owners(tmp_path):
-    folder = tmp_path / "cache"
-    assert lines(CALL, "-W", "error", NBCONV_CACHE_DIR=str(folder)) == ["6.0"]
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert list(folder.rglob("*.nbc"))
-
-
-def test_cache_that_others_can_write_is_refused(tmp_path):
-    folder = tmp_path / "cache"
-    folder.mkdir()
-    folder.chmod(0o777)
-    result = run(CALL, NBCONV_CACHE_DIR=str(folder))
-    assert result.stdout.split() == ["6.0"]
-    assert "not cached: others can write to" in result.stderr
-    assert not list(folder.rglob("*.nbc"))
-
-
-def test_cache_that_cannot_be_made_is_done_without(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    result = run(CALL, NBCONV_CACHE_DIR=str(tmp_path / "file"))
-    assert result.stdout.split() == ["6.0"]
-    assert "not cached" in result.stderr

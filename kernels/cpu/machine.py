@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import llvmlite.binding as llvm
 from numba.core import config
+from numba.core.codegen import get_host_cpu_features
 
 
 class Machine(NamedTuple):
@@ -35,10 +36,9 @@ NEON = Machine("neoverse-n1", "", 16, 28, "aarch64-unknown-linux-gnu")
 
 @functools.cache
 def host() -> Machine:
-    """This machine, or the one that numba is told to compile for by NUMBA_CPU_NAME and NUMBA_CPU_FEATURES."""
-    cpu, features = llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
-    if config.CPU_NAME:
-        cpu, features = config.CPU_NAME, config.CPU_FEATURES or ""
+    """This machine, or the one that numba is told to compile for by NUMBA_CPU_NAME, NUMBA_CPU_FEATURES and NUMBA_ENABLE_AVX."""
+    cpu = llvm.get_host_cpu_name() if config.CPU_NAME is None else config.CPU_NAME
+    features = get_host_cpu_features() if config.CPU_FEATURES is None else config.CPU_FEATURES
     given = set(features.split(","))
     if {"+avx512f", "+avx512vl", "+avx512dq"} <= given:
         family = AVX512

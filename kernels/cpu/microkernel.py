@@ -80,7 +80,7 @@ _engines: list[Any] = []  # own the code that addresses point into
 @functools.cache
 def kernel_address(machine: Machine, itemsize: int, name: str, *shape: Any) -> int:
     """Address of a kernel of `EMITTERS` in this process; compiled once, or loaded from the cache."""
-    key = f"{name}-{shape}-{itemsize}-{machine[:5]}-{llvm.llvm_version_info}"
+    key = f"{name}-{shape}-{itemsize}-{machine[:5]}-{llvm.get_process_triple()}"
     code = cached_bytes(key, functools.partial(compile_object, machine, itemsize, name, *shape))
     with llvm_lock:
         llvm.initialize_native_target()
