@@ -249,14 +249,15 @@ def test_key_holds_sources(tmp_path):
     shutil.copytree(Path(jit.__file__).parent, package / "kernels", ignore=unwanted)
     edited = package / "kernels" / "cpu" / "epilogue.py"
     source = edited.read_text()
+    call = CALL.replace("conv2d(x, w)", "conv2d(x, -w, activation='relu')")
     where = f"assert nbconv.__file__ == {str(package / '__init__.py')!r}"
-    assert finish(start(cache, where + CALL, tmp_path))[0] > 0
-    changed = source.replace("        if apply != 0:\n", "        row += 1\n        if apply != 0:\n")
+    assert finish(start(cache, where + call, tmp_path), [0])[0] > 0
+    changed = source.replace("_word(apply, 1), place, length, target", "_word(apply, 1), place, 0, target")
     assert changed != source
     edited.write_text(changed)
-    assert finish(start(cache, CALL, tmp_path), [10])[0] > 0
+    assert finish(start(cache, call, tmp_path), [-9])[0] > 0
     edited.write_text(source)
-    assert finish(start(cache, CALL, tmp_path)) == (0, [])
+    assert finish(start(cache, call, tmp_path), [0])[0] == 1  # the activation itself
 
 
 ASSEMBLY = """
