@@ -1,6 +1,6 @@
 """Convolution and its gradients for NumPy arrays and Numba pipelines."""
 
-from . import jit, nn
+from . import cudajit, jit, nn
 from .dispatch import Plan, plan
 from .functional import (
     conv,
@@ -64,6 +64,7 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "conv_weight_grad",
+    "cudajit",
     "get_num_threads",
     "nn",
     "num_threads",
