@@ -21,6 +21,8 @@ STATE = 5  # words of what Python tells compiled code
 LONGEST = 64  # characters of a text among the options
 HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
 WORD = ir.IntType(64)
+BARE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # of functions that compiled code alone calls
+helper = register_jitable(**BARE)
 
 
 def symbol(context: Any, builder: Any, name: str, kind: Any) -> Any:
@@ -128,7 +130,7 @@ def own_word(typingctx, getter, key):
     return types.int64(types.int64, types.int64), codegen
 
 
-@register_jitable
+@helper
 def launch_width():
     """The number of threads that numba would launch, and the number that nbconv may use."""
     counter = told(1)
@@ -151,7 +153,7 @@ def advise(typingctx, address, size):
     return types.void(types.int64, types.int64), codegen
 
 
-@register_jitable
+@helper
 def made(array):
     """A new array, whose memory nobody has touched."""
     if array.nbytes >= HUGE:
@@ -160,7 +162,7 @@ def made(array):
     return array
 
 
-@register_jitable
+@helper
 def raise_last():
     text = np.empty(1024, np.uint8)
     found = last_error(text.ctypes.data, text.size)
@@ -174,7 +176,7 @@ def raise_last():
     raise RuntimeError(message)
 
 
-@register_jitable
+@helper
 def same(entry, key, words, count):
     if peek(entry) != key or peek(entry + 8) != count:
         return False
@@ -184,7 +186,7 @@ def same(entry, key, words, count):
     return same
 
 
-@register_jitable
+@helper
 def lookup(key, words, count):
     """Address of a program; 0 where Python has not prepared it."""
     table = told(0)
@@ -198,7 +200,7 @@ def lookup(key, words, count):
         slot = (slot + 1) & (SLOTS - 1)
 
 
-@register_jitable
+@helper
 def execute(program, bases):
     """Run a program on arrays that start at addresses `bases`."""
     if peek(program) == 0:
@@ -236,7 +238,7 @@ def write(words, at, value):
     raise NotImplementedError
 
 
-@overload(write)
+@overload(write, jit_options=BARE)
 def write_overload(words, at, value):
     if isinstance(value, types.Array):
         ndim = value.ndim
@@ -273,7 +275,7 @@ def write_overload(words, at, value):
     return lambda words, at, value: at
 
 
-@register_jitable
+@helper
 def apart(one, other):
     """Whether two arrays surely share no memory."""
     low, high = bounds(one)
@@ -281,7 +283,7 @@ def apart(one, other):
     return one.size == 0 or other.size == 0 or high <= begin or end <= low
 
 
-@register_jitable
+@helper
 def bounds(array):
     low = high = array.ctypes.data
     for axis in range(array.ndim):
@@ -290,7 +292,7 @@ def bounds(array):
     return low, high + array.itemsize
 
 
-@register_jitable
+@helper
 def shape_of(program, empty):
     for axis in range(len(empty)):
         empty = numba.cpython.unsafe.tuple.tuple_setitem(empty, axis, peek(program + 8 * (4 + axis)))

@@ -432,7 +432,7 @@ def _register(name: str, verb: str) -> None:
     function = getattr(functional, name)
     parameters = _parameters(function, STORE if verb == "conv" else {})
     # inlined, so that nothing is left of functions that a caller names: numba caches no code that holds an object's address
-    inlined = overload(function, jit_options={"forceinline": True})
+    inlined = overload(function, jit_options={"forceinline": True, **program.BARE})
     inlined(_typing(parameters, functools.partial(_implementation, name, verb, parameters)))
 
 

@@ -1,0 +1,346 @@
+"""nbconv for PyTorch tensors: functions with derivatives of every order, layers, and a model's layers replaced.
+
+Each verb is an operator of `torch.library`, so that `torch.compile` takes a call whole, and its derivatives are the other verbs:
+
+    conv(x, w)            dx = input_grad(g, w)     dw = weight_grad(g, x)
+    input_grad(dy, w)     ddy = conv(g, w)          dw = weight_grad(dy, g)
+    weight_grad(dy, x)    ddy = conv(x, g)          dx = input_grad(dy, g)
+
+Memory is shared with NumPy on the CPU and handed over as it is on a GPU; nothing is copied.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import functional
+from .problem import Padding, Sizes, borders, each_axis, padding_mode_name
+
+# The options of every operator: stride, sides as (before, after) for each axis, dilation, groups, padding mode, algorithm, precision.
+_Options = tuple[Sequence[int], Sequence[int], Sequence[int], int, str, str, str | None]
+
+
+def _given(tensor: Tensor) -> Any:
+    """The tensor as nbconv's functions take it, without a copy."""
+    tensor = tensor.detach()
+    if tensor.is_cuda:
+        return tensor
+    if tensor.device.type != "cpu":
+        raise ValueError(f"tensors must be on a CPU or a CUDA device, got {tensor.device}")
+    if tensor.dtype == torch.bfloat16:
+        raise TypeError("bfloat16 tensors must be on a GPU")
+    return tensor.resolve_conj().resolve_neg().numpy()
+
+
+def _taken(result: Any) -> Tensor:
+    return torch.from_numpy(result) if isinstance(result, np.ndarray) else result
+
+
+def _same_device(**tensors: Tensor | None) -> None:
+    (first, one), *others = ((name, tensor) for name, tensor in tensors.items() if tensor is not None)
+    for name, other in others:
+        if other.device != one.device:
+            raise ValueError(f"{name} must be on the device of {first}, {one.device}, got {other.device}")
+
+
+def _arguments(
+    stride: Sequence[int],
+    sides: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    mode: str,
+    algorithm: str,
+    precision: str | None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The options as nbconv's functions take them."""
+    pairs = list(zip(sides[0::2], sides[1::2], strict=True))
+    return (list(stride), pairs, list(dilation), groups, mode), {"algorithm": algorithm, "precision": precision}
+
+
+# -- operators
+
+
+@torch.library.custom_op("nbconv::conv", mutates_args=())
+def _conv(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
+    groups: int, mode: str, algorithm: str, precision: str | None,
+) -> Tensor:  # fmt: skip
+    _same_device(input=input, weight=weight, bias=bias)
+    options, more = _arguments(stride, sides, dilation, groups, mode, algorithm, precision)
+    return _taken(functional.conv(_given(input), _given(weight), None if bias is None else _given(bias), *options, **more))
+
+
+@torch.library.custom_op("nbconv::conv_input_grad", mutates_args=())
+def _conv_input_grad(
+    grad_output: Tensor, weight: Tensor, shape: Sequence[int], stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
+    groups: int, mode: str, algorithm: str, precision: str | None,
+) -> Tensor:  # fmt: skip
+    _same_device(grad_output=grad_output, weight=weight)
+    options, more = _arguments(stride, sides, dilation, groups, mode, algorithm, precision)
+    return _taken(functional.conv_input_grad(_given(grad_output), _given(weight), list(shape), *options, **more))
+
+
+@torch.library.custom_op("nbconv::conv_weight_grad", mutates_args=())
+def _conv_weight_grad(
+    grad_output: Tensor, input: Tensor, shape: Sequence[int], stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
+    groups: int, mode: str, algorithm: str, precision: str | None,
+) -> Tensor:  # fmt: skip
+    _same_device(grad_output=grad_output, input=input)
+    options, more = _arguments(stride, sides, dilation, groups, mode, algorithm, precision)
+    return _taken(functional.conv_weight_grad(_given(grad_output), _given(input), list(shape), *options, **more))
+
+
+@_conv.register_fake
+def _(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
+    *others: Any,
+) -> Tensor:  # fmt: skip
+    """A tensor of the result's shape, for whoever traces a call."""
+    axes = weight.dim() - 2
+    size = input.shape[input.dim() - axes :]
+    out = [
+        (size[a] + sides[2 * a] + sides[2 * a + 1] - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
+        for a in range(axes)
+    ]
+    return input.new_empty((*input.shape[: input.dim() - axes - 1], weight.shape[0], *out))
+
+
+@_conv_input_grad.register_fake
+def _(grad_output: Tensor, weight: Tensor, shape: Sequence[int], *others: Any) -> Tensor:
+    return grad_output.new_empty(shape)
+
+
+@_conv_weight_grad.register_fake
+def _(grad_output: Tensor, input: Tensor, shape: Sequence[int], *others: Any) -> Tensor:
+    return grad_output.new_empty(shape)
+
+
+def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, weight, _, *options = inputs
+    ctx.save_for_backward(input, weight)
+    ctx.options = options
+
+
+def _conv_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight = ctx.saved_tensors
+    want = ctx.needs_input_grad
+    return (
+        _conv_input_grad(g, weight, input.shape, *ctx.options) if want[0] else None,
+        _conv_weight_grad(g, input, weight.shape, *ctx.options) if want[1] else None,
+        g.sum([axis for axis in range(g.dim()) if axis != g.dim() - weight.dim() + 1]) if want[2] else None,
+        *(None,) * 7,
+    )
+
+
+def _save_pair(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    first, second, _, *options = inputs
+    ctx.save_for_backward(first, second)
+    ctx.options = options
+
+
+def _input_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    grad_output, weight = ctx.saved_tensors
+    want = ctx.needs_input_grad
+    return (
+        _conv(g, weight, None, *ctx.options) if want[0] else None,
+        _conv_weight_grad(grad_output, g, weight.shape, *ctx.options) if want[1] else None,
+        *(None,) * 8,
+    )
+
+
+def _weight_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    grad_output, input = ctx.saved_tensors
+    want = ctx.needs_input_grad
+    return (
+        _conv(input, g, None, *ctx.options) if want[0] else None,
+        _conv_input_grad(grad_output, g, input.shape, *ctx.options) if want[1] else None,
+        *(None,) * 8,
+    )
+
+
+_conv.register_autograd(_conv_backward, setup_context=_save_conv)
+_conv_input_grad.register_autograd(_input_grad_backward, setup_context=_save_pair)
+_conv_weight_grad.register_autograd(_weight_grad_backward, setup_context=_save_pair)
+
+
+# -- functions
+
+
+def _options(
+    axes: int, kernel: Sequence[int], stride: Sizes, padding: Padding, dilation: Sizes, groups: int, padding_mode: str,
+    algorithm: str, precision: str | None,
+) -> _Options:  # fmt: skip
+    steps, apart = each_axis(stride, "stride", axes, 1), each_axis(dilation, "dilation", axes, 1)
+    before, after = borders(padding, [d * (k - 1) for d, k in zip(apart, kernel, strict=True)], steps)
+    sides = [side for pair in zip(before, after, strict=True) for side in pair]
+    return steps, sides, apart, groups, padding_mode_name(padding_mode), algorithm, precision
+
+
+def _check(axes: int, weight: Tensor) -> None:
+    if weight.dim() != axes + 2:
+        raise ValueError(f"weight must have {axes + 2} axes, got shape {tuple(weight.shape)}")
+
+
+def _forward(
+    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Padding, dilation: Sizes, groups: int,
+    padding_mode: str, algorithm: str, precision: str | None,
+) -> Tensor:  # fmt: skip
+    _check(axes, weight)
+    options = _options(axes, weight.shape[2:], stride, padding, dilation, groups, padding_mode, algorithm, precision)
+    result: Tensor = _conv(input, weight, bias, *options)
+    return result
+
+
+def conv1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1,
+    groups: int = 1, padding_mode: str = "zeros", *, algorithm: str = "auto", precision: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`nbconv.conv1d` on tensors, as `torch.nn.functional.conv1d`: see there; with first and second derivatives."""
+    return _forward(1, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, precision)
+
+
+def conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1,
+    groups: int = 1, padding_mode: str = "zeros", *, algorithm: str = "auto", precision: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`nbconv.conv2d` on tensors, as `torch.nn.functional.conv2d`: see there; with first and second derivatives."""
+    return _forward(2, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, precision)
+
+
+def conv3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1,
+    groups: int = 1, padding_mode: str = "zeros", *, algorithm: str = "auto", precision: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`nbconv.conv3d` on tensors, as `torch.nn.functional.conv3d`: see there; with first and second derivatives."""
+    return _forward(3, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, precision)
+
+
+def _transposed(
+    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Padding, output_padding: Sizes, groups: int,
+    dilation: Sizes, algorithm: str, precision: str | None,
+) -> Tensor:  # fmt: skip
+    """The gradient of a convolution for its input, whose weight nbconv conjugates and a transposed convolution does not."""
+    _check(axes, weight)
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be ints for a transposed convolution, got {padding!r}")
+    kernel = weight.shape[2:]
+    options = _options(axes, kernel, stride, padding, dilation, groups, "zeros", algorithm, precision)
+    steps, sides, apart, *_ = options
+    more = each_axis(output_padding, "output_padding", axes, 0)
+    for i, (extra, step, gap) in enumerate(zip(more, steps, apart, strict=True)):
+        if extra >= max(step, gap):
+            raise ValueError(f"output_padding must be smaller than stride or dilation, got {extra} on axis {i} of {axes}")
+    lead = input.dim() - axes
+    size = [
+        (input.shape[lead + a] - 1) * steps[a] - sides[2 * a] - sides[2 * a + 1] + apart[a] * (kernel[a] - 1) + more[a] + 1
+        for a in range(axes)
+    ]
+    shape = (*input.shape[: lead - 1], weight.shape[1] * groups, *size)
+    result: Tensor = _conv_input_grad(input, weight.conj(), shape, *options)
+    return result if bias is None else result + bias.reshape(-1, *(1,) * axes)
+
+
+def conv_transpose1d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, output_padding: Sizes = 0,
+    groups: int = 1, dilation: Sizes = 1, *, algorithm: str = "auto", precision: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`nbconv.conv_transpose1d` on tensors, as `torch.nn.functional.conv_transpose1d`; with first and second derivatives."""
+    return _transposed(1, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm, precision)
+
+
+def conv_transpose2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, output_padding: Sizes = 0,
+    groups: int = 1, dilation: Sizes = 1, *, algorithm: str = "auto", precision: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`nbconv.conv_transpose2d` on tensors, as `torch.nn.functional.conv_transpose2d`; with first and second derivatives."""
+    return _transposed(2, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm, precision)
+
+
+def conv_transpose3d(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, output_padding: Sizes = 0,
+    groups: int = 1, dilation: Sizes = 1, *, algorithm: str = "auto", precision: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`nbconv.conv_transpose3d` on tensors, as `torch.nn.functional.conv_transpose3d`; with first and second derivatives."""
+    return _transposed(3, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm, precision)
+
+
+# -- layers
+
+
+class _Forward:
+    """What a convolution layer of PyTorch's calls with its parameters."""
+
+    def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        axes = weight.dim() - 2
+        return _forward(
+            axes, input, weight, bias, self.stride, self.padding, self.dilation, self.groups, self.padding_mode, "auto", None
+        )
+
+
+class _Transposed:
+    """A transposed convolution's forward pass."""
+
+    def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        axes = self.weight.dim() - 2
+        more = self._output_padding(input, output_size, self.stride, self.padding, self.kernel_size, axes, self.dilation)
+        return _transposed(
+            axes, input, self.weight, self.bias, self.stride, self.padding, more, self.groups, self.dilation, "auto", None
+        )
+
+
+class Conv1d(_Forward, torch.nn.Conv1d):
+    """`torch.nn.Conv1d`, computed by nbconv."""
+
+
+class Conv2d(_Forward, torch.nn.Conv2d):
+    """`torch.nn.Conv2d`, computed by nbconv."""
+
+
+class Conv3d(_Forward, torch.nn.Conv3d):
+    """`torch.nn.Conv3d`, computed by nbconv."""
+
+
+class ConvTranspose1d(_Transposed, torch.nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d`, computed by nbconv."""
+
+
+class ConvTranspose2d(_Transposed, torch.nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d`, computed by nbconv."""
+
+
+class ConvTranspose3d(_Transposed, torch.nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d`, computed by nbconv."""
+
+
+_LAYERS: dict[type, type] = {
+    each.__mro__[2]: each for each in (Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
+}
+
+
+def replace(model: torch.nn.Module) -> torch.nn.Module:
+    """Have nbconv compute a model's convolutions, in place; parameters, buffers, hooks and state dict stay what they are.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Every layer that is a `torch.nn.Conv*d` or `torch.nn.ConvTranspose*d`, and no subclass of one, becomes this module's layer.
+
+    Returns
+    -------
+    torch.nn.Module
+        `model`.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model)!r}")
+    for layer in model.modules():
+        if type(layer) in _LAYERS:
+            layer.__class__ = _LAYERS[type(layer)]
+    return model
