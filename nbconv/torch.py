@@ -19,7 +19,7 @@ from torch import Tensor
 from . import functional
 from .problem import Padding, Sizes, borders, each_axis, padding_mode_name
 
-# The options of every operator: stride, sides as (before, after) for each axis, dilation, groups, padding mode, algorithm, precision.
+# Options of every operator: stride, sides, (before, after) for each axis, dilation, groups, padding mode, algorithm, precision.
 _Options = tuple[Sequence[int], Sequence[int], Sequence[int], int, str, str, str | None]
 
 
@@ -219,8 +219,8 @@ def conv3d(
 
 
 def _transposed(
-    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Padding, output_padding: Sizes, groups: int,
-    dilation: Sizes, algorithm: str, precision: str | None,
+    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Padding, output_padding: Sizes,
+    groups: int, dilation: Sizes, algorithm: str, precision: str | None,
 ) -> Tensor:  # fmt: skip
     """The gradient of a convolution for its input, whose weight nbconv conjugates and a transposed convolution does not."""
     _check(axes, weight)

@@ -2,7 +2,10 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
+
+import numba
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -26,10 +29,12 @@ def test_blocks_on_compiled_code_run():
         exec(compile(block, str(page), "exec"), namespace)
 
 
-def test_example_finds_what_scipy_finds():
+def test_example_finds_what_scipy_finds(monkeypatch, tmp_path):
     """A pipeline in one compiled function, block by block, and the same by array operations."""
     spec = importlib.util.spec_from_file_location("spikes", README.parent / "docs" / "examples" / "spikes.py")
     spikes = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "spikes", spikes)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
     spec.loader.exec_module(spikes)
     samples, bank = spikes.recording(), spikes.wavelets()
     found = spikes.with_nbconv(samples, bank, 500, 0.02)
