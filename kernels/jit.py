@@ -35,10 +35,9 @@ llvm_lock = global_compiler_lock
 DISABLED = bool(config.DISABLE_JIT)
 
 # Contraction lets a product and a sum become one FMA, rounded once; it is the only liberty any kernel may take beyond this module.
-# Without wrappers for other languages, and without counting references to arrays, of which kernels make none, the first Winograd
-# call of a process compiles for 5.3 s of CPU time instead of 7.1.
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
-OPTIONS |= {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+# Without wrappers for C, and without counting references to arrays, of which kernels make none, the first Winograd call of a process
+# compiles for 5.6 s of CPU time instead of 7.1. (Without those for Python too: 5.3; but a kernel that Python calls then crashes.)
+OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cfunc_wrapper": True}
 
 
 @functools.cache
@@ -157,7 +156,6 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 def _compile(dispatcher: Any, arguments: tuple[types.Type, ...]) -> Any:
     if not isinstance(dispatcher._cache, _Cache):
         dispatcher._cache = _Cache(dispatcher.py_func)
-        dispatcher.targetoptions["no_cpython_wrapper"] = False  # Python calls this one
     return dispatcher.get_compile_result(types.void(*arguments))
 
 

@@ -1,0 +1,223 @@
+"""`nbconv.torch`: results, first and second derivatives, layers, whole models, and calls that PyTorch compiles."""
+
+import copy
+import re
+
+import numpy as np
+import pytest
+
+import nbconv
+from nbconv.kernels.jit import DISABLED
+
+torch = pytest.importorskip("torch")
+functions = pytest.importorskip("nbconv.torch")
+F = torch.nn.functional
+
+# PyTorch's own compiler tells of deprecations in itself.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+MODES = ("zeros", "reflect", "replicate", "circular")
+SHAPES = {
+    1: ((2, 4, 9), (6, 2, 3), {"stride": 2, "padding": (2, 1), "groups": 2}),
+    2: ((2, 4, 6, 7), (6, 2, 3, 2), {"stride": (2, 1), "padding": ((1, 0), (2, 1)), "dilation": (1, 2), "groups": 2}),
+    3: ((1, 2, 4, 3, 5), (2, 2, 2, 2, 3), {"padding": 1, "stride": (1, 2, 1)}),
+}
+
+
+def conv(axes):
+    return getattr(functions, f"conv{axes}d")
+
+
+def tensors(*shapes, dtype=torch.float64):
+    torch.manual_seed(0)
+    return [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("axes", "dtype"), [(1, torch.float64), (2, torch.float64), (2, torch.complex128), (3, torch.float64)])
+def test_derivatives(axes, dtype, mode):
+    x, w, options = SHAPES[axes]
+    x, w, b = tensors(x, w, w[:1], dtype=dtype)
+
+    def call(x, w, b):
+        return conv(axes)(x, w, b, padding_mode=mode, **options)
+
+    arrays = [each.detach().numpy() for each in (x, w, b)]
+    np.testing.assert_array_equal(call(x, w, b).detach().numpy(), nbconv.conv(*arrays, padding_mode=mode, **options))
+    assert torch.autograd.gradcheck(call, (x, w, b))
+    assert torch.autograd.gradgradcheck(call, (x, w, b))
+
+
+@pytest.mark.parametrize(("axes", "dtype"), [(1, torch.float64), (2, torch.complex128), (3, torch.float64)])
+def test_transposed(axes, dtype):
+    x, w = (2, 4, 5, 4, 3)[: axes + 2], (4, 3, 3, 2, 2)[: axes + 2]
+    x, w, b = tensors(x, w, (6,), dtype=dtype)
+    options = {"stride": 2, "padding": 1, "output_padding": 1, "groups": 2}
+
+    def call(x, w, b):
+        return getattr(functions, f"conv_transpose{axes}d")(x, w, b, **options)
+
+    torch.testing.assert_close(call(x, w, b), getattr(F, f"conv_transpose{axes}d")(x, w, b, **options))
+    assert torch.autograd.gradcheck(call, (x, w, b))
+    assert torch.autograd.gradgradcheck(call, (x, w, b))
+
+
+def test_only_what_is_needed_is_computed():
+    x, w = tensors((1, 2, 6, 6), (3, 2, 3, 3))
+    x.requires_grad_(False)
+    functions.conv2d(x, w).sum().backward()
+    assert x.grad is None
+    assert w.grad is not None
+    torch.testing.assert_close(functions.conv2d(x[0], w.detach()), F.conv2d(x[0], w.detach()))  # one image, no bias, no gradient
+
+
+def test_memory_is_shared():
+    """Strided tensors are read where they lie: a result for an expanded one of 80 GB takes no copy of it."""
+    x = torch.ones(1, 1, 1, 1).expand(100, 2, 10_000, 10_000)
+    y = functions.conv2d(x, torch.ones(1, 2, 1, 1), stride=5000)
+    assert (y == 2).all()
+    assert y.shape == (100, 1, 2, 2)
+
+
+def layer(kind, *arguments, **options):
+    torch.manual_seed(1)
+    return getattr(torch.nn, kind)(*arguments, **options)
+
+
+LAYERS = [
+    ("Conv1d", (4, 6, 3), {"stride": 2, "padding": 1, "padding_mode": "reflect"}, (2, 4, 11)),
+    ("Conv2d", (4, 6, (3, 5)), {"padding": "same", "dilation": 2, "groups": 2}, (2, 4, 11, 12)),
+    ("Conv2d", (4, 4, 3), {"padding": (1, 2), "padding_mode": "circular", "bias": False}, (4, 11, 12)),
+    ("Conv3d", (4, 6, 2), {"padding": 1, "padding_mode": "replicate"}, (2, 4, 5, 6, 7)),
+    ("ConvTranspose1d", (4, 6, 3), {"stride": 2}, (2, 4, 7)),
+    ("ConvTranspose2d", (4, 6, 3), {"stride": 2, "padding": 1, "output_padding": 1, "groups": 2}, (2, 4, 7, 6)),
+    ("ConvTranspose3d", (4, 6, 2), {"stride": 2, "dilation": 2, "bias": False}, (2, 4, 3, 4, 3)),
+]
+
+
+@pytest.mark.parametrize(("kind", "arguments", "options", "shape"), LAYERS)
+def test_layers(kind, arguments, options, shape):
+    """As PyTorch's, made alike, with each other's state dicts."""
+    theirs = layer(kind, *arguments, **options, dtype=torch.float64)
+    ours = getattr(functions, kind)(*arguments, **options, dtype=torch.float64)
+    assert isinstance(ours, type(theirs))
+    assert repr(ours) == repr(theirs)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(shape, dtype=torch.float64)
+    results = []
+    for each in (ours, theirs):
+        given = x.clone().requires_grad_()
+        y = each(given)
+        (y**2).sum().backward()
+        results.append([y, given.grad, *(parameter.grad for parameter in each.parameters())])
+    for mine, other in zip(*results, strict=True):
+        torch.testing.assert_close(mine, other)
+    theirs.load_state_dict(ours.state_dict())
+    if "Transpose" in kind:
+        size = [side + 1 for side in y.shape[2:]] if options.get("stride") == 2 and not options.get("output_padding") else None
+        torch.testing.assert_close(ours(x, size), theirs(x, size))
+
+
+class Block(torch.nn.Module):
+    """Two convolutions and what skips them."""
+
+    def __init__(self, channels, filters, stride):
+        super().__init__()
+        self.one = torch.nn.Conv2d(channels, filters, 3, stride, 1, bias=False)
+        self.norm_one = torch.nn.BatchNorm2d(filters)
+        self.two = torch.nn.Conv2d(filters, filters, 3, 1, 1, bias=False)
+        self.norm_two = torch.nn.BatchNorm2d(filters)
+        self.skip = torch.nn.Sequential()
+        if stride > 1:
+            self.skip = torch.nn.Sequential(
+                torch.nn.Conv2d(channels, filters, 1, stride, bias=False), torch.nn.BatchNorm2d(filters)
+            )
+
+    def forward(self, x):
+        y = F.relu(self.norm_one(self.one(x)))
+        return F.relu(self.norm_two(self.two(y)) + self.skip(x))
+
+
+def resnet18():
+    """He et al. 2015, table 1, in double precision."""
+    torch.manual_seed(2)
+    blocks = [
+        Block(channels, filters, stride)
+        for before, filters in ((64, 64), (64, 128), (128, 256), (256, 512))
+        for channels, stride in ((before, 2 if filters > 64 else 1), (filters, 1))
+    ]
+    stem = torch.nn.Conv2d(3, 64, 7, 2, 3, bias=False), torch.nn.BatchNorm2d(64), torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2, 1)
+    return torch.nn.Sequential(*stem, *blocks, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(512, 10)).double()
+
+
+def test_resnet18_trains_alike():
+    theirs = resnet18()
+    ours = functions.replace(copy.deepcopy(theirs))
+    assert [type(each).__module__ for each in ours.modules() if isinstance(each, torch.nn.Conv2d)] == ["nbconv.torch"] * 20
+    torch.manual_seed(3)
+    images, classes = torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.arange(4)
+    losses = []
+    for model in (ours, theirs):
+        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+        losses.append([])
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(model(images), classes)
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-9)
+    assert losses[0][-1] < losses[0][0]
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+
+
+def test_replace_leaves_others():
+    class Own(torch.nn.Conv2d):
+        """Somebody's own layer."""
+
+    model = torch.nn.ModuleList([Own(1, 1, 1), torch.nn.Linear(1, 1), torch.nn.LazyConv2d(1, 1), torch.nn.Conv1d(1, 1, 1)])
+    kinds = [type(each) for each in functions.replace(model)]
+    assert kinds == [Own, torch.nn.Linear, torch.nn.LazyConv2d, functions.Conv1d]
+    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+        functions.replace([])
+
+
+@pytest.mark.skipif(DISABLED, reason="too slow")
+def test_compiled_whole():
+    """`torch.compile` breaks no graph, and the gradients are those of the plain call."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), torch.nn.ConvTranspose2d(8, 4, 3, 2))
+    functions.replace(model.double())
+    (x,) = tensors((2, 3, 9, 9))
+    want = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for mine, other in zip(torch.autograd.grad(compiled(x).square().sum(), [x, *model.parameters()]), want, strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+@pytest.mark.skipif(DISABLED, reason="too slow")
+def test_operators_keep_the_rules():
+    """Shapes told beforehand, aliasing, derivatives: PyTorch's own check of operators."""
+    x, w, b, dy = tensors((2, 4, 6, 7), (6, 2, 3, 3), (6,), (2, 6, 4, 5))
+    options = [1, 1], [0, 0, 0, 0], [1, 1], 2, "zeros", "auto", None
+    operators = torch.ops.nbconv
+    torch.library.opcheck(operators.conv, (x, w, b, *options))
+    torch.library.opcheck(operators.conv_input_grad, (dy, w, x.shape, *options))
+    torch.library.opcheck(operators.conv_weight_grad, (dy, x, w.shape, *options))
+
+
+def test_errors():
+    x, w = torch.ones(1, 2, 5, 5), torch.ones(3, 2, 3, 3)
+    wrong = [
+        (ValueError, "weight must have 5 axes", lambda: functions.conv3d(x, w)),
+        (ValueError, "stride must be", lambda: functions.conv2d(x, w, stride=(1, 2, 3))),
+        (ValueError, "padding_mode must be one of", lambda: functions.conv2d(x, w, padding_mode="mirror")),
+        (TypeError, "weight must have the dtype of input", lambda: functions.conv2d(x, w.double())),
+        (ValueError, "input must have", lambda: functions.conv2d(x[:, :1], w)),
+        (TypeError, "bfloat16 tensors must be on a GPU", lambda: functions.conv2d(x.bfloat16(), w.bfloat16())),
+        (ValueError, "padding must be ints", lambda: functions.conv_transpose2d(x, w, padding="same")),
+        (ValueError, "output_padding must be smaller", lambda: functions.conv_transpose2d(x, w, output_padding=1)),
+        (ValueError, "weight must be on the device of input", lambda: functions.conv2d(x, w.to("meta"))),
+    ]
+    for error, text, call in wrong:
+        with pytest.raises(error, match=re.escape(text)):
+            call()
