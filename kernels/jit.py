@@ -36,7 +36,7 @@ DISABLED = bool(config.DISABLE_JIT)
 
 # Contraction lets a product and a sum become one FMA, rounded once; it is the only liberty any kernel may take beyond this module.
 # Without wrappers for C, and without counting references to arrays, of which kernels make none, the first Winograd call of a
-# process compiles for 5.6 s of CPU time instead of 7.1. (Without those for Python too: 5.3; a kernel that Python calls then crashes.)
+# process compiles for 5.6 s of CPU time instead of 7.1. (Without those for Python too: 5.3, but then Python must not call any.)
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cfunc_wrapper": True}
 
 

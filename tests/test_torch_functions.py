@@ -178,7 +178,7 @@ def test_replace_leaves_others():
     model = torch.nn.ModuleList([Own(1, 1, 1), torch.nn.Linear(1, 1), torch.nn.LazyConv2d(1, 1), torch.nn.Conv1d(1, 1, 1)])
     kinds = [type(each) for each in functions.replace(model)]
     assert kinds == [Own, torch.nn.Linear, torch.nn.LazyConv2d, functions.Conv1d]
-    with pytest.raises(TypeError, match="model must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match="model must be a"):
         functions.replace([])
 
 
