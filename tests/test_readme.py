@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numba
+import pytest
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -22,6 +23,16 @@ def test_readme_blocks_run():
 
 def test_blocks_on_compiled_code_run():
     page = README.parent / "docs" / "embedding.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_blocks_on_pytorch_run():
+    pytest.importorskip("torch")
+    page = README.parent / "docs" / "torch.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) == 2
     namespace = {}
