@@ -39,13 +39,6 @@ def _taken(result: Any) -> Tensor:
     return torch.from_numpy(result) if isinstance(result, np.ndarray) else result
 
 
-def _same_device(**tensors: Tensor | None) -> None:
-    (first, one), *others = ((name, tensor) for name, tensor in tensors.items() if tensor is not None)
-    for name, other in others:
-        if other.device != one.device:
-            raise ValueError(f"{name} must be on the device of {first}, {one.device}, got {other.device}")
-
-
 def _arguments(
     stride: Sequence[int],
     sides: Sequence[int],
@@ -68,7 +61,6 @@ def _conv(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
     groups: int, mode: str, algorithm: str, precision: str | None,
 ) -> Tensor:  # fmt: skip
-    _same_device(input=input, weight=weight, bias=bias)
     options, more = _arguments(stride, sides, dilation, groups, mode, algorithm, precision)
     return _taken(functional.conv(_given(input), _given(weight), None if bias is None else _given(bias), *options, **more))
 
@@ -78,7 +70,6 @@ def _conv_input_grad(
     grad_output: Tensor, weight: Tensor, shape: Sequence[int], stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
     groups: int, mode: str, algorithm: str, precision: str | None,
 ) -> Tensor:  # fmt: skip
-    _same_device(grad_output=grad_output, weight=weight)
     options, more = _arguments(stride, sides, dilation, groups, mode, algorithm, precision)
     return _taken(functional.conv_input_grad(_given(grad_output), _given(weight), list(shape), *options, **more))
 
@@ -88,7 +79,6 @@ def _conv_weight_grad(
     grad_output: Tensor, input: Tensor, shape: Sequence[int], stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
     groups: int, mode: str, algorithm: str, precision: str | None,
 ) -> Tensor:  # fmt: skip
-    _same_device(grad_output=grad_output, input=input)
     options, more = _arguments(stride, sides, dilation, groups, mode, algorithm, precision)
     return _taken(functional.conv_weight_grad(_given(grad_output), _given(input), list(shape), *options, **more))
 
@@ -179,16 +169,19 @@ def _options(
     return steps, sides, apart, groups, padding_mode_name(padding_mode), algorithm, precision
 
 
-def _check(axes: int, weight: Tensor) -> None:
+def _check(axes: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     if weight.dim() != axes + 2:
         raise ValueError(f"weight must have {axes + 2} axes, got shape {tuple(weight.shape)}")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if tensor is not None and tensor.device != input.device:
+            raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
 
 
 def _forward(
     axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Padding, dilation: Sizes, groups: int,
     padding_mode: str, algorithm: str, precision: str | None,
 ) -> Tensor:  # fmt: skip
-    _check(axes, weight)
+    _check(axes, input, weight, bias)
     options = _options(axes, weight.shape[2:], stride, padding, dilation, groups, padding_mode, algorithm, precision)
     result: Tensor = _conv(input, weight, bias, *options)
     return result
@@ -223,7 +216,7 @@ def _transposed(
     groups: int, dilation: Sizes, algorithm: str, precision: str | None,
 ) -> Tensor:  # fmt: skip
     """The gradient of a convolution for its input, whose weight nbconv conjugates and a transposed convolution does not."""
-    _check(axes, weight)
+    _check(axes, input, weight, bias)
     if isinstance(padding, str):
         raise ValueError(f"padding must be ints for a transposed convolution, got {padding!r}")
     kernel = weight.shape[2:]
