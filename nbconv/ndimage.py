@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, check_dtype
+from .arrays import Array, check_array, check_dtype
 from .functional import conv
 from .problem import whole
 
@@ -144,9 +144,10 @@ def _axes(axes: Any, ndim: int) -> list[int]:
 
 def _summed(x: Array, w: Array) -> np.dtype[Any]:
     """The dtype that is computed in: floats in their own, others in float64; complex if either is."""
-    own = check_dtype(x.dtype if x.dtype.kind != "b" else np.uint8, "input")
-    real = own if own.kind in "fc" and own.itemsize > 2 else np.dtype(np.float64)
-    check_dtype(w.dtype if w.dtype.kind != "b" else np.uint8, "weights")
+    for array, name in ((x, "input"), (w, "weights")):
+        if array.dtype.kind != "b":
+            check_array(array, name)
+    real = x.dtype.newbyteorder("=") if x.dtype.kind in "fc" and x.itemsize > 2 else np.dtype(np.float64)
     return np.result_type(real, np.complex64) if w.dtype.kind == "c" else real
 
 
