@@ -173,6 +173,6 @@ def _correlated(
         if mode in ("reflect", "grid-mirror"):
             cells = np.pad(cells, every, "symmetric")
         else:
-            cells = np.pad(cells, every, "constant", constant_values=cval)  # type: ignore[arg-type]
+            cells = np.pad(cells, every, "constant", constant_values=cval)
         return conv(cells, weight, precision=precision)
     return conv(cells, weight, padding=sides, padding_mode=border or "zeros", precision=precision)
