@@ -40,6 +40,11 @@ EPILOGUE = (
     ("resnet50", "conv4 3x3 256"), ("resnet50", "conv2 3x3/1 64"), ("resnet50", "conv2 1x1 256-64"),
     ("resnet50", "conv2 1x1 64-256"), ("unet", "3x3 1-64 256"), ("mobilenetv2", "depthwise 3x3/1 144 56"),
 )  # fmt: skip
+# Signals, images and a volume, and the taps that they are correlated with.
+FILTERED = (
+    ((100_000,), (31,)), ((100_000,), (301,)), ((1024, 1024), (3, 3)), ((1024, 1024), (9, 9)), ((1024, 1024), (31, 31)),
+    ((96, 96, 96), (5, 5, 5)),
+)  # fmt: skip
 LAYOUTS = (("resnet50", "conv2 3x3/1 64"), ("resnet50", "conv2 1x1 64-256"), ("mobilenetv2", "depthwise 3x3/1 144 56"))
 ACCURACY = (((2, 64, 300), (3,)), ((2, 64, 40, 40), (3, 3)), ((2, 32, 14, 14, 14), (3, 3, 3)), ((2, 32, 40, 40), (5, 5)))
 CHANNELS = (64, 128)
@@ -148,6 +153,25 @@ def hooks(dtype: str, seconds: float) -> Iterator[Line]:
         yield _line("hooks", layer.name, "forward", times, _over_first(times))
 
 
+def scipy(dtype: str, seconds: float) -> Iterator[Line]:
+    """SciPy's time for one image or signal, and how many times as fast nbconv's function of the same name is."""
+    import scipy.ndimage
+    import scipy.signal
+
+    import nbconv.ndimage
+    import nbconv.signal
+
+    doors = (("signal", scipy.signal, nbconv.signal), ("ndimage", scipy.ndimage, nbconv.ndimage))
+    for size, taps in FILTERED:
+        x, w = (np.random.default_rng(i).standard_normal(shape).astype(dtype) for i, shape in enumerate((size, taps)))
+        for name, theirs, ours in doors:
+            more = {"mode": "same"} if name == "signal" else {"mode": "mirror"}
+            functions = {"SciPy": partial(theirs.correlate, x, w, **more), "times as fast": partial(ours.correlate, x, w, **more)}
+            times = _measured(functions, seconds)
+            ratio = {"times as fast": times["SciPy"] / times["times as fast"]}
+            yield _line("scipy", f"{'x'.join(map(str, size))}, {'x'.join(map(str, taps))}", name, times, ratio)
+
+
 def flatness(dtype: str, seconds: float) -> Iterator[Line]:
     """GFLOP/s of 3x3 layers over the batch at 28x28, and over the size at batch 1; the best over the worst comes last."""
     series = {f"batch {batch}": (batch, 28) for batch in BATCHES}, {f"size {size}": (1, size) for size in SIZES}
@@ -253,9 +277,8 @@ def _summed(direction: str, problem: nbconv.ConvProblem, x: Array, w: Array, dy:
     return result
 
 
-SECTIONS: dict[str, Callable[[str, float], Iterator[Line]]] = {
-    section.__name__: section for section in (overhead, threads, borders, epilogue, hooks, flatness, arrays, algorithms, accuracy)
-}
+_SECTIONS = overhead, threads, borders, epilogue, hooks, scipy, flatness, arrays, algorithms, accuracy
+SECTIONS: dict[str, Callable[[str, float], Iterator[Line]]] = {section.__name__: section for section in _SECTIONS}
 
 
 def run(sections: list[str], dtype: str, seconds: float, output: Path) -> list[Row]:

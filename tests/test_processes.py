@@ -73,7 +73,7 @@ METHODS = "fork", "spawn", "forkserver", "joblib", "DataLoader fork", "DataLoade
 
 @pytest.mark.skipif(sys.platform != "linux", reason="all methods and layers are there on Linux")
 @pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("method", filter(installed, METHODS))
+@pytest.mark.parametrize("method", list(filter(installed, METHODS)))
 def test_children(method, layer, script):
     """Results are right; under GNU OpenMP a forked child computes on one thread, and says so once, else on two."""
     # two threads whatever the machine has; joblib would otherwise leave each child its share of the cores

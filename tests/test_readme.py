@@ -21,23 +21,15 @@ def test_readme_blocks_run():
     assert namespace["grad_weight"].shape == (16, 3, 5, 5)
 
 
-def test_blocks_on_compiled_code_run():
-    page = README.parent / "docs" / "embedding.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+@pytest.mark.parametrize(("page", "count", "needs"), [("embedding", 2, "numba"), ("torch", 2, "torch"), ("scipy", 1, "scipy")])
+def test_blocks_of_pages_run(page, count, needs):
+    pytest.importorskip(needs)
+    path = README.parent / "docs" / f"{page}.md"
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == count
     namespace = {}
     for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)
-
-
-def test_blocks_on_pytorch_run():
-    pytest.importorskip("torch")
-    page = README.parent / "docs" / "torch.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
-    namespace = {}
-    for block in blocks:
-        exec(compile(block, str(page), "exec"), namespace)
+        exec(compile(block, str(path), "exec"), namespace)
 
 
 def test_example_finds_what_scipy_finds(monkeypatch, tmp_path):
