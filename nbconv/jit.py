@@ -39,6 +39,8 @@ VERBS = {
     "conv_transpose": ("input", "weight", "bias"),
 }
 
+STORE = {"store": None, "store_args": ()}  # what `conv` takes in compiled code alone
+
 # -- the Python side
 
 _state = np.zeros(STATE, np.int64)  # what compiled code reads: see `program.told`
@@ -304,7 +306,7 @@ def implementation({parameters}):
 """
 
 
-def _hook(given: dict[str, Any], dtype: np.dtype[Any], axes: int) -> Any:
+def _visit(given: dict[str, Any], dtype: np.dtype[Any], axes: int) -> Any:
     """The function of the caller's own that results are run through, as `hooks.descriptor` takes it; None if there is none."""
     functions = {}
     for name in ("activation", "store"):
@@ -336,14 +338,14 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
     dtype = numba.np.numpy_support.as_dtype(kind)
     if "out" in arrays and not given["out"].mutable:
         raise TypingError("nbconv: out must be writeable, got a read-only array")
-    hook = _hook(given, dtype, given["weight"].ndim - 2) if verb == "conv" else None
-    stores = hook is not None and not _absent(given["store"])
+    visit = _visit(given, dtype, given["weight"].ndim - 2) if verb == "conv" else None
+    stores = visit is not None and not _absent(given["store"])
     if stores and "out" in arrays:
         raise TypingError("nbconv: out must be None where a store takes the results")
     options = [each for each in parameters if each not in (*VERBS[verb], "out", "dtype", *STORE) and not _absent(given[each])]
-    kinds = {each: _kind(given[each], each) for each in options if each != "activation" or hook is None}
+    kinds = {each: _kind(given[each], each) for each in options if each != "activation" or visit is None}
     fields += [f"{each}:{kind}" for each, kind in kinds.items()]
-    if hook is not None:
+    if visit is not None:
         fields.append(f"activation:!{int(stores)}")
     written = [each for each, kind in kinds.items() if kind[0] not in "=#n"]
     text = "|".join([name, *fields])
@@ -358,7 +360,7 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
         if "out" in arrays:
             result += "".join(f"\n    if not apart(out, {n}):\n        raise ValueError('out must not overlap {n}')" for n in names)
         result += f"\n    bases[{SCRATCH - 1}] = result.ctypes.data"
-        result += f"\n    bases[{HOOK}] = descriptor(visit, 0, ())" if hook is not None else ""
+        result += f"\n    bases[{HOOK}] = descriptor(visit, 0, ())" if visit is not None else ""
     source = _BODY.format(
         parameters=_listed(parameters),
         most=_most_words(text),
@@ -373,7 +375,7 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
     names_of_source = {
         "np": np, "write": program.write, "lookup": program.lookup, "ask": program.ask, "raise_last": program.raise_last,
         "execute": program.execute, "made": program.made, "apart": program.apart, "shape_of": program.shape_of,
-        "empty": (0,) * axes, "kept_dtype": dtype, "descriptor": hooks.descriptor, "visit": hook,
+        "empty": (0,) * axes, "kept_dtype": dtype, "descriptor": hooks.descriptor, "visit": visit,
     }  # fmt: skip
     exec(source, names_of_source)
     return names_of_source["implementation"]
@@ -402,9 +404,6 @@ def _cast_implementation(name: str, verb: str, parameters: dict[str, Any], given
 
 
 _REQUIRED = object()
-
-
-STORE = {"store": None, "store_args": ()}  # what `conv` takes in compiled code alone
 
 
 def _parameters(function: Callable[..., Any], more: dict[str, Any]) -> dict[str, Any]:
