@@ -158,7 +158,10 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
         direct = direct and (t0 == 1 or (w.extent == t2 and h.extent == t1 and out.strides[2] == t1 * t2 * size))
         inner = out.ctypes.data + n * out.strides[0] + o0 * out.strides[2] + o1 * out.strides[3] + o2 * size
         for phase in range(0, phases.shape[0], layout.merged):
-            if phases[phase : phase + layout.merged, 1].sum() == 0:
+            reached = 0  # not `sum` of an array: to load code that uses it, numba imports scipy.linalg
+            for m in range(layout.merged):
+                reached += phases[phase + m, 1]
+            if reached == 0:
                 # outputs that no tap reaches: one row of zeros for each phase serves all filters
                 for m in range(layout.merged):
                     scratch[m * region // size : (m * region + pitch) // size] = 0
