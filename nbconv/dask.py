@@ -17,7 +17,7 @@ import itertools
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
@@ -35,13 +35,15 @@ except ImportError as error:
 
 from . import functional
 from .arrays import Array, accumulator, check_dtype, common_dtype
-from .dispatch import wish
+from .dispatch import AUTO, Wish, select, wish
+from .engine import compiled
+from .families import Direction
 from .functional import Activation, activation_function, check_bias, check_grad_output_axes, check_shape, family, result_dtype
 from .halo import Part, Range, halo
 from .problem import ConvProblem, Padding, Sizes, problem_of, whole
 from .threads import num_threads
 
-DaskArray = da.Array
+DaskArray: TypeAlias = da.Array
 Graph = dict[tuple[Any, ...], Any]
 Key = tuple[Any, ...]
 
@@ -98,13 +100,15 @@ def _conv(
     weight = _single(weight, "weight", input)
     bias = None if bias is None else _single(bias, "bias", input)
     result = result_dtype(dtype, input=input, weight=weight, bias=bias)
-    wish(algorithm, precision, workspace_limit)
+    wanted = wish(algorithm, precision, workspace_limit)
     problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
     _check_channels(input, problem.axes, "input")
     check_bias(bias, problem.filters)
-    activation_function(activation, accumulator(result))
+    function = activation_function(activation, accumulator(result))
+    if function is not None and _library(input._meta) == "numpy":
+        compiled(function, accumulator(result))
     whole(threads, "threads", 1)
-    options = {"dtype": dtype, "activation": activation}
+    options: dict[str, Any] = {"dtype": dtype, "activation": activation}
     options |= {"algorithm": algorithm, "precision": precision, "workspace_limit": workspace_limit}
 
     parts = [
@@ -117,7 +121,9 @@ def _conv(
     last = [weight.__dask_keys__(), bias.__dask_keys__() if bias is not None else None]
     for lead, index in itertools.product(places, _indices(parts)):
         window = [part[i] for part, i in zip(parts, index, strict=True)]
-        task = partial(_forward, _Window.of(problem, window), options, threads)
+        way = _Window.of(problem, window)
+        _check_plan("forward", way.problem(problem, input, lead), result, wanted, input)
+        task = partial(_forward, way, options, threads)
         windows.graph[name, *lead, *index] = (task, windows.keys(lead, window), *last)
     chunks = (*_batch(input, problem.axes), (problem.filters,), *(_sizes(part.outputs for part in found) for found in parts))
     return _array(name, windows.graph, [input, weight] + [bias] * (bias is not None), chunks, input, result)
@@ -176,7 +182,7 @@ def _conv_input_grad(
     problem = ConvProblem.make(input_shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes)
     check_shape(grad_output, problem.output_shape, "grad_output")
     _check_channels(grad_output, problem.axes, "grad_output")
-    wish(algorithm, precision, workspace_limit)
+    wanted = wish(algorithm, precision, workspace_limit)
     whole(threads, "threads", 1)
     options = {"algorithm": algorithm, "precision": precision, "workspace_limit": workspace_limit}
 
@@ -192,6 +198,8 @@ def _conv_input_grad(
     graph: Graph = {}
     for lead, index in itertools.product(_lead(dy, problem.axes), _indices(parts)):
         reach = [_reach(problem, axis, parts[axis][i].outputs) for axis, i in enumerate(index)]
+        window = ConvProblem.make((*_batch_size(dy, problem, lead), problem.channels, *reach), weight.shape, **_spatial(problem))
+        _check_plan("input_grad", window, accumulator(result), wanted, dy)
         task = partial(_input_grad, _spatial(problem), reach, options, threads)
         graph[given, *lead, *index] = (task, (dy.name, *lead, *index), weight.__dask_keys__())
     touched = [_touched(found, sizes) for found, sizes in zip(parts, chunks[-problem.axes :], strict=True)]
@@ -204,9 +212,9 @@ def _conv_input_grad(
             graph[key] = (partial(_fold, folds), source)
             pieces.append(key)
             places.append([slice(fold.start, fold.start + fold.width) for fold in folds])
-        shape = [chunks[0][lead[0]]] if problem.batched else []
-        shape += [problem.channels, *(sizes[i] for sizes, i in zip(chunks[-problem.axes :], index, strict=True))]
-        graph[name, *lead, *index] = (partial(_add, tuple(shape), places, dy._meta, result), pieces)
+        sizes = (each[i] for each, i in zip(chunks[-problem.axes :], index, strict=True))
+        shape = (*_batch_size(dy, problem, lead), problem.channels, *sizes)
+        graph[name, *lead, *index] = (partial(_add, shape, places, dy._meta, result), pieces)
     return _array(name, graph, [dy, weight], chunks, dy, result)
 
 
@@ -261,7 +269,7 @@ def _conv_weight_grad(
     check_shape(grad_output, problem.output_shape, "grad_output")
     _check_channels(grad_output, problem.axes, "grad_output")
     _check_channels(input, problem.axes, "input")
-    wish(algorithm, precision, workspace_limit)
+    wanted = wish(algorithm, precision, workspace_limit)
     whole(threads, "threads", 1)
     options = {"algorithm": algorithm, "precision": precision, "workspace_limit": workspace_limit}
 
@@ -272,7 +280,9 @@ def _conv_weight_grad(
     windows, given, leaves = _Windows(f"nbconv-window-{token}", input, problem), f"nbconv-part-{token}", []
     for lead, index in itertools.product(_lead(dy, problem.axes), _indices(parts)):
         window = [part[i] for part, i in zip(parts, index, strict=True)]
-        task = partial(_weight_grad, _Window.of(problem, window), problem.weight_shape, options, threads)
+        way = _Window.of(problem, window)
+        _check_plan("weight_grad", way.problem(problem, input, lead), accumulator(result), wanted, input)
+        task = partial(_weight_grad, way, problem.weight_shape, options, threads)
         windows.graph[given, *lead, *index] = (task, (dy.name, *lead, *index), windows.keys(lead, window))
         leaves.append((given, *lead, *index))
     return _summed(f"nbconv-weight-grad-{token}", windows.graph, leaves, [dy, input], problem.weight_shape, dy, result)
@@ -320,6 +330,7 @@ def _conv_bias_grad(axes: int | None, grad_output: DaskArray, *, threads: int = 
 class _Window:
     """How a window of the input that has been laid together becomes one that a local call takes."""
 
+    sizes: tuple[int, ...]
     gathers: tuple[tuple[int, ...] | None, ...]
     options: dict[str, Any]
 
@@ -327,7 +338,14 @@ class _Window:
     def of(problem: ConvProblem, parts: Sequence[Part]) -> "_Window":
         zeros = problem.mode == "zeros"
         padding = tuple(part.border if zeros else (0, 0) for part in parts)
-        return _Window(tuple(part.gather for part in parts), _spatial(problem) | {"padding": padding})
+        gathers = tuple(part.gather for part in parts)
+        sizes = (part.inputs[1] - part.inputs[0] if way is None else len(way) for part, way in zip(parts, gathers, strict=True))
+        return _Window(tuple(sizes), gathers, _spatial(problem) | {"padding": padding})
+
+    def problem(self, problem: ConvProblem, array: DaskArray, lead: tuple[int, ...]) -> ConvProblem:
+        """What the local call computes."""
+        shape = (*_batch_size(array, problem, lead), problem.channels, *self.sizes)
+        return ConvProblem.make(shape, problem.weight_shape, **self.options)
 
     def __call__(self, pieces: list[Any]) -> Any:
         window = _joined(pieces)
@@ -374,7 +392,7 @@ def _add(shape: tuple[int, ...], places: list[list[slice]], meta: Any, dtype: np
         return pieces[0].astype(dtype, copy=False)
     total = np.zeros_like(meta, dtype=accumulator(dtype), shape=shape)
     for place, piece in zip(places, pieces, strict=True):
-        total[..., *place] += piece
+        total[(..., *place)] += piece  # type: ignore[arg-type]
     return total.astype(dtype, copy=False)
 
 
@@ -504,7 +522,7 @@ def _touched(parts: Sequence[Part], sizes: Sequence[int]) -> list[list[tuple[int
 
 
 def _picks(ranges: Sequence[Range], bounds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(chunk, start, stop) of each stretch of `ranges` within one chunk, counted from its first cell; one empty one if there is none."""
+    """(chunk, start, stop) of each stretch of `ranges` in one chunk, from its first cell on; an empty one if there is none."""
     if not ranges:
         yield 0, 0, 0
     for start, stop in ranges:
@@ -571,6 +589,11 @@ def _batch(array: DaskArray, axes: int) -> tuple[tuple[int, ...], ...]:
     return tuple(array.chunks[: -axes - 1])
 
 
+def _batch_size(array: DaskArray, problem: ConvProblem, lead: tuple[int, ...]) -> tuple[int, ...]:
+    """Images of one chunk, if there is a batch axis."""
+    return (array.chunks[0][lead[0]],) if problem.batched else ()
+
+
 def _indices(parts: Sequence[Sequence[Any]]) -> Iterator[tuple[int, ...]]:
     return itertools.product(*(range(len(found)) for found in parts))
 
@@ -607,6 +630,12 @@ def _check_channels(array: DaskArray, axes: int, name: str) -> None:
             f"{name} must have all channels in one chunk, got chunks {array.chunks[axis]} on axis {axis}: "
             f"use {name}.rechunk({{{axis}: -1}})"
         )
+
+
+def _check_plan(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], wanted: Wish, array: DaskArray) -> None:
+    """Raise where a wish cannot be fulfilled on a CPU; a GPU tells when it computes."""
+    if wanted is not AUTO and _library(array._meta) == "numpy":
+        select(direction, problem, dtype, None, wanted)
 
 
 def _single(value: Any, name: str, like: DaskArray) -> DaskArray:

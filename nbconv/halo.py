@@ -1,7 +1,7 @@
 """Which cells of an axis each part of a divided convolution needs.
 
-Outputs [o0, o1) need the padded cells from o0 * stride - before to (o1 - 1) * stride - before + dilation * (kernel - 1). Those inside
-[0, size) are cells of the input; the rest is border, zero or a copy of other cells.
+Outputs [o0, o1) need the padded cells from o0 * stride - before to (o1 - 1) * stride - before + dilation * (kernel - 1). Those
+inside [0, size) are cells of the input; the rest is border, zero or a copy of other cells.
 
     own                  |.......|
     inputs            |..............|
