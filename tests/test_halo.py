@@ -1,6 +1,10 @@
 """`nbconv.halo`: numbers worked out by hand, and windows that hold what affects the outputs and no more."""
 
 import itertools
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -129,6 +133,40 @@ def test_windows_are_what_affects_the_outputs(case):
 def test_errors(arguments, options, error, name):
     with pytest.raises(error, match=name):
         nbconv.halo(*arguments, **options)
+
+
+class Ranks:
+    """What the sketch takes of an MPI communicator, for ranks that are threads."""
+
+    def __init__(self, rank, box, barrier):
+        self.rank, self.box, self.barrier = rank, box, barrier
+
+    def allgather(self, value):
+        self.box[self.rank] = value
+        self.barrier.wait()
+        values = list(self.box)
+        self.barrier.wait()
+        return values
+
+    def alltoall(self, values):
+        return [row[self.rank] for row in self.allgather(values)]
+
+
+@pytest.mark.parametrize("bands", [(10, 20, 10), (1, 1, 38), (13, 13, 14)])
+@pytest.mark.parametrize("mode", MODES)
+def test_sketch_for_mpi(mode, bands):
+    """The function in docs/dask.md; borders wider than a part."""
+    page = (Path(__file__).parent.parent / "docs" / "dask.md").read_text(encoding="utf-8")
+    namespace = {"nbconv": nbconv, "np": np}
+    exec(re.search(r"```\n(def convolve.*?)```", page, re.DOTALL).group(1), namespace)
+    x, w = np.random.default_rng(0).random((1, 2, 40, 9)), np.random.default_rng(1).random((3, 2, 5, 3))
+    box, barrier = [None] * len(bands), threading.Barrier(len(bands), timeout=60)
+    held = np.split(x, np.cumsum(bands)[:-1], axis=2)
+    with ThreadPoolExecutor(len(bands)) as pool:
+        ranks = [Ranks(rank, box, barrier) for rank in range(len(bands))]
+        yielded = list(pool.map(lambda comm: namespace["convolve"](comm, held[comm.rank], w, 6, mode), ranks))
+    got = np.concatenate([part for part in yielded if part is not None], axis=2)
+    np.testing.assert_allclose(got, nbconv.conv2d(x, w, padding=(6, 6, 0, 0), padding_mode=mode), rtol=1e-12)
 
 
 def test_numpy_integers_are_taken():
