@@ -92,10 +92,8 @@ def main() -> None:
         end="",
     )
     print(f"{given.kernel}x{given.kernel} kernel, {flops / 1e9:,.0f} GFLOP, {given.limit} a worker\n")
-    print(
     print("| workers | seconds | speed-up | GFLOP/s | peak of a worker, MB | halos moved, MB | whole chunks moved, MB |")
     print("|---|---|---|---|---|---|---|")
-    )
     first = 0.0
     for workers in (1, 2):
         seconds, held, moved = measured(workers, given.size, given.chunk, weight, given.limit)
