@@ -298,13 +298,16 @@ def client():
         yield client
 
 
-pytest_cluster = pytest.mark.filterwarnings(
+of_cluster = pytest.mark.filterwarnings(
     # of distributed's own sockets and loops, as workers go
-    "ignore::ResourceWarning", "ignore::DeprecationWarning:distributed", "ignore::pytest.PytestUnraisableExceptionWarning"
-)  # fmt: skip
+    "ignore::ResourceWarning",
+    "ignore::DeprecationWarning:distributed",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore:Running on a single-machine scheduler",
+)
 
 
-@pytest_cluster
+@of_cluster
 def test_workers_give_the_same(client):
     x, w = random((2, 3, 64, 70), "float64", 0), random((4, 3, 5, 3), "float64", 1)
     options = {"padding": (4, 3), "padding_mode": "circular", "stride": (2, 1)}
@@ -327,7 +330,7 @@ def slowly(block):
     return block
 
 
-@pytest_cluster
+@of_cluster
 def test_a_worker_is_killed(client):
     """Its chunks are computed again elsewhere, and the nanny starts another."""
     x, w = random((1, 2, 400, 40), "float64", 0), random((3, 2, 5, 5), "float64", 1)
@@ -352,7 +355,7 @@ def peak():
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
-@pytest_cluster
+@of_cluster
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process as Linux counts it")
 def test_larger_than_the_workers(client):
     """An image of 0.8 GB and its output of the same size, in chunks of 8 MB, through two workers of 500 MB."""
