@@ -28,6 +28,7 @@ from .functional import (
     conv_transpose3d,
     conv_weight_grad,
 )
+from .halo import halo
 from .prepared import PreparedWeight, prepare
 from .problem import ConvProblem
 from .threads import get_num_threads, num_threads, set_num_threads
@@ -66,6 +67,7 @@ __all__ = [
     "conv_weight_grad",
     "cudajit",
     "get_num_threads",
+    "halo",
     "nn",
     "num_threads",
     "plan",

@@ -34,7 +34,7 @@ def forward(
     spatial = problem.axes, problem.batched
     acc = accumulator(dtype)
     forms = getattr(weight, "forms", None)
-    epilogue = None if activation is None else _compiled(activation, acc)
+    epilogue = None if activation is None else compiled(activation, acc)
     x, w, b = computable(input), computable(weight, acc), None if bias is None else computable(bias, acc)
 
     def fill(y: Array) -> None:
@@ -89,7 +89,8 @@ def bias_grad(dtype: np.dtype[Any], grad_output: Array, axes: int, out: Array | 
     return _deliver(out, (channels,), dtype, (grad_output,), functools.partial(cpu.bias_grad, rows))
 
 
-def _compiled(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
+def compiled(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
+    """A function for scalars of `dtype` as kernels call it; a TypeError that names it if it cannot be compiled."""
     if isinstance(activation, Descriptor):
         return activation
     try:

@@ -101,10 +101,10 @@ def _conv(
     """
     input, weight = check_array(input, "input"), check_array(weight, "weight")
     bias = None if bias is None else check_array(bias, "bias")
-    result = _result_dtype(dtype, input=input, weight=weight, bias=bias)
+    result = result_dtype(dtype, input=input, weight=weight, bias=bias)
     wanted = wish(algorithm, precision, workspace_limit)
     problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
-    _check_bias(bias, problem.filters)
+    check_bias(bias, problem.filters)
     function = activation_function(activation, accumulator(result))
     return _engine(input, weight, bias).forward(problem, result, input, weight, bias, function, out, wanted)
 
@@ -160,7 +160,7 @@ def _conv_input_grad(
     grad_output, weight = check_array(grad_output, "grad_output"), check_array(weight, "weight")
     result = common_dtype(grad_output=grad_output, weight=weight)
     problem = ConvProblem.make(input_shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes)
-    _check_shape(grad_output, problem.output_shape, "grad_output")
+    check_shape(grad_output, problem.output_shape, "grad_output")
     wanted = wish(algorithm, precision, workspace_limit)
     return _engine(grad_output, weight).input_grad(problem, result, grad_output, weight, None, out, wanted, result.kind == "c")
 
@@ -216,7 +216,7 @@ def _conv_weight_grad(
     grad_output, input = check_array(grad_output, "grad_output"), check_array(input, "input")
     result = common_dtype(grad_output=grad_output, input=input)
     problem = ConvProblem.make(input.shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes=axes)
-    _check_shape(grad_output, problem.output_shape, "grad_output")
+    check_shape(grad_output, problem.output_shape, "grad_output")
     return _engine(grad_output, input).weight_grad(
         problem, result, grad_output, input, out, wish(algorithm, precision, workspace_limit)
     )
@@ -247,9 +247,7 @@ def _conv_bias_grad(axes: int | None, grad_output: Array, *, out: Array | None =
         If an argument is of the wrong kind.
     """
     grad_output = check_array(grad_output, "grad_output")
-    allowed = (3, 4, 5) if axes is None else (axes + 1, axes + 2)
-    if grad_output.ndim not in allowed:
-        raise ValueError(f"grad_output must have {' or '.join(map(str, allowed))} axes, got shape {grad_output.shape}")
+    check_grad_output_axes(grad_output, axes)
     result = common_dtype(grad_output=grad_output)
     return _engine(grad_output).bias_grad(result, grad_output, grad_output.ndim - 2 if axes is None else axes, out)
 
@@ -303,7 +301,7 @@ def _conv_backward(
     weight = check_array(weight, "weight")
     result = common_dtype(grad_output=grad_output, input=input, weight=weight)
     problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
-    _check_shape(grad_output, problem.output_shape, "grad_output")
+    check_shape(grad_output, problem.output_shape, "grad_output")
     if not isinstance(need, Sequence) or len(need) != 3:
         raise ValueError(f"need must be three bools, for dI, dW and dB, got {need!r}")
     wanted = wish(algorithm, precision, workspace_limit)
@@ -369,7 +367,7 @@ def _conv_transpose(
     bias = None if bias is None else check_array(bias, "bias")
     result = common_dtype(input=input, weight=weight, bias=bias)
     problem = transposed_problem(input.shape, weight.shape, stride, padding, output_padding, groups, dilation, axes)
-    _check_bias(bias, problem.channels)
+    check_bias(bias, problem.channels)
     return _engine(input, weight, bias).input_grad(
         problem, result, input, weight, bias, out, wish(algorithm, precision, workspace_limit)
     )
@@ -399,7 +397,8 @@ def _cuda_engine() -> _Engine:
     return engine
 
 
-def _result_dtype(dtype: npt.DTypeLike | None, **arrays: Array | None) -> np.dtype[Any]:
+def result_dtype(dtype: npt.DTypeLike | None, **arrays: Array | None) -> np.dtype[Any]:
+    """The dtype of a result: `dtype` if given, to which all arrays can be cast, else their own."""
     if dtype is None:
         return common_dtype(**arrays)
     result = check_dtype(dtype)
@@ -409,12 +408,21 @@ def _result_dtype(dtype: npt.DTypeLike | None, **arrays: Array | None) -> np.dty
     return result
 
 
-def _check_shape(array: Array, shape: tuple[int, ...], name: str) -> None:
+def check_grad_output_axes(grad_output: Array, axes: int | None) -> None:
+    """Raise unless an array has as many axes as a gradient over `axes` spatial axes."""
+    allowed = (3, 4, 5) if axes is None else (axes + 1, axes + 2)
+    if grad_output.ndim not in allowed:
+        raise ValueError(f"grad_output must have {' or '.join(map(str, allowed))} axes, got shape {grad_output.shape}")
+
+
+def check_shape(array: Array, shape: tuple[int, ...], name: str) -> None:
+    """Raise unless `array` has `shape`."""
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
 
 
-def _check_bias(bias: Array | None, count: int) -> None:
+def check_bias(bias: Array | None, count: int) -> None:
+    """Raise unless `bias`, if there is one, has `count` values."""
     if bias is not None and bias.shape != (count,):
         raise ValueError(f"bias must have shape ({count},), one value for each output channel, got {bias.shape}")
 
@@ -439,7 +447,7 @@ AXES = {None: "1 to 3 axes", 1: "one axis", 2: "two axes", 3: "three axes"}
 _LETTERS = {None: "*size", 1: "W", 2: "H, W", 3: "D, H, W"}
 
 
-def _family(
+def family(
     implementation: Callable[Concatenate[int | None, P], R],
 ) -> tuple[Callable[P, R], Callable[P, R], Callable[P, R], Callable[P, R]]:
     """The public functions of one verb: for any number of axes, for one, two and three."""
@@ -453,6 +461,7 @@ def _family(
         name = implementation.__name__[1:]
         if axes is not None:
             name = f"{name}{axes}d" if name == "conv_transpose" else name.replace("conv", f"conv{axes}d", 1)
+        function.__module__ = implementation.__module__
         function.__name__ = function.__qualname__ = name
         kernel = "*kernel" if axes is None else ", ".join(f"kernel_{c.lower()}" for c in _LETTERS[axes].split(", "))
         function.__doc__ = (implementation.__doc__ or "").format(axes=AXES[axes], letters=_LETTERS[axes], kernel=kernel)
@@ -463,9 +472,9 @@ def _family(
     return bind(None), bind(1), bind(2), bind(3)
 
 
-conv, conv1d, conv2d, conv3d = _family(_conv)
-conv_input_grad, conv1d_input_grad, conv2d_input_grad, conv3d_input_grad = _family(_conv_input_grad)
-conv_weight_grad, conv1d_weight_grad, conv2d_weight_grad, conv3d_weight_grad = _family(_conv_weight_grad)
-conv_bias_grad, conv1d_bias_grad, conv2d_bias_grad, conv3d_bias_grad = _family(_conv_bias_grad)
-conv_backward, conv1d_backward, conv2d_backward, conv3d_backward = _family(_conv_backward)
-conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d = _family(_conv_transpose)
+conv, conv1d, conv2d, conv3d = family(_conv)
+conv_input_grad, conv1d_input_grad, conv2d_input_grad, conv3d_input_grad = family(_conv_input_grad)
+conv_weight_grad, conv1d_weight_grad, conv2d_weight_grad, conv3d_weight_grad = family(_conv_weight_grad)
+conv_bias_grad, conv1d_bias_grad, conv2d_bias_grad, conv3d_bias_grad = family(_conv_bias_grad)
+conv_backward, conv1d_backward, conv2d_backward, conv3d_backward = family(_conv_backward)
+conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d = family(_conv_transpose)

@@ -208,7 +208,8 @@ def _spatial(input_shape: Any, weight_shape: Any, axes: int | None, leading: str
     return input_shape, weight_shape, axes
 
 
-def _out_size(axis: int, size: int, border: int, span: int, stride: int, name: str) -> int:
+def out_size(axis: int, size: int, border: int, span: int, stride: int, name: str) -> int:
+    """Outputs on an axis of `size` cells and `border` cells of padding."""
     padded = size + border
     if padded == 0:
         return 0
@@ -262,7 +263,7 @@ def _make(
     for axis, (cells, border) in enumerate(zip(size, map(operator.add, before, after), strict=True)):
         if mode != "zeros" and cells == 0 and border:
             raise ValueError(f"input is empty on spatial axis {axis}: padding_mode {mode!r} has nothing to copy there")
-    out = tuple(_out_size(axis, size[axis], before[axis] + after[axis], span[axis], steps[axis], "input") for axis in range(axes))
+    out = tuple(out_size(axis, size[axis], before[axis] + after[axis], span[axis], steps[axis], "input") for axis in range(axes))
     if max(input_shape[0] if batched else 1, 1) * filters * math.prod(out) > LARGEST:
         raise ValueError(f"input and weight give an output of more than 2**60 elements: {filters} filters, size {out}")
     unit, none = (1,) * (3 - axes), (0,) * (3 - axes)

@@ -32,6 +32,17 @@ def test_blocks_of_pages_run(page, count, needs):
         exec(compile(block, str(path), "exec"), namespace)
 
 
+def test_blocks_on_dask_run():
+    pytest.importorskip("dask.array")
+    page = README.parent / "docs" / "dask.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == 2
+    namespace = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), namespace)
+    assert namespace["y"].shape == (1, 2, 3000, 4000)
+
+
 def test_example_finds_what_scipy_finds(monkeypatch, tmp_path):
     """A pipeline in one compiled function, block by block, and the same by array operations."""
     spec = importlib.util.spec_from_file_location("spikes", README.parent / "docs" / "examples" / "spikes.py")
