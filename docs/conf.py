@@ -14,7 +14,7 @@ exclude_patterns = ["examples"]
 myst_heading_anchors = 3
 default_role = "code"  # single backticks in docstrings
 autodoc_member_order = "bysource"
-autodoc_mock_imports = [] if importlib.util.find_spec("torch") else ["torch"]
+autodoc_mock_imports = [name for name in ("torch", "dask") if not importlib.util.find_spec(name)]
 autodoc_typehints = "none"  # docstrings say types, shapes and dtypes
 python_use_unqualified_type_names = True
 

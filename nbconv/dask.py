@@ -11,29 +11,26 @@ and `nbconv.halo` tells what it needs:
 Only slices, parts of windows and partial sums go from worker to worker.
 """
 
-import bisect
-import dataclasses
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 try:
     import dask.array as da
     from dask.array.chunk import getitem
-    from dask.array.core import concatenate3, normalize_chunks
+    from dask.array.core import normalize_chunks
     from dask.array.utils import meta_from_array
     from dask.base import tokenize
     from dask.highlevelgraph import HighLevelGraph
 except ImportError as error:
     raise ImportError("nbconv.dask needs dask: pip install 'nbconv[dask]'") from error
 
-from . import functional
+from . import dask_tasks as tasks
 from .arrays import Array, accumulator, check_dtype, common_dtype
 from .dispatch import AUTO, Wish, select, wish
 from .engine import compiled
@@ -41,7 +38,6 @@ from .families import Direction
 from .functional import Activation, activation_function, check_bias, check_grad_output_axes, check_shape, family, result_dtype
 from .halo import Part, Range, halo
 from .problem import ConvProblem, Padding, Sizes, problem_of, whole
-from .threads import num_threads
 
 DaskArray: TypeAlias = da.Array
 Graph = dict[tuple[Any, ...], Any]
@@ -121,9 +117,9 @@ def _conv(
     last = [weight.__dask_keys__(), bias.__dask_keys__() if bias is not None else None]
     for lead, index in itertools.product(places, _indices(parts)):
         window = [part[i] for part, i in zip(parts, index, strict=True)]
-        way = _Window.of(problem, window)
+        way = tasks.Window.of(problem, window)
         _check_plan("forward", way.problem(problem, input, lead), result, wanted, input)
-        task = partial(_forward, way, options, threads)
+        task = partial(tasks.forward, way, options, threads)
         windows.graph[name, *lead, *index] = (task, windows.keys(lead, window), *last)
     chunks = (*_batch(input, problem.axes), (problem.filters,), *(_sizes(part.outputs for part in found) for found in parts))
     return _array(name, windows.graph, [input, weight] + [bias] * (bias is not None), chunks, input, result)
@@ -198,23 +194,25 @@ def _conv_input_grad(
     graph: Graph = {}
     for lead, index in itertools.product(_lead(dy, problem.axes), _indices(parts)):
         reach = [_reach(problem, axis, parts[axis][i].outputs) for axis, i in enumerate(index)]
-        window = ConvProblem.make((*_batch_size(dy, problem, lead), problem.channels, *reach), weight.shape, **_spatial(problem))
+        window = ConvProblem.make(
+            (*tasks.batch_size(dy, problem, lead), problem.channels, *reach), weight.shape, **tasks.spatial(problem)
+        )
         _check_plan("input_grad", window, accumulator(result), wanted, dy)
-        task = partial(_input_grad, _spatial(problem), reach, options, threads)
+        task = partial(tasks.input_grad, tasks.spatial(problem), reach, options, threads)
         graph[given, *lead, *index] = (task, (dy.name, *lead, *index), weight.__dask_keys__())
-    touched = [_touched(found, sizes) for found, sizes in zip(parts, chunks[-problem.axes :], strict=True)]
+    touched = [tasks.touched(found, sizes) for found, sizes in zip(parts, chunks[-problem.axes :], strict=True)]
     for lead, index in itertools.product(_lead(dy, problem.axes), _indices(chunks[-problem.axes :])):
         pieces, places = [], []
         for combination in itertools.product(*(axis[i] for axis, i in zip(touched, index, strict=True))):
             source = (given, *lead, *(part for part, _ in combination))
             folds = [fold for _, fold in combination]
             key = (folded, *lead, *index, *source[len(lead) + 1 :])
-            graph[key] = (partial(_fold, folds), source)
+            graph[key] = (partial(tasks.fold, folds), source)
             pieces.append(key)
             places.append([slice(fold.start, fold.start + fold.width) for fold in folds])
         sizes = (each[i] for each, i in zip(chunks[-problem.axes :], index, strict=True))
-        shape = (*_batch_size(dy, problem, lead), problem.channels, *sizes)
-        graph[name, *lead, *index] = (partial(_add, shape, places, dy._meta, result), pieces)
+        shape = (*tasks.batch_size(dy, problem, lead), problem.channels, *sizes)
+        graph[name, *lead, *index] = (partial(tasks.add, shape, places, dy._meta, result), pieces)
     return _array(name, graph, [dy, weight], chunks, dy, result)
 
 
@@ -280,9 +278,9 @@ def _conv_weight_grad(
     windows, given, leaves = _Windows(f"nbconv-window-{token}", input, problem), f"nbconv-part-{token}", []
     for lead, index in itertools.product(_lead(dy, problem.axes), _indices(parts)):
         window = [part[i] for part, i in zip(parts, index, strict=True)]
-        way = _Window.of(problem, window)
+        way = tasks.Window.of(problem, window)
         _check_plan("weight_grad", way.problem(problem, input, lead), accumulator(result), wanted, input)
-        task = partial(_weight_grad, way, problem.weight_shape, options, threads)
+        task = partial(tasks.weight_grad, way, problem.weight_shape, options, threads)
         windows.graph[given, *lead, *index] = (task, (dy.name, *lead, *index), windows.keys(lead, window))
         leaves.append((given, *lead, *index))
     return _summed(f"nbconv-weight-grad-{token}", windows.graph, leaves, [dy, input], problem.weight_shape, dy, result)
@@ -318,107 +316,9 @@ def _conv_bias_grad(axes: int | None, grad_output: DaskArray, *, threads: int = 
     result = common_dtype(grad_output=grad_output)
     token = tokenize(grad_output.name, axes, threads)
     leaves = [(f"nbconv-part-{token}", *index) for index in itertools.product(*map(range, grad_output.numblocks))]
-    graph: Graph = {key: (partial(_bias_grad, axes, threads), (grad_output.name, *key[1:])) for key in leaves}
+    graph: Graph = {key: (partial(tasks.bias_grad, axes, threads), (grad_output.name, *key[1:])) for key in leaves}
     shape = grad_output.shape[-axes - 1 : -axes]
     return _summed(f"nbconv-bias-grad-{token}", graph, leaves, [grad_output], shape, grad_output, result)
-
-
-# -- tasks
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Window:
-    """How a window of the input that has been laid together becomes one that a local call takes."""
-
-    sizes: tuple[int, ...]
-    gathers: tuple[tuple[int, ...] | None, ...]
-    options: dict[str, Any]
-
-    @staticmethod
-    def of(problem: ConvProblem, parts: Sequence[Part]) -> "_Window":
-        zeros = problem.mode == "zeros"
-        padding = tuple(part.border if zeros else (0, 0) for part in parts)
-        gathers = tuple(part.gather for part in parts)
-        sizes = (part.inputs[1] - part.inputs[0] if way is None else len(way) for part, way in zip(parts, gathers, strict=True))
-        return _Window(tuple(sizes), gathers, _spatial(problem) | {"padding": padding})
-
-    def problem(self, problem: ConvProblem, array: DaskArray, lead: tuple[int, ...]) -> ConvProblem:
-        """What the local call computes."""
-        shape = (*_batch_size(array, problem, lead), problem.channels, *self.sizes)
-        return ConvProblem.make(shape, problem.weight_shape, **self.options)
-
-    def __call__(self, pieces: list[Any]) -> Any:
-        window = _joined(pieces)
-        for axis, gather in enumerate(self.gathers, -len(self.gathers)):
-            window = window if gather is None else np.take(window, np.asarray(gather), axis)
-        return window
-
-
-def _forward(window: _Window, options: dict[str, Any], threads: int, pieces: list[Any], weight: Any, bias: Any) -> Any:
-    bias = None if bias is None else _joined(bias)
-    return _local(functional.conv, threads, window(pieces), _joined(weight), bias, **window.options, **options)
-
-
-def _input_grad(spatial: dict[str, Any], reach: list[int], options: dict[str, Any], threads: int, dy: Any, weight: Any) -> Any:
-    """Gradient for the padded cells that a chunk of dy reaches, in the dtype of sums."""
-    weight = _joined(weight)
-    dy, weight = _wide(dy), _wide(weight)
-    channels = weight.shape[1] * spatial["groups"]
-    shape = (*dy.shape[: dy.ndim - len(reach) - 1], channels, *reach)
-    return _local(functional.conv_input_grad, threads, dy, weight, shape, **spatial, **options)
-
-
-def _weight_grad(window: _Window, shape: tuple[int, ...], options: dict[str, Any], threads: int, dy: Any, pieces: list[Any]) -> Any:
-    x = _wide(window(pieces))
-    return _local(functional.conv_weight_grad, threads, _wide(dy), x, shape, **window.options, **options)
-
-
-def _bias_grad(axes: int, threads: int, dy: Any) -> Any:
-    function = (functional.conv1d_bias_grad, functional.conv2d_bias_grad, functional.conv3d_bias_grad)[axes - 1]
-    return _local(function, threads, _wide(dy))
-
-
-def _fold(folds: "list[_Fold]", window: Any) -> Any:
-    """What a window of dxp gives to one chunk of dx."""
-    whole_window = window
-    for axis, fold in enumerate(folds, window.ndim - len(folds)):
-        window = fold(window, axis)
-    return window.copy() if 2 * window.size < whole_window.size and window.base is not None else window
-
-
-def _add(shape: tuple[int, ...], places: list[list[slice]], meta: Any, dtype: np.dtype[Any], pieces: list[Any]) -> Any:
-    """A chunk of dx: its pieces, each at its place, added in their order."""
-    if len(pieces) == 1 and pieces[0].shape == shape:
-        return pieces[0].astype(dtype, copy=False)
-    total = np.zeros_like(meta, dtype=accumulator(dtype), shape=shape)
-    for place, piece in zip(places, pieces, strict=True):
-        total[(..., *place)] += piece  # type: ignore[arg-type]
-    return total.astype(dtype, copy=False)
-
-
-def _sum(dtype: np.dtype[Any], parts: list[Any]) -> Any:
-    total = parts[0].astype(dtype, copy=len(parts) > 1)
-    for part in parts[1:]:
-        total += part
-    return total
-
-
-def _local(function: Callable[..., Any], threads: int, *arrays: Any, **options: Any) -> Any:
-    with num_threads(min(threads, numba.config.NUMBA_NUM_THREADS)):
-        return function(*arrays, **options)
-
-
-def _joined(pieces: list[Any]) -> Any:
-    """The array of nested lists of pieces, one level an axis; a lone piece itself."""
-    piece: Any = pieces
-    while isinstance(piece, list) and len(piece) == 1:
-        piece = piece[0]
-    return concatenate3(pieces) if isinstance(piece, list) else piece
-
-
-def _wide(array: Any) -> Any:
-    """In the dtype that sums are made in: they are rounded once, after the last addition."""
-    return array.astype(accumulator(array.dtype.newbyteorder("=")), copy=False)
 
 
 # -- graphs
@@ -430,11 +330,11 @@ class _Windows:
     def __init__(self, name: str, array: DaskArray, problem: ConvProblem) -> None:
         self.graph: Graph = {}
         self._name, self._array = name, array
-        self._bounds = [_starts(sizes) for sizes in array.chunks[-problem.axes :]]
+        self._bounds = [tasks.starts(sizes) for sizes in array.chunks[-problem.axes :]]
 
     def keys(self, lead: tuple[int, ...], parts: Sequence[Part]) -> Any:
         """Nested lists of keys, as `concatenate3` takes them."""
-        picks = [list(_picks(part.ranges, bounds)) for part, bounds in zip(parts, self._bounds, strict=True)]
+        picks = [list(tasks.picks(part.ranges, bounds)) for part, bounds in zip(parts, self._bounds, strict=True)]
 
         def nested(axis: int, chosen: tuple[tuple[int, int, int], ...]) -> Any:
             if axis == len(picks):
@@ -456,84 +356,6 @@ class _Windows:
         return key
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Fold:
-    """How an axis of a window of dxp lands on cells [start, start + width) of a chunk of dx, as runs that meet no cell twice.
-
-    A run (position, target, count, step) is for `count` positions from `position` on, whose cells begin at `target` after `start`
-    (the lowest) and go up (step 1), down (-1) or are one and the same (0).
-    """
-
-    start: int
-    width: int
-    runs: tuple[tuple[int, int, int, int], ...]
-
-    def __call__(self, window: Any, axis: int) -> Any:
-        before = (slice(None),) * axis
-        if len(self.runs) == 1 and self.runs[0][3] == 1:
-            position = self.runs[0][0]
-            return window[*before, slice(position, position + self.width)]
-        shape = (*window.shape[:axis], self.width, *window.shape[axis + 1 :])
-        total = np.zeros_like(window, shape=shape)
-        for position, target, count, step in self.runs:
-            piece = window[*before, slice(position, position + count)]
-            if step == 0:
-                total[*before, slice(target, target + 1)] += piece.sum(axis, dtype=piece.dtype, keepdims=True)
-            else:
-                total[*before, slice(target, target + count)] += piece if step == 1 else np.flip(piece, axis)
-        return total
-
-
-def _runs(part: Part, start: int, stop: int) -> Iterator[tuple[int, int, int, int]]:
-    """Runs of a part's window whose cells lie in [start, stop); targets are cells."""
-    low, high = max(part.inputs[0], start), min(part.inputs[1], stop)
-    if low < high:
-        yield part.border[0] + low - part.inputs[0], low, high - low, 1
-    behind = part.border[0] + part.inputs[1] - part.inputs[0]
-    for offset, copied in ((0, part.copied[0]), (behind, part.copied[1])):
-        run: list[int] = []  # its targets; the position of the next is `position`
-        for position, target in enumerate((*copied, -1), offset):
-            inside = start <= target < stop
-            if run and not (inside and _continues(run, target)):
-                yield position - len(run), min(run[0], run[-1]), len(run), run[1] - run[0] if len(run) > 1 else 1
-                run = []
-            if inside:
-                run.append(target)
-
-
-def _continues(run: Sequence[int], target: int) -> bool:
-    """Whether a run of steps of 1, -1 or 0 goes on to `target`."""
-    step = target - run[-1]
-    return step in (1, 0, -1) if len(run) == 1 else step == run[1] - run[0]
-
-
-def _touched(parts: Sequence[Part], sizes: Sequence[int]) -> list[list[tuple[int, _Fold]]]:
-    """For each chunk of an axis of dx: the parts whose windows give to it, in order, and how."""
-    bounds = _starts(sizes)
-    touched: list[list[tuple[int, _Fold]]] = [[] for _ in sizes]
-    for number, part in enumerate(parts):
-        for chunk in sorted({chunk for chunk, start, stop in _picks(part.ranges, bounds) if start < stop}):
-            runs = list(_runs(part, bounds[chunk], bounds[chunk + 1]))
-            start = min(target for _, target, _, _ in runs)
-            stop = max(target + (count if step else 1) for _, target, count, step in runs)
-            moved = tuple((position, target - start, count, step) for position, target, count, step in runs)
-            touched[chunk].append((number, _Fold(start - bounds[chunk], stop - start, moved)))
-    return touched
-
-
-def _picks(ranges: Sequence[Range], bounds: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """(chunk, start, stop) of each stretch of `ranges` in one chunk, from its first cell on; an empty one if there is none."""
-    if not ranges:
-        yield 0, 0, 0
-    for start, stop in ranges:
-        chunk = bisect.bisect_right(bounds, start) - 1
-        while start < stop:
-            end = min(stop, bounds[chunk + 1])
-            if start < end:
-                yield chunk, start - bounds[chunk], end - bounds[chunk]
-            start, chunk = end, chunk + 1
-
-
 def _divided(problem: ConvProblem, given: Sequence[dict[str, tuple[int, ...]]]) -> list[tuple[Part, ...]]:
     """Each spatial axis of a problem divided by its chunks of inputs or outputs."""
     divided = []
@@ -550,12 +372,6 @@ def _reach(problem: ConvProblem, axis: int, outputs: Range) -> int:
     return (count - 1) * problem.stride[axis] + problem.dilation[axis] * (problem.kernel[axis] - 1) + 1 if count else 0
 
 
-def _spatial(problem: ConvProblem) -> dict[str, Any]:
-    """Options of a problem's windows, which have no border of their own."""
-    unit = 3 - problem.axes
-    return {"stride": problem.stride[unit:], "dilation": problem.dilation[unit:], "groups": problem.groups}
-
-
 def _summed(
     name: str, graph: Graph, leaves: list[Key], sources: list[Any], shape: tuple[int, ...], like: DaskArray, dtype: np.dtype[Any]
 ) -> DaskArray:
@@ -564,10 +380,10 @@ def _summed(
     while len(leaves) > BRANCHES:
         groups = [leaves[i : i + BRANCHES] for i in range(0, len(leaves), BRANCHES)]
         leaves = [(f"{name}-level", level, i) for i in range(len(groups))]
-        graph |= {key: (partial(_sum, accumulator(dtype)), group) for key, group in zip(leaves, groups, strict=True)}
+        graph |= {key: (partial(tasks.sum_of, accumulator(dtype)), group) for key, group in zip(leaves, groups, strict=True)}
         level += 1
     root = (name, *(0,) * len(shape))
-    graph[f"{name}-level", level, 0] = (partial(_sum, accumulator(dtype)), leaves)
+    graph[f"{name}-level", level, 0] = (partial(tasks.sum_of, accumulator(dtype)), leaves)
     graph[root] = (operator.methodcaller("astype", dtype), (f"{name}-level", level, 0))
     return _array(name, graph, sources, tuple((size,) for size in shape), like, dtype)
 
@@ -589,21 +405,12 @@ def _batch(array: DaskArray, axes: int) -> tuple[tuple[int, ...], ...]:
     return tuple(array.chunks[: -axes - 1])
 
 
-def _batch_size(array: DaskArray, problem: ConvProblem, lead: tuple[int, ...]) -> tuple[int, ...]:
-    """Images of one chunk, if there is a batch axis."""
-    return (array.chunks[0][lead[0]],) if problem.batched else ()
-
-
 def _indices(parts: Sequence[Sequence[Any]]) -> Iterator[tuple[int, ...]]:
     return itertools.product(*(range(len(found)) for found in parts))
 
 
 def _sizes(ranges: Iterator[Range]) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in ranges)
-
-
-def _starts(sizes: Sequence[int]) -> list[int]:
-    return [0, *itertools.accumulate(sizes)]
 
 
 def _without_empty(dy: DaskArray, axes: int) -> DaskArray:

@@ -191,13 +191,13 @@ def test_sums_do_not_depend_on_the_schedule():
 
 def test_threads_of_a_task(monkeypatch):
     used = []
-    local = functions.functional.conv
+    local = functions.tasks.functional.conv
 
     def watched(*args, **options):
         used.append(nbconv.get_num_threads())
         return local(*args, **options)
 
-    monkeypatch.setattr(functions.functional, "conv", watched)
+    monkeypatch.setattr(functions.tasks.functional, "conv", watched)
     before = nbconv.get_num_threads()
     x = da.zeros((1, 1, 8), chunks=(1, 1, 8))
     functions.conv1d(x, np.ones((1, 1, 3))).compute()
