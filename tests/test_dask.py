@@ -294,7 +294,8 @@ except ImportError as error:
 def client():
     """Two processes of one thread and 500 MB each."""
     options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "500MB", "dashboard_address": None}
-    with distributed.LocalCluster(processes=True, silence_logs=50, **options) as cluster, cluster.get_client() as client:
+    options |= {"processes": True, "silence_logs": 50, "dashboard_address": ":0"}  # any port that is free
+    with distributed.LocalCluster(**options) as cluster, cluster.get_client() as client:
         yield client
 
 
