@@ -110,9 +110,9 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
     if plan.direction == "input_grad":
         packed = _taken(packed, prepared.order)
     target = out if out.flags.c_contiguous else scratch(out.shape, dtype)
-    zeros = room = np.zeros(prepared.zeros, dtype)
-    if takes_results(apply):
-        room = scratch((numba.config.NUMBA_NUM_THREADS * math.prod(out.shape[2:]),), dtype)
+    zeros = np.zeros(prepared.zeros, dtype)
+    cells = numba.config.NUMBA_NUM_THREADS * math.prod(out.shape[2:])
+    room = scratch((cells,), dtype) if takes_results(apply) else zeros[:0]
     arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros, room
     _driver(dtype).run(plan.parallel, x.shape[0] * x.shape[1], *arrays, apply)
     if target is not out:

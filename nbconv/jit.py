@@ -149,6 +149,7 @@ def _record(text: str, words: list[int]) -> Array:
 
     wanted = {*bases} if hook and hook.stores else {*bases, "out"}
 
+    # an output that a store takes is allocated here, and its place given as 0: so FFT plans do, the only ones that come here
     def call(addresses: list[int]) -> None:
         starts = [*addresses[: len(bases)], addresses[SCRATCH - 1]]
         found = zip([*bases, "out"], starts, layout, strict=True)
@@ -187,7 +188,8 @@ def _prepare(text: int, key: int, words: int, count: int) -> int:
                 return int(_programs[call].ctypes.data)
             program = _programs[call] = _record(call[0], given)
             if threads.layer() in ("tbb", "omp") and not threads.was_forked():
-                _state[1:3] = [llvm.address_of_symbol(f"{verb}_num_threads") for verb in ("get", "set")]
+                for word, verb in ((2, "set"), (1, "get")):  # the one that others look at first comes last
+                    _state[word] = llvm.address_of_symbol(f"{verb}_num_threads")
             if len(_programs) < SLOTS // 2:  # whoever looks up finds an empty place
                 slot = key & (SLOTS - 1)
                 while _table[slot] != 0:
@@ -298,6 +300,7 @@ def implementation({parameters}):
         program = ask({text!r}, key, words.ctypes.data, at)
         if program == 0:
             raise_last()
+    words[0] = 0  # they live until here
     bases = np.zeros({bases}, np.int64)
     {result}
     {addresses}

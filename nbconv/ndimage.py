@@ -93,7 +93,7 @@ def _filtered(
     input: Any, weights: Any, output: Any, mode: str, cval: complex, origin: Any, axes: Any, turned: bool
 ) -> Array:  # fmt: skip
     x, w = np.asarray(input), np.asarray(weights)
-    if mode not in _BORDERS:
+    if not isinstance(mode, str) or mode not in _BORDERS:
         raise ValueError(f"mode must be one of {', '.join(map(repr, _BORDERS))}, got {mode!r}")
     given = _axes(axes, x.ndim)
     along = sorted(given)
@@ -103,10 +103,11 @@ def _filtered(
         raise ValueError(f"weights must have 1 to 3 axes, got shape {w.shape}")
     if w.size == 0:
         raise ValueError(f"weights must not be empty, got shape {w.shape}")
-    shifts = [origin] * w.ndim if not isinstance(origin, Sequence) else list(origin)
+    shifts = list(origin) if isinstance(origin, Sequence | np.ndarray) else [origin] * w.ndim
     if len(shifts) != w.ndim:
         raise ValueError(f"origin must be an int or {w.ndim} ints, got {origin!r}")
-    shifts = [shift for _, shift in sorted(zip(given, shifts, strict=True), key=lambda pair: pair[0])]
+    if w.ndim < x.ndim:  # SciPy takes origins in the order of `axes` where these are not all
+        shifts = [shift for _, shift in sorted(zip(given, shifts, strict=True), key=lambda pair: pair[0])]
     sides = []
     for size, shift in zip(w.shape, shifts, strict=True):
         shift = whole(shift, "origin", -size)
@@ -115,7 +116,11 @@ def _filtered(
             raise ValueError(f"origin must keep the middle within the weights, got {origin!r} for weights of shape {w.shape}")
         sides.append((before, size - 1 - before))
     dtype = _summed(x, w)
+    if np.iscomplexobj(cval) and dtype.kind != "c":
+        raise TypeError(f"cval must be real for real arrays, got {cval!r}")
     result = _output(output, x.shape, np.result_type(x.dtype, dtype) if dtype.kind == "c" else x.dtype)
+    if dtype.kind == "c" and result.dtype.kind != "c":
+        raise TypeError(f"output must have a complex dtype for complex arrays, got {result.dtype}")
     if x.size:
         rest = [axis for axis in range(x.ndim) if axis not in along]
         moved = x.astype(dtype, copy=False).transpose([*rest, *along])
@@ -124,13 +129,13 @@ def _filtered(
         # sums of integers are exact, so that what is cut off after the point is not a matter of rounding
         values = _correlated(cells, filters, sides, mode, cval, "highest" if x.dtype.kind in "biu" else None)
         values = values.reshape(moved.shape).transpose(np.argsort([*rest, *along]))
-        result[...] = values if result.dtype.kind == "c" or values.dtype.kind != "c" else values.real
+        result[...] = values
     return result
 
 
 def _axes(axes: Any, ndim: int) -> list[int]:
     """The axes that are filtered, counted from the front."""
-    given = range(ndim) if axes is None else [axes] if not isinstance(axes, Sequence) else axes
+    given = range(ndim) if axes is None else axes if isinstance(axes, Sequence | np.ndarray) else [axes]
     found = []
     for axis in given:
         axis = whole(axis, "axes", -ndim)
@@ -160,7 +165,7 @@ def _output(output: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         if not output.flags.writeable:
             raise ValueError("output must be writeable, got a read-only array")
         return output
-    return np.empty(shape, check_dtype(output, "output"))
+    return np.empty(shape, bool if output in (bool, "bool") else check_dtype(output, "output"))
 
 
 def _correlated(

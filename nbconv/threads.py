@@ -109,7 +109,7 @@ def set_num_threads(n: int) -> None:
     """Let calls from this thread use no more than `n` threads, in Python and in compiled code.
 
     Results do not depend on it. Numba's own setting, which `numba.set_num_threads` changes for all parallel code, stays as it is;
-    the lesser of both counts. Like that, it holds for the calling thread.
+    the lesser of both counts. Like that, it holds for the calling thread, not for those that run a `prange` of the caller's.
 
     Parameters
     ----------

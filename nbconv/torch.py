@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import functional
-from .problem import Padding, Sizes, borders, each_axis, padding_mode_name
+from .problem import Padding, Sizes, borders, each_axis, out_size, padding_mode_name
 
 # Options of every operator: stride, sides, (before, after) for each axis, dilation, groups, padding mode, algorithm, precision.
 _Options = tuple[Sequence[int], Sequence[int], Sequence[int], int, str, str, str | None]
@@ -91,6 +91,10 @@ def _(
     """A tensor of the result's shape, for whoever traces a call."""
     axes = weight.dim() - 2
     size = input.shape[input.dim() - axes :]
+    if all(isinstance(each, int) for each in (*size, *weight.shape)):  # raises as the operator does
+        spans = [dilation[a] * (weight.shape[2 + a] - 1) for a in range(axes)]
+        out = [out_size(a, size[a], sides[2 * a] + sides[2 * a + 1], spans[a], stride[a], "input") for a in range(axes)]
+        return input.new_empty((*input.shape[: input.dim() - axes - 1], weight.shape[0], *out))
     out = [
         (size[a] + sides[2 * a] + sides[2 * a + 1] - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
         for a in range(axes)
@@ -170,11 +174,17 @@ def _options(
 
 
 def _check(axes: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if weight.dim() != axes + 2:
-        raise ValueError(f"weight must have {axes + 2} axes, got shape {tuple(weight.shape)}")
-    for name, tensor in (("weight", weight), ("bias", bias)):
+    for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor)!r}")
         if tensor is not None and tensor.device != input.device:
             raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
+        if tensor is not None and tensor.dtype != input.dtype:
+            raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
+    if weight.dim() != axes + 2:
+        raise ValueError(f"weight must have {axes + 2} axes, got shape {tuple(weight.shape)}")
+    if input.dim() not in (axes + 1, axes + 2):
+        raise ValueError(f"input must have {axes + 1} or {axes + 2} axes, got shape {tuple(input.shape)}")
 
 
 def _forward(
@@ -191,7 +201,7 @@ def conv1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1,
     groups: int = 1, padding_mode: str = "zeros", *, algorithm: str = "auto", precision: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """`nbconv.conv1d` on tensors, as `torch.nn.functional.conv1d`: see there; with first and second derivatives."""
+    """`nbconv.conv1d` on tensors, as `torch.nn.functional.conv1d`: see there; with derivatives of every order."""
     return _forward(1, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, precision)
 
 
@@ -199,7 +209,7 @@ def conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1,
     groups: int = 1, padding_mode: str = "zeros", *, algorithm: str = "auto", precision: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """`nbconv.conv2d` on tensors, as `torch.nn.functional.conv2d`: see there; with first and second derivatives."""
+    """`nbconv.conv2d` on tensors, as `torch.nn.functional.conv2d`: see there; with derivatives of every order."""
     return _forward(2, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, precision)
 
 
@@ -207,7 +217,7 @@ def conv3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1,
     groups: int = 1, padding_mode: str = "zeros", *, algorithm: str = "auto", precision: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """`nbconv.conv3d` on tensors, as `torch.nn.functional.conv3d`: see there; with first and second derivatives."""
+    """`nbconv.conv3d` on tensors, as `torch.nn.functional.conv3d`: see there; with derivatives of every order."""
     return _forward(3, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, precision)
 
 
@@ -226,13 +236,22 @@ def _transposed(
     for i, (extra, step, gap) in enumerate(zip(more, steps, apart, strict=True)):
         if extra >= max(step, gap):
             raise ValueError(f"output_padding must be smaller than stride or dilation, got {extra} on axis {i} of {axes}")
-    lead = input.dim() - axes
+    lead, filters = input.dim() - axes, weight.shape[1] * groups
+    if input.shape[lead - 1] != weight.shape[0]:
+        raise ValueError(f"input must have the {weight.shape[0]} channels of weight's axis 0, got shape {tuple(input.shape)}")
+    if bias is not None and tuple(bias.shape) != (filters,):
+        raise ValueError(f"bias must have shape ({filters},), one value for each output channel, got {tuple(bias.shape)}")
+    # cells added behind are first those that the border would take away; beyond these no tap reaches any
+    beyond = [max(more[a] - sides[2 * a + 1], 0) for a in range(axes)]
+    sides = [side if i % 2 == 0 else max(side - more[i // 2], 0) for i, side in enumerate(sides)]
     size = [
-        (input.shape[lead + a] - 1) * steps[a] - sides[2 * a] - sides[2 * a + 1] + apart[a] * (kernel[a] - 1) + more[a] + 1
+        (input.shape[lead + a] - 1) * steps[a] - sides[2 * a] - sides[2 * a + 1] + apart[a] * (kernel[a] - 1) + 1
         for a in range(axes)
     ]
-    shape = (*input.shape[: lead - 1], weight.shape[1] * groups, *size)
-    result: Tensor = _conv_input_grad(input, weight.conj(), shape, *options)
+    shape = (*input.shape[: lead - 1], filters, *size)
+    result: Tensor = _conv_input_grad(input, weight.conj(), shape, steps, sides, *options[2:])
+    if any(beyond):
+        result = torch.nn.functional.pad(result, [side for extra in reversed(beyond) for side in (0, extra)])
     return result if bias is None else result + bias.reshape(-1, *(1,) * axes)
 
 
@@ -240,7 +259,7 @@ def conv_transpose1d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, output_padding: Sizes = 0,
     groups: int = 1, dilation: Sizes = 1, *, algorithm: str = "auto", precision: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """`nbconv.conv_transpose1d` on tensors, as `torch.nn.functional.conv_transpose1d`; with first and second derivatives."""
+    """`nbconv.conv_transpose1d` on tensors, as `torch.nn.functional.conv_transpose1d`; with derivatives of every order."""
     return _transposed(1, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm, precision)
 
 
@@ -248,7 +267,7 @@ def conv_transpose2d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, output_padding: Sizes = 0,
     groups: int = 1, dilation: Sizes = 1, *, algorithm: str = "auto", precision: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """`nbconv.conv_transpose2d` on tensors, as `torch.nn.functional.conv_transpose2d`; with first and second derivatives."""
+    """`nbconv.conv_transpose2d` on tensors, as `torch.nn.functional.conv_transpose2d`; with derivatives of every order."""
     return _transposed(2, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm, precision)
 
 
@@ -256,7 +275,7 @@ def conv_transpose3d(
     input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, output_padding: Sizes = 0,
     groups: int = 1, dilation: Sizes = 1, *, algorithm: str = "auto", precision: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """`nbconv.conv_transpose3d` on tensors, as `torch.nn.functional.conv_transpose3d`; with first and second derivatives."""
+    """`nbconv.conv_transpose3d` on tensors, as `torch.nn.functional.conv_transpose3d`; with derivatives of every order."""
     return _transposed(3, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm, precision)
 
 

@@ -108,6 +108,13 @@ def test_ndimage_output():
     np.testing.assert_allclose(out, scipy.ndimage.correlate(x, w, np.float64), rtol=1e-5, atol=1e-5)
     assert nbconv.ndimage.correlate(x, w, "float64").dtype == np.float64
     close(nbconv.ndimage.correlate(x, w + 1j), scipy.ndimage.correlate(x, w + 1j), "float32")
+    close(nbconv.ndimage.correlate(x > 0, np.eye(3), bool), scipy.ndimage.correlate(x > 0, np.eye(3), bool))
+    for origin, axes in (((1, 0), (1, 0)), (np.array([0, 1]), np.array([1, 0]))):
+        close(
+            nbconv.ndimage.correlate(x, w, origin=origin, axes=axes),
+            scipy.ndimage.correlate(x, w, origin=origin, axes=axes),
+            "float32",
+        )
     close(nbconv.ndimage.correlate(x > 0, np.ones((3, 3))), scipy.ndimage.correlate(x > 0, np.ones((3, 3))))
 
 
@@ -119,13 +126,16 @@ def test_errors():
         (ValueError, "mode must be 'full'", lambda: signal.convolve(x, w, "most")),
         (ValueError, "method must be 'auto'", lambda: signal.convolve(x, w, method="best")),
         (ValueError, "in1 must have at most 3 axes", lambda: signal.convolve(x[None, None], w[None, None])),
-        (TypeError, "must have a float16/32/64", lambda: signal.convolve(x.astype(np.longdouble), w)),
+        (TypeError, "must be a float16/32/64", lambda: signal.convolve(x.astype(np.longdouble), w)),
         (ValueError, "mode must be one of 'reflect'", lambda: ndimage.correlate(x, w, mode="zeros")),
         (ValueError, "origin must keep the middle", lambda: ndimage.correlate(x, w, origin=2)),
         (ValueError, "origin must be an int or 2 ints", lambda: ndimage.correlate(x, w, origin=(0, 0, 0))),
         (ValueError, "weights must have 2 axes", lambda: ndimage.correlate(x, w[0])),
         (ValueError, "weights must have 1 to 3 axes", lambda: ndimage.correlate(x[None, None], w[None, None])),
         (ValueError, "output must have shape (4, 4)", lambda: ndimage.correlate(x, w, np.zeros((4, 5)))),
+        (ValueError, "mode must be one of", lambda: ndimage.correlate(x, w, mode=["wrap"])),
+        (TypeError, "cval must be real", lambda: ndimage.correlate(x, w, mode="constant", cval=1j)),
+        (TypeError, "output must have a complex dtype", lambda: ndimage.correlate(x + 1j, w, np.zeros((4, 4)))),
         (ValueError, "axes must be below 2", lambda: ndimage.correlate(x, w[0], axes=2)),
         (ValueError, "axes must be different", lambda: ndimage.correlate(x, w, axes=(0, -2))),
         (TypeError, "input must have a float16/32/64", lambda: ndimage.correlate(x.astype(np.longdouble), w)),

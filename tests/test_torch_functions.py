@@ -64,6 +64,32 @@ def test_transposed(axes, dtype):
     assert torch.autograd.gradgradcheck(call, (x, w, b), fast_mode=dtype.is_complex or axes == 3)
 
 
+@pytest.mark.parametrize(("padding", "extra"), [(0, 1), (1, 2), (2, 1), (2, 2)])
+def test_transposed_output_padding(padding, extra):
+    """Up to the dilation, within the border that is taken away and beyond it."""
+    x, w, b = tensors((2, 4, 6, 5), (4, 3, 3, 2), (3,))
+
+    def call(x, w, b, module=functions):
+        return module.conv_transpose2d(x, w, b, padding=padding, output_padding=extra, dilation=3)
+
+    torch.testing.assert_close(call(x, w, b), call(x, w, b, F))
+    assert torch.autograd.gradcheck(call, (x, w, b), fast_mode=True)
+    assert torch.autograd.gradgradcheck(call, (x, w, b), fast_mode=True)
+
+
+def test_nothing_to_convolve():
+    """An empty axis gives an empty one, whether computed or traced."""
+    x, w = torch.empty(1, 2, 0), torch.ones(1, 2, 3)
+    assert (
+        functions.conv1d(x, w).shape
+        == functions.conv1d(x.to("meta"), w.to("meta")).shape
+        == nbconv.conv1d(x.numpy(), w.numpy()).shape
+    )
+    for device in ("cpu", "meta"):
+        with pytest.raises(ValueError, match="smaller"):
+            functions.conv1d(torch.ones(1, 2, 2, device=device), w.to(device))
+
+
 def test_only_what_is_needed_is_computed():
     x, w = tensors((1, 2, 6, 6), (3, 2, 3, 3))
     x.requires_grad_(False)
@@ -218,6 +244,15 @@ def test_errors():
         (TypeError, "bfloat16 tensors must be on a GPU", lambda: functions.conv2d(x.bfloat16(), w.bfloat16())),
         (ValueError, "padding must be ints", lambda: functions.conv_transpose2d(x, w, padding="same")),
         (ValueError, "output_padding must be smaller", lambda: functions.conv_transpose2d(x, w, output_padding=1)),
+        (
+            ValueError,
+            "bias must have shape (2,)",
+            lambda: functions.conv_transpose2d(x[:, :1].expand(1, 3, 5, 5), w, torch.ones(1)),
+        ),
+        (TypeError, "bias must have the dtype of input", lambda: functions.conv_transpose2d(x, w[:2], torch.ones(2).double())),
+        (ValueError, "input must have the 3 channels", lambda: functions.conv_transpose2d(x, w)),
+        (ValueError, "input must have 3 or 4 axes", lambda: functions.conv2d(x[0, 0], w)),
+        (TypeError, "weight must be a torch.Tensor", lambda: functions.conv2d(x, w.numpy())),
         (ValueError, "weight must be on the device of input", lambda: functions.conv2d(x, w.to("meta"))),
     ]
     for error, text, call in wrong:
