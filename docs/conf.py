@@ -16,7 +16,6 @@ default_role = "code"  # single backticks in docstrings
 autodoc_member_order = "bysource"
 autodoc_mock_imports = [name for name in ("torch", "dask") if not importlib.util.find_spec(name)]
 autodoc_typehints = "none"  # docstrings say types, shapes and dtypes
-python_use_unqualified_type_names = True
 
 
 def _escape(app: Any, what: str, name: str, object: Any, options: Any, lines: list[str]) -> None:

@@ -6,7 +6,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 
-WORD = ir.IntType(64)
+from .cpu.builder import WORD
 
 
 @intrinsic
@@ -82,7 +82,8 @@ def make_visit(store, activation, like, axes):
     """The jitted function that runs a caller's own over a row of results; `target` is the place of the first in a dense output.
 
     `store` is called as store(n, k, position, value, *given[1]), where given[0] is the shape of the output; without it,
-    `activation` changes the row. Both are jitted functions, or None; `like` is a scalar of the results' dtype.
+    `activation` changes the row. Both are jitted functions, or None, which must not raise: nobody would hear of it. `like` is a
+    scalar of the results' dtype.
     """
     kind, size = type(like), like.itemsize
 

@@ -8,6 +8,7 @@ that only its owner can write, because what lies in it is executed. Within it, n
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import os
 import pickle
@@ -44,7 +45,7 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False,
 def source_hash() -> str:
     """Hash of every kernel source, and of the versions of nbconv and of what compiles for it."""
     python = sys.implementation.cache_tag, importlib.util.MAGIC_NUMBER
-    versions = sys.modules["nbconv"].__version__, python, numba.__version__, llvmlite.__version__, llvm.llvm_version_info
+    versions = importlib.metadata.version("nbconv"), python, numba.__version__, llvmlite.__version__, llvm.llvm_version_info
     digest = hashlib.sha256(repr(versions).encode())
     root = Path(__file__).parent
     for path in sorted(root.rglob("*.py")):

@@ -11,6 +11,8 @@ from numba.core import cgutils
 from numba.cpython.unicode import _empty_string, _set_code_point
 from numba.extending import intrinsic, overload, register_jitable
 
+from .cpu.builder import WORD
+
 # What is linked to in each process: state of the table, and functions of Python's.
 SYMBOLS = "nbconv_state", "nbconv_prepare", "nbconv_run", "nbconv_error"
 SLOTS = 1 << 16  # of the table: shapes that one process convolves
@@ -20,7 +22,6 @@ HOOK = 5  # number of the base that the descriptor of the caller's own function 
 STATE = 5  # words of what Python tells compiled code
 LONGEST = 64  # characters of a text among the options
 HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
-WORD = ir.IntType(64)
 BARE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # of functions that compiled code alone calls
 helper = register_jitable(**BARE)
 
@@ -124,8 +125,8 @@ def own_word(typingctx, getter, key):
     """What this thread has stored under a key of the operating system's."""
 
     def codegen(context, builder, signature, arguments):
-        kind = ir.FunctionType(WORD, [ir.IntType(32)])
-        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [builder.trunc(arguments[1], ir.IntType(32))])
+        kind = ir.FunctionType(WORD, [WORD])  # a system whose keys have 32 bits looks at no more of them
+        return builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), [arguments[1]])
 
     return types.int64(types.int64, types.int64), codegen
 

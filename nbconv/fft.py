@@ -20,7 +20,7 @@ from .drivers import AXIS, Twin, any_array, dense_array
 from .fft_schedule import CHUNK, frequencies, reach
 from .kernels.cpu import spectral
 from .kernels.cpu.tile import Axis
-from .kernels.jit import DISABLED, entry
+from .kernels.jit import entry
 from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
 from .problem import Triple
@@ -196,9 +196,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
             _multiply(plan, w, cells, sums, (some, tiles, channels), steps, True)
             _store(plan, sums, axes, begin, k, bias, target)
             del cells, sums  # before the next ones are made
-    if apply and DISABLED:  # then it is the function itself
-        apply(target.reshape(-1))
-    elif apply:
+    if apply:
         entry(spectral.activate, types.intp, dense_array(out.dtype, 1))(apply, target.reshape(-1))
     if target is not out:
         out[...] = target

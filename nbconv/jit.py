@@ -1,21 +1,15 @@
-"""The public functions inside compiled code: calls from nopython mode run programs (`record`), which a table holds by shapes.
+"""The public functions inside compiled code: what Numba compiles for a call.
 
-A call writes shapes, strides and options into words, finds the program of these words, and runs it; nothing of that needs Python or
-its lock. The first call of its kind asks Python for the program. Words are read back by the call's text, which names the function
-and each argument's kind.
+A call writes shapes, strides and options into words, finds the program of these words (`record`) in a table, and runs it; nothing
+of that needs Python or its lock. The first call of its kind asks Python for the program (`calls`).
 """
 
-import contextlib
-import ctypes
 import functools
 import hashlib
 import inspect
-import os
-import threading
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import llvmlite.binding as llvm
 import numba
 import numpy as np
 from numba import types
@@ -23,13 +17,11 @@ from numba.core.errors import TypingError
 from numba.core.typing.npydecl import parse_dtype
 from numba.extending import overload
 
-from . import functional, threads
-from .arrays import DTYPES, Array
+from . import calls, functional
+from .arrays import DTYPES
 from .kernels import hooks, program
-from .kernels.cpu.epilogue import Descriptor
 from .kernels.jit import DISABLED
-from .kernels.program import HEAD, HOOK, LONGEST, SCRATCH, SLOTS, STATE, SYMBOLS
-from .record import Unrecordable, recorder, recording
+from .kernels.program import HOOK, LONGEST, SCRATCH
 
 VERBS = {
     "conv": ("input", "weight", "bias"),
@@ -40,201 +32,6 @@ VERBS = {
 }
 
 STORE = {"store": None, "store_args": ()}  # what `conv` takes in compiled code alone
-
-# -- the Python side
-
-_state = np.zeros(STATE, np.int64)  # what compiled code reads: see `program.told`
-_table = np.zeros(SLOTS, np.int64)
-_programs: dict[tuple[str, tuple[int, ...]], Array] = {}
-_kept: list[Any] = []  # entries of the table, and constants of programs: for ever, since code may be running them
-_calls: dict[int, Callable[[list[int]], None]] = {}
-_lock = threading.RLock()
-_errors = threading.local()
-
-
-class _Hook(NamedTuple):
-    """What stands for a function of the caller's own in a call's text: "!1" if it takes the results, "!0" if it changes them."""
-
-    stores: bool
-
-
-class _Reader:
-    """Takes an argument after the other from the words of a call."""
-
-    def __init__(self, words: list[int]):
-        self.words, self.at = words, 0
-
-    def take(self) -> int:
-        self.at += 1
-        return self.words[self.at - 1]
-
-    def value(self, kind: str) -> Any:
-        """An option: "i" an int, "b" a bool, "s" a text, "n" None, "(...)" a tuple of such.
-
-        What is known when the caller is compiled stands in the kind itself: "=..." a text, "#..." an int, "!..." a hook.
-        """
-        if kind[0] == "!":
-            return _Hook(kind == "!1")
-        if kind[0] == "(":
-            return tuple(self.value(each) for each in _parts(kind[1:-1]))
-        if kind[0] in "=#":
-            return kind[1:] if kind[0] == "=" else int(kind[1:])
-        if kind == "s":
-            return "".join(chr(self.take()) for _ in range(self.take()))
-        return None if kind == "n" else bool(self.take()) if kind == "b" else self.take()
-
-    def array(self, dtype: str, ndim: int) -> Array:
-        """An array of no content that stands for one of the call."""
-        shape, strides = [self.take() for _ in range(ndim)], [self.take() for _ in range(ndim)]
-        size = np.dtype(dtype).itemsize
-        if 0 in shape:
-            return np.empty(shape, dtype)
-        low = sum(min(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True))
-        high = sum(max(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True)) + size
-        memory = np.empty(high - low, np.uint8)
-        return np.ndarray(shape, dtype, memory, -low, strides)
-
-
-def _parts(kinds: str) -> list[str]:
-    """The kinds of a tuple's elements, which commas part, but for those of tuples within."""
-    parts, depth, part = [], 0, ""
-    for letter in kinds:
-        depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
-            parts.append(part)
-            part = ""
-        else:
-            part += letter
-    return [*parts, part] if part else parts
-
-
-def _arguments(text: str, words: list[int]) -> tuple[Callable[..., Array], dict[str, Any], dict[str, Any]]:
-    """Function, arrays and options of a call, from its text: "function|name:kind|..." where an array's kind is "a:dtype:axes"."""
-    name, *fields = text.split("|")
-    reader, arrays, options = _Reader(words), {}, {}
-    for field in fields:
-        argument, kind = field.split(":", 1)
-        if kind.startswith("a:"):
-            _, dtype, ndim = kind.split(":")
-            arrays[argument] = reader.array(dtype, int(ndim))
-        else:
-            options[argument] = reader.value(kind)
-    return getattr(functional, name), arrays, options
-
-
-def _record(text: str, words: list[int]) -> Array:
-    """The program of a call."""
-    function, arrays, options = _arguments(text, words)
-    options = {name: value for name, value in options.items() if value is not None}
-    hook = options.pop("activation") if isinstance(options.get("activation"), _Hook) else None
-    words_of_hook = np.array([0, 0, hook is not None and hook.stores], np.int64)
-    if hook:
-        options["activation"] = Descriptor(words_of_hook.ctypes.data)
-    out = arrays.get("out")
-    bases = {name: array for name, array in arrays.items() if name != "out"}
-    with recording() as record:
-        record.know(words_of_hook, HOOK)
-        try:
-            result = function(**arrays, **options)
-            for base, array in enumerate([*bases.values(), *(None,) * (SCRATCH - 1 - len(bases)), result]):
-                if array is not None:
-                    record.know(array, base)
-            _kept.append(record.kept)
-            return record.program(result.shape)
-        except Unrecordable:
-            shape = record.shape
-    dtype = next(iter(bases.values())).dtype
-    layout = [(array.dtype, array.shape, array.strides) for array in bases.values()]
-    layout.append((dtype, shape, np.empty(shape, dtype).strides if out is None else out.strides))
-
-    wanted = {*bases} if hook and hook.stores else {*bases, "out"}
-
-    # an output that a store takes is allocated here, and its place given as 0: so FFT plans do, the only ones that come here
-    def call(addresses: list[int]) -> None:
-        starts = [*addresses[: len(bases)], addresses[SCRATCH - 1]]
-        found = zip([*bases, "out"], starts, layout, strict=True)
-        given = {name: _at(start, *each) for name, start, each in found if name in wanted}
-        own = {"activation": Descriptor(addresses[HOOK])} if hook else {}
-        function(**given, **options | own)
-
-    by_python = np.zeros(HEAD, np.int64)
-    by_python[3 : 4 + len(shape)] = [len(shape), *shape]
-    _calls[by_python.ctypes.data] = call
-    return by_python
-
-
-def _at(address: int, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-    """The array that starts at an address."""
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    low = sum(min(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True))
-    high = sum(max(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True)) + dtype.itemsize
-    memory = np.ctypeslib.as_array((ctypes.c_uint8 * (high - low)).from_address(address + low))
-    return np.ndarray(shape, dtype, memory, -low, strides)
-
-
-def _fail(error: BaseException) -> None:
-    _errors.text = str(error).encode("ascii", "replace")
-    _errors.kind = 1 if isinstance(error, TypeError) else 0 if isinstance(error, ValueError) else 2
-
-
-def _prepare(text: int, key: int, words: int, count: int) -> int:
-    """Address of the program of a call, which is entered into the table; 0 after an error."""
-    try:
-        given = np.ctypeslib.as_array((ctypes.c_int64 * count).from_address(words)).tolist() if count else []
-        call = ctypes.string_at(text).decode(), tuple(given)
-        with _lock:
-            if call in _programs:  # another thread was first, or the table is full
-                return int(_programs[call].ctypes.data)
-            program = _programs[call] = _record(call[0], given)
-            if threads.layer() in ("tbb", "omp") and not threads.was_forked():
-                for word, verb in ((2, "set"), (1, "get")):  # the one that others look at first comes last
-                    _state[word] = llvm.address_of_symbol(f"{verb}_num_threads")
-            if len(_programs) < SLOTS // 2:  # whoever looks up finds an empty place
-                slot = key & (SLOTS - 1)
-                while _table[slot] != 0:
-                    slot = (slot + 1) & (SLOTS - 1)
-                entry = np.array([key, count, *given, program.ctypes.data], np.int64)
-                _kept.append(entry)
-                _table[slot] = entry.ctypes.data
-            return int(program.ctypes.data)
-    except BaseException as error:
-        _fail(error)
-        return 0
-
-
-def _run(program: int, bases: int) -> int:
-    """Carry out by Python what could not be recorded; 0, or 1 after an error."""
-    try:
-        _calls[program](np.ctypeslib.as_array((ctypes.c_int64 * (HOOK + 1)).from_address(bases)).tolist())
-    except BaseException as error:
-        _fail(error)
-        return 1
-    return 0
-
-
-def _error(buffer: int, room: int) -> int:
-    """Write the text of this thread's last error; its length times four, plus its kind."""
-    text = _errors.text[:room]
-    ctypes.memmove(buffer, text, len(text))
-    return len(text) * 4 + int(_errors.kind)
-
-
-def _refuse() -> int:
-    """The number of threads in a child that must not launch any."""
-    _state[1] = 0
-    with contextlib.suppress(Warning):  # an error where the caller wishes so, which compiled code cannot raise
-        threads.warn_about_fork()
-    return 1
-
-
-_REFUSAL = ctypes.CFUNCTYPE(ctypes.c_int32)(_refuse)
-_WORD = ctypes.c_int64
-_CALLBACKS = (
-    ctypes.CFUNCTYPE(_WORD, _WORD, _WORD, _WORD, _WORD)(_prepare),
-    ctypes.CFUNCTYPE(_WORD, _WORD, _WORD)(_run),
-    ctypes.CFUNCTYPE(_WORD, _WORD, _WORD)(_error),
-)
 
 
 def _kind(value: Any, name: str) -> str:
@@ -385,7 +182,7 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
 
 
 def _cast_implementation(name: str, verb: str, parameters: dict[str, Any], given: dict[str, Any]) -> Any:
-    """The same where a dtype is given: the call with copies of the arrays."""
+    """The same where a dtype is given: the call with copies of the arrays that have another."""
     wanted = parse_dtype(given["dtype"])
     if wanted is None:
         raise TypingError(f"nbconv: dtype must be a numpy dtype that is known when the caller is compiled, got {given['dtype']}")
@@ -396,7 +193,11 @@ def _cast_implementation(name: str, verb: str, parameters: dict[str, Any], given
             if not np.can_cast(found, dtype, "same_kind"):
                 raise TypingError(f"nbconv: {each} of dtype {found} cannot be cast to dtype {dtype} within the same kind")
     options = [each for each in parameters if each not in (*VERBS[verb], "dtype") and not _absent(given[each])]
-    arrays = ", ".join(f"{each}.astype(kept_dtype)" for each in VERBS[verb] if not _absent(given[each]))
+    arrays = ", ".join(
+        each if getattr(given[each], "dtype", None) == wanted else f"{each}.astype(kept_dtype)"
+        for each in VERBS[verb]
+        if not _absent(given[each])
+    )
     scope = {"function": getattr(functional, name), "kept_dtype": dtype}
     exec(
         f"def implementation({_listed(parameters)}):\n"
@@ -463,29 +264,14 @@ def _register_backward(name: str) -> None:
 _GRADS = ("input_grad", "weight_grad", "bias_grad")
 
 
-def _after_fork() -> None:
-    """Neither GNU OpenMP's threads follow into a child nor another thread that prepares a program."""
-    global _lock
-    if recorder() is None:
-        _lock = threading.RLock()
-    if threads.layer() == "omp":
-        _state[1] = ctypes.cast(_REFUSAL, ctypes.c_void_p).value or 0
-
-
 @functools.cache
 def register() -> None:
     """Tell numba about the public functions, and the linker where compiled code finds Python."""
     if DISABLED:
         return
-    threads.prepare()  # the caller's own parallel code may be the first to start threads
-    _state[:] = _table.ctypes.data, 0, 0, *threads.OWN
-    callbacks = (ctypes.cast(each, ctypes.c_void_p).value for each in _CALLBACKS)
-    for symbol, address in zip(SYMBOLS, (_state.ctypes.data, *callbacks), strict=True):
-        llvm.add_symbol(symbol, address)
+    calls.connect()
     for verb in VERBS:
         for axes in ("", "1d", "2d", "3d"):
             _register(f"{verb}{axes}" if verb == "conv_transpose" else verb.replace("conv", f"conv{axes}", 1), verb)
     for axes in ("", "1d", "2d", "3d"):
         _register_backward(f"conv{axes}_backward")
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)

@@ -87,7 +87,7 @@ def _own_storage() -> tuple[int, int, Callable[[int, int], Any], Callable[[int],
         library = ctypes.windll.kernel32
         key, put, get = library.TlsAlloc(), library.TlsSetValue, library.TlsGetValue
     else:
-        library, made = ctypes.CDLL(None), ctypes.c_ulong()
+        library, made = ctypes.CDLL(None), (ctypes.c_ulong if sys.platform == "darwin" else ctypes.c_uint)()
         if library.pthread_key_create(ctypes.byref(made), None):
             raise MemoryError("no storage for a thread's own values is left")
         key, put, get = made.value, library.pthread_setspecific, library.pthread_getspecific

@@ -57,7 +57,7 @@ def _arguments(
 
 
 @torch.library.custom_op("nbconv::conv", mutates_args=())
-def _conv(
+def _forward_operator(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
     groups: int, mode: str, algorithm: str, precision: str | None,
 ) -> Tensor:  # fmt: skip
@@ -66,7 +66,7 @@ def _conv(
 
 
 @torch.library.custom_op("nbconv::conv_input_grad", mutates_args=())
-def _conv_input_grad(
+def _input_grad_operator(
     grad_output: Tensor, weight: Tensor, shape: Sequence[int], stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
     groups: int, mode: str, algorithm: str, precision: str | None,
 ) -> Tensor:  # fmt: skip
@@ -75,7 +75,7 @@ def _conv_input_grad(
 
 
 @torch.library.custom_op("nbconv::conv_weight_grad", mutates_args=())
-def _conv_weight_grad(
+def _weight_grad_operator(
     grad_output: Tensor, input: Tensor, shape: Sequence[int], stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
     groups: int, mode: str, algorithm: str, precision: str | None,
 ) -> Tensor:  # fmt: skip
@@ -83,7 +83,7 @@ def _conv_weight_grad(
     return _taken(functional.conv_weight_grad(_given(grad_output), _given(input), list(shape), *options, **more))
 
 
-@_conv.register_fake
+@_forward_operator.register_fake
 def _(
     input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
     *others: Any,
@@ -102,28 +102,28 @@ def _(
     return input.new_empty((*input.shape[: input.dim() - axes - 1], weight.shape[0], *out))
 
 
-@_conv_input_grad.register_fake
+@_input_grad_operator.register_fake
 def _(grad_output: Tensor, weight: Tensor, shape: Sequence[int], *others: Any) -> Tensor:
     return grad_output.new_empty(shape)
 
 
-@_conv_weight_grad.register_fake
+@_weight_grad_operator.register_fake
 def _(grad_output: Tensor, input: Tensor, shape: Sequence[int], *others: Any) -> Tensor:
     return grad_output.new_empty(shape)
 
 
-def _save_conv(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, weight, _, *options = inputs
     ctx.save_for_backward(input, weight)
     ctx.options = options
 
 
-def _conv_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+def _forward_derivatives(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     input, weight = ctx.saved_tensors
     want = ctx.needs_input_grad
     return (
-        _conv_input_grad(g, weight, input.shape, *ctx.options) if want[0] else None,
-        _conv_weight_grad(g, input, weight.shape, *ctx.options) if want[1] else None,
+        _input_grad_operator(g, weight, input.shape, *ctx.options) if want[0] else None,
+        _weight_grad_operator(g, input, weight.shape, *ctx.options) if want[1] else None,
         g.sum([axis for axis in range(g.dim()) if axis != g.dim() - weight.dim() + 1]) if want[2] else None,
         *(None,) * 7,
     )
@@ -135,29 +135,29 @@ def _save_pair(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.options = options
 
 
-def _input_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+def _input_grad_derivatives(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     grad_output, weight = ctx.saved_tensors
     want = ctx.needs_input_grad
     return (
-        _conv(g, weight, None, *ctx.options) if want[0] else None,
-        _conv_weight_grad(grad_output, g, weight.shape, *ctx.options) if want[1] else None,
+        _forward_operator(g, weight, None, *ctx.options) if want[0] else None,
+        _weight_grad_operator(grad_output, g, weight.shape, *ctx.options) if want[1] else None,
         *(None,) * 8,
     )
 
 
-def _weight_grad_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+def _weight_grad_derivatives(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     grad_output, input = ctx.saved_tensors
     want = ctx.needs_input_grad
     return (
-        _conv(input, g, None, *ctx.options) if want[0] else None,
-        _conv_input_grad(grad_output, g, input.shape, *ctx.options) if want[1] else None,
+        _forward_operator(input, g, None, *ctx.options) if want[0] else None,
+        _input_grad_operator(grad_output, g, input.shape, *ctx.options) if want[1] else None,
         *(None,) * 8,
     )
 
 
-_conv.register_autograd(_conv_backward, setup_context=_save_conv)
-_conv_input_grad.register_autograd(_input_grad_backward, setup_context=_save_pair)
-_conv_weight_grad.register_autograd(_weight_grad_backward, setup_context=_save_pair)
+_forward_operator.register_autograd(_forward_derivatives, setup_context=_save_forward)
+_input_grad_operator.register_autograd(_input_grad_derivatives, setup_context=_save_pair)
+_weight_grad_operator.register_autograd(_weight_grad_derivatives, setup_context=_save_pair)
 
 
 # -- functions
@@ -173,7 +173,8 @@ def _options(
     return steps, sides, apart, groups, padding_mode_name(padding_mode), algorithm, precision
 
 
-def _check(axes: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+def _axes(axes: int | None, input: Tensor, weight: Tensor, bias: Tensor | None) -> int:
+    """Check the tensors of a call; the number of its spatial axes, by default the weight's."""
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor)!r}")
@@ -181,52 +182,60 @@ def _check(axes: int, input: Tensor, weight: Tensor, bias: Tensor | None) -> Non
             raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
         if tensor is not None and tensor.dtype != input.dtype:
             raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
+    if axes is None:
+        axes = weight.dim() - 2
+        if not 1 <= axes <= 3:
+            raise ValueError(f"weight must have 3 to 5 axes, got shape {tuple(weight.shape)}")
     if weight.dim() != axes + 2:
         raise ValueError(f"weight must have {axes + 2} axes, got shape {tuple(weight.shape)}")
     if input.dim() not in (axes + 1, axes + 2):
         raise ValueError(f"input must have {axes + 1} or {axes + 2} axes, got shape {tuple(input.shape)}")
+    return axes
 
 
-def _forward(
-    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Padding, dilation: Sizes, groups: int,
-    padding_mode: str, algorithm: str, precision: str | None,
-) -> Tensor:  # fmt: skip
-    _check(axes, input, weight, bias)
+def _conv(
+    axes: int | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    algorithm: str = "auto",
+    precision: str | None = None,
+) -> Tensor:
+    """Convolution of tensors over {axes}, with derivatives of every order.
+
+    Parameters, result and errors are those of the function of this name in `nbconv`, and of `torch.nn.functional`.
+    """
+    axes = _axes(axes, input, weight, bias)
     options = _options(axes, weight.shape[2:], stride, padding, dilation, groups, padding_mode, algorithm, precision)
-    result: Tensor = _conv(input, weight, bias, *options)
+    result: Tensor = _forward_operator(input, weight, bias, *options)
     return result
 
 
-def conv1d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1,
-    groups: int = 1, padding_mode: str = "zeros", *, algorithm: str = "auto", precision: str | None = None,
-) -> Tensor:  # fmt: skip
-    """`nbconv.conv1d` on tensors, as `torch.nn.functional.conv1d`: see there; with derivatives of every order."""
-    return _forward(1, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, precision)
+def _conv_transpose(
+    axes: int | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    output_padding: Sizes = 0,
+    groups: int = 1,
+    dilation: Sizes = 1,
+    *,
+    algorithm: str = "auto",
+    precision: str | None = None,
+) -> Tensor:
+    """Transposed convolution of tensors over {axes}, with derivatives of every order.
 
-
-def conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1,
-    groups: int = 1, padding_mode: str = "zeros", *, algorithm: str = "auto", precision: str | None = None,
-) -> Tensor:  # fmt: skip
-    """`nbconv.conv2d` on tensors, as `torch.nn.functional.conv2d`: see there; with derivatives of every order."""
-    return _forward(2, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, precision)
-
-
-def conv3d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, dilation: Sizes = 1,
-    groups: int = 1, padding_mode: str = "zeros", *, algorithm: str = "auto", precision: str | None = None,
-) -> Tensor:  # fmt: skip
-    """`nbconv.conv3d` on tensors, as `torch.nn.functional.conv3d`: see there; with derivatives of every order."""
-    return _forward(3, input, weight, bias, stride, padding, dilation, groups, padding_mode, algorithm, precision)
-
-
-def _transposed(
-    axes: int, input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sizes, padding: Padding, output_padding: Sizes,
-    groups: int, dilation: Sizes, algorithm: str, precision: str | None,
-) -> Tensor:  # fmt: skip
-    """The gradient of a convolution for its input, whose weight nbconv conjugates and a transposed convolution does not."""
-    _check(axes, input, weight, bias)
+    Parameters, result and errors are those of the function of this name in `nbconv`, and of `torch.nn.functional`.
+    """
+    axes = _axes(axes, input, weight, bias)
     if isinstance(padding, str):
         raise ValueError(f"padding must be ints for a transposed convolution, got {padding!r}")
     kernel = weight.shape[2:]
@@ -249,34 +258,15 @@ def _transposed(
         for a in range(axes)
     ]
     shape = (*input.shape[: lead - 1], filters, *size)
-    result: Tensor = _conv_input_grad(input, weight.conj(), shape, steps, sides, *options[2:])
+    # the gradient of a convolution for its input, for which nbconv conjugates the weight, and a transposed convolution does not
+    result: Tensor = _input_grad_operator(input, weight.conj(), shape, steps, sides, *options[2:])
     if any(beyond):
         result = torch.nn.functional.pad(result, [side for extra in reversed(beyond) for side in (0, extra)])
     return result if bias is None else result + bias.reshape(-1, *(1,) * axes)
 
 
-def conv_transpose1d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, output_padding: Sizes = 0,
-    groups: int = 1, dilation: Sizes = 1, *, algorithm: str = "auto", precision: str | None = None,
-) -> Tensor:  # fmt: skip
-    """`nbconv.conv_transpose1d` on tensors, as `torch.nn.functional.conv_transpose1d`; with derivatives of every order."""
-    return _transposed(1, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm, precision)
-
-
-def conv_transpose2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, output_padding: Sizes = 0,
-    groups: int = 1, dilation: Sizes = 1, *, algorithm: str = "auto", precision: str | None = None,
-) -> Tensor:  # fmt: skip
-    """`nbconv.conv_transpose2d` on tensors, as `torch.nn.functional.conv_transpose2d`; with derivatives of every order."""
-    return _transposed(2, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm, precision)
-
-
-def conv_transpose3d(
-    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Sizes = 1, padding: Padding = 0, output_padding: Sizes = 0,
-    groups: int = 1, dilation: Sizes = 1, *, algorithm: str = "auto", precision: str | None = None,
-) -> Tensor:  # fmt: skip
-    """`nbconv.conv_transpose3d` on tensors, as `torch.nn.functional.conv_transpose3d`; with derivatives of every order."""
-    return _transposed(3, input, weight, bias, stride, padding, output_padding, groups, dilation, algorithm, precision)
+conv, conv1d, conv2d, conv3d = functional.family(_conv)
+conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d = functional.family(_conv_transpose)
 
 
 # -- layers
@@ -286,10 +276,7 @@ class _Forward:
     """What a convolution layer of PyTorch's calls with its parameters."""
 
     def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        axes = weight.dim() - 2
-        return _forward(
-            axes, input, weight, bias, self.stride, self.padding, self.dilation, self.groups, self.padding_mode, "auto", None
-        )
+        return conv(input, weight, bias, self.stride, self.padding, self.dilation, self.groups, self.padding_mode)
 
 
 class _Transposed:
@@ -298,9 +285,7 @@ class _Transposed:
     def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         axes = self.weight.dim() - 2
         more = self._output_padding(input, output_size, self.stride, self.padding, self.kernel_size, axes, self.dilation)
-        return _transposed(
-            axes, input, self.weight, self.bias, self.stride, self.padding, more, self.groups, self.dilation, "auto", None
-        )
+        return conv_transpose(input, self.weight, self.bias, self.stride, self.padding, more, self.groups, self.dilation)
 
 
 class Conv1d(_Forward, torch.nn.Conv1d):

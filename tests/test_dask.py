@@ -293,8 +293,8 @@ except ImportError as error:
 @pytest.fixture(scope="module")
 def client():
     """Two processes of one thread and 500 MB each."""
-    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "500MB", "dashboard_address": None}
-    options |= {"processes": True, "silence_logs": 50, "dashboard_address": ":0"}  # any port that is free
+    options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": "500MB", "processes": True}
+    options |= {"silence_logs": 50, "dashboard_address": ":0"}  # any port that is free
     with distributed.LocalCluster(**options) as cluster, cluster.get_client() as client:
         yield client
 

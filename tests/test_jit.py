@@ -14,7 +14,7 @@ from numba.experimental import jitclass
 from oracle import random
 
 import nbconv
-from nbconv import jit
+from nbconv import calls
 from nbconv.kernels.jit import DISABLED
 
 pytestmark = pytest.mark.skipif(DISABLED, reason="compiled code is what this is about")
@@ -306,7 +306,7 @@ def test_a_known_shape_needs_no_python(monkeypatch):
     def never(*arguments):
         raise AssertionError
 
-    monkeypatch.setattr(jit, "_record", never)
+    monkeypatch.setattr(calls, "_record", never)
     np.testing.assert_array_equal(forward(x, w, b, *given), want)
 
 
@@ -316,7 +316,7 @@ def transposed(dy, w, b):
 
 
 def test_conjugates_and_biases_need_no_python():
-    known = len(jit._calls)
+    known = len(calls._calls)
     dy, w, b = random((2, 3, 1, 1), "float32", 0), random((3, 4, 7, 7), "float32", 1), random((4,), "float32", 2)
     np.testing.assert_array_equal(transposed(dy, w, b), nbconv.conv_transpose2d(dy, w, b))
     dy, w = random((1, 3, 6, 6), "complex64", 0), random((3, 2, 3, 3), "complex64", 1)
@@ -325,7 +325,7 @@ def test_conjugates_and_biases_need_no_python():
         np.testing.assert_array_equal(
             input_grad(dy, weight, (1, 2, 8, 8), *given), nbconv.conv_input_grad(dy, weight, (1, 2, 8, 8), *given)
         )
-    assert len(jit._calls) == known
+    assert len(calls._calls) == known
 
 
 CACHED = """
@@ -354,34 +354,11 @@ def test_cached_callers(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("layer", ["tbb", "omp", "workqueue"])
-def test_forked_child(layer):
-    """A child of a process that used threads computes as its parent did."""
-    code = """
-import os, sys, numpy as np, nbconv
-from numba import njit
-@njit
-def f(x, w):
-    return nbconv.conv2d(x, w, padding=1)
-x, w = np.ones((8, 16, 40, 40), np.float32), np.ones((16, 16, 3, 3), np.float32)
-want = f(x, w)
-child = os.fork()
-if child == 0:
-    same = np.array_equal(f(x, w), want) and np.array_equal(f(x[:2], w), want[:2])
-    os._exit(0 if same else 1)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
-    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert run.stdout.split() == ["0"], run.stderr
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_fork_while_another_thread_records():
     """The child's threads compute, and its locks are free, also where one has the identity of the thread that recorded."""
     code = """
 import os, threading, numpy as np, nbconv
-from nbconv import jit, record
+from nbconv import calls, record
 from numba import njit
 @njit
 def f(x, w):
@@ -390,7 +367,7 @@ x, w = np.ones((1, 2, 8, 8), np.float32), np.ones((3, 2, 3, 3), np.float32)
 f(x, w)
 inside, done = threading.Event(), threading.Event()
 def work():
-    with jit._lock, record.recording():
+    with calls._lock, record.recording():
         inside.set()
         done.wait()
 thread = threading.Thread(target=work)

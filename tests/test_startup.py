@@ -67,29 +67,6 @@ with ThreadPoolExecutor(8) as pool:
     assert lines(code, NUMBA_THREADING_LAYER=layer) == ["True", layer]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP and fork")
-@pytest.mark.parametrize("layer", LAYERS)
-def test_forked_child(layer):
-    """A child forked after the parent has launched threads: GNU OpenMP would kill it."""
-    code = (
-        CONVOLVE
-        + """
-import multiprocessing
-convolve()
-def child(queue):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        queue.put((convolve() and convolve(), len(caught)))
-context = multiprocessing.get_context("fork")
-queue = context.SimpleQueue()
-process = context.Process(target=child, args=(queue,))
-process.start(); print(*queue.get()); process.join(); print(process.exitcode)
-"""
-    )
-    warned = "1" if layer == "omp" else "0"
-    assert lines(code, NUMBA_THREADING_LAYER=layer) == ["True", warned, "0"]
-
-
 def test_number_of_threads_does_not_change_results():
     code = """
 import hashlib, numpy as np, nbconv

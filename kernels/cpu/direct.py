@@ -12,7 +12,7 @@ A job is one (image, group, tile, block of filters); neighbours in job order sha
 import numba
 
 from ..jit import call, kernel
-from .epilogue import run, run_at, stores
+from .epilogue import run, stores
 from .tile import stage
 
 
@@ -49,12 +49,10 @@ def finish(sums, n, k, o0, o1, o2, bias, out, apply, d, h, w):
             for j2 in range(t2):
                 row[j2] += bias[k]
             target = out[n, k, o0 + j0, o1 + j1, o2 : o2 + t2]
-            if taken:
-                run_at(apply, row.ctypes.data, t2, target.ctypes.data)
-                continue
-            run(apply, row)
-            for j2 in range(t2):
-                target[j2] = row[j2]
+            run(apply, row, target.ctypes.data)
+            if not taken:
+                for j2 in range(t2):
+                    target[j2] = row[j2]
 
 
 @kernel

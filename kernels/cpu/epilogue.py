@@ -21,10 +21,11 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..jit import DISABLED
+from .builder import WORD
 
 if DISABLED:
 
-    def run(apply, row):
+    def run(apply, row, target):
         """Without compilation, `apply` is the function itself; 0 stands for none."""
         if apply:
             apply(row)
@@ -38,12 +39,11 @@ if DISABLED:
         return False
 
 else:
-    _WORD = ir.IntType(64)
 
     @intrinsic
     def _word(typingctx, address, index):
         def codegen(context, builder, signature, arguments):
-            words = builder.inttoptr(arguments[0], _WORD.as_pointer())
+            words = builder.inttoptr(arguments[0], WORD.as_pointer())
             return builder.load(builder.gep(words, [arguments[1]]))
 
         return types.intp(types.intp, types.intp), codegen
@@ -51,7 +51,7 @@ else:
     @intrinsic
     def _call(typingctx, function, context, place, length, target):
         def codegen(context, builder, signature, arguments):
-            kind = ir.FunctionType(ir.VoidType(), [_WORD] * 4)
+            kind = ir.FunctionType(ir.VoidType(), [WORD] * 4)
             builder.call(builder.inttoptr(arguments[0], kind.as_pointer()), arguments[1:])
             return context.get_dummy_value()
 
@@ -63,10 +63,10 @@ else:
         _call(_word(apply, 0), _word(apply, 1), place, length, target)
 
     @numba.njit
-    def run(apply, row):
-        """Run an activation over the contiguous `row`; 0 stands for none."""
+    def run(apply, row, target):
+        """The same over the contiguous `row`; 0 stands for none."""
         if apply != 0:
-            run_at(apply, row.ctypes.data, row.size, row.ctypes.data)
+            run_at(apply, row.ctypes.data, row.size, target)
 
     @numba.njit
     def stores(apply):

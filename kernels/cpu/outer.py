@@ -102,7 +102,7 @@ def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, st
     """Add the bias to one filter's tile of sums, store what belongs to an output, and run the activation over it.
 
     `sums` is the filter's address in the first of `layout.merged` phases, which lie `region` bytes apart; `room`, that of scratch
-    for the rows of one slice, which a function that takes results finds there. It may begin where the sums do.
+    for the rows of one slice, which a function that takes results finds there. Of one phase it may begin where the sums do.
     """
     size = out.itemsize
     taken = stores(apply)

@@ -12,7 +12,7 @@ the order of m.
 import numba
 
 from ..jit import call, kernel
-from .epilogue import run_at
+from .epilogue import run
 from .tile import stage
 
 # Frequencies whose sums stay in first-level cache while terms are added to them.
@@ -76,5 +76,5 @@ def parallel_multiply(run_jobs, threads, count, p, q, sums, shape, steps, fresh)
 
 @kernel
 def activate(apply, values):
-    """Run a compiled activation over contiguous values, or hand them to a function that takes results."""
-    run_at(apply, values.ctypes.data, values.size, 0)
+    """Run a compiled activation over the whole output, contiguous, or hand it to a function that takes results."""
+    run(apply, values, 0)
