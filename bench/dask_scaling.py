@@ -38,8 +38,8 @@ def measured(workers: int, size: int, chunk: int, weight: np.ndarray, limit: str
 
     shape, chunks = (1, weight.shape[1], size, size), (1, weight.shape[1], chunk, chunk)
     config.set({"distributed.admin.low-level-log-length": 100_000})
-    options = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": limit, "dashboard_address": None}
-    with LocalCluster(processes=True, dashboard_address=":0", **options) as cluster, cluster.get_client() as client:
+    options = {"n_workers": workers, "threads_per_worker": 1, "memory_limit": limit, "dashboard_address": ":0"}
+    with LocalCluster(processes=True, **options) as cluster, cluster.get_client() as client:
         x = da.random.default_rng(0).random(shape, dtype=weight.dtype, chunks=chunks)
         small = nbconv.dask.conv2d(x[..., : 3 * chunk, : 3 * chunk], weight, **OPTIONS)
         client.run(lambda: nbconv.conv2d(np.ones(chunks, weight.dtype), weight, **OPTIONS).sum())  # compiled beforehand

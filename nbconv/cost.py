@@ -7,12 +7,16 @@ The weights of the terms were fitted to the times of all suites of the benchmark
 import math
 
 from .families import Ask, Design
-from .schedule import Sweep
+from .problem import ConvProblem
+from .schedule import SHUFFLED, Sweep
+from .winograd_schedule import phases
 
 # For forward and dI, and for dW: cost of a vector of direct products, of channels at an output, of filters at an output.
 DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
 # The same of Winograd's products, of transformed cells, of transformed weights (dW: sums), of transformed sums (dW: dy).
 WINOGRAD = (1.08, 13.5, 14.0, 9.2), (1.15, 9.0, 13.0, 7.5)
+# Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
+BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
 # Cost of a floating-point operation of a transform, and of a product of complex numbers, by bytes of a real one; then of what
 # Python does: a call, and storing the outputs of one filter of a tile.
 FFT = {4: (0.55, 1.8), 8: (0.75, 3.6)}
@@ -21,12 +25,12 @@ CALL, STORE = 1_000_000, 12_000
 THREADS = 2
 
 
-def _blocks(sweep: Sweep, design: Design, batch: int, steps: tuple[int, int, int]) -> tuple[int, int]:
+def _blocks(sweep: Sweep, design: Design, problem: ConvProblem, steps: tuple[int, int, int]) -> tuple[int, int]:
     """Blocks of tiles of one group, and cells of one."""
     tile = [t // m for t, m in zip(design.schedule.tile, steps, strict=True)]
     out = [-(-o // m) for o, m in zip(sweep.out, steps, strict=True)]
-    count = math.prod(-(-o // t) for o, t in zip(out, tile, strict=True)) * (1 if sweep.folded else batch)
-    return count, math.prod(tile)
+    count = math.prod(-(-o // t) for o, t in zip(out, tile, strict=True)) * (1 if sweep.folded else problem.batch)
+    return count * math.prod(phases(problem)), math.prod(tile)
 
 
 def _total(weights: tuple[tuple[float, ...], tuple[float, ...]], ask: Ask, terms: tuple[float, ...]) -> float:
@@ -61,7 +65,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
     products = math.prod(k + m - 1 for k, m in zip(p.kernel, design.outputs, strict=True))
     channels, filters = sweep.channels, sweep.filters
     if ask.direction == "weight_grad":
-        blocks, tiles = _blocks(sweep, design, p.batch, design.outputs)
+        blocks, tiles = _blocks(sweep, design, p, design.outputs)
         rows = -(-channels // s.register) * s.register
         panels, columns = -(-filters // lanes), -(-channels // lanes)
         terms = (
@@ -71,7 +75,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
             blocks * tiles * panels * -(-channels // s.channels),
         )
     else:
-        blocks, tiles = _blocks(sweep, design, p.batch, (1, 1, 1))
+        blocks, tiles = _blocks(sweep, design, p, (1, 1, 1))
         vectors = -(-tiles // lanes)
         rows = -(-filters // s.register)
         terms = (
@@ -80,4 +84,18 @@ def winograd_cost(ask: Ask, design: Design) -> float:
             blocks * channels * rows * -(-s.register // lanes),
             blocks * vectors * filters,
         )
-    return p.groups * products * _total(WINOGRAD, ask, terms)
+    return p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask)
+
+
+def _apart(ask: Ask) -> float:
+    """What dilation of the last axis adds: its phases lie between one another."""
+    p = ask.problem
+    gap = phases(p)[2]
+    if gap == 1:
+        return 0.0
+    near, far = BETWEEN[ask.itemsize]
+    each = near if gap <= SHUFFLED else far
+    x, dy = p.batch * p.channels * math.prod(p.size), p.batch * p.filters * math.prod(p.out)
+    if ask.direction == "weight_grad":
+        return each * (x + dy)
+    return each * x + STORED_APART * dy if ask.direction == "forward" else each * dy + STORED_APART * x

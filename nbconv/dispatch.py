@@ -281,8 +281,8 @@ def select(
         inner = slice(3 - problem.axes, 3)
         raise ValueError(
             f"algorithm {wish.algorithm!r} needs floating point, stride 1, "
-            f"{'dilation 1, kernels of 1, 2, 3, 5 or 7, ' if wish.algorithm == 'winograd' else ''}and room for its workspace; got "
-            f"{dtype}, stride {problem.stride[inner]}, dilation {problem.dilation[inner]}, kernel {problem.kernel[inner]}, "
+            f"{'kernels of 1, 2, 3, 5 or 7, ' if wish.algorithm == 'winograd' else ''}and room for its workspace; got "
+            f"{dtype}, stride {problem.stride[inner]}, kernel {problem.kernel[inner]}, "
             f"workspace_limit {wish.workspace_limit}"
         )
     if wish.workspace_limit is not None and bytes_of(design) > wish.workspace_limit:

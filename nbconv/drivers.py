@@ -14,10 +14,10 @@ from .kernels.cpu import transfer
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.jit import address, entry
 from .record import Kernel, Unrecordable, recorder
+from .schedule import SHUFFLED
 from .threads import launch
 
 LINE = 64  # bytes of a cache line
-SHUFFLED = 5  # stride from which gathering cells beats loading all and picking
 INTEGER = np.dtype(np.intp)
 AXIS, BLOCKS = numba.typeof(Axis(*[0] * 9)), numba.typeof(Blocks(*[0] * 10))
 

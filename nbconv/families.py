@@ -213,10 +213,10 @@ def winograd(ask: Ask) -> list[Design]:
     designs = []
     for outputs in winograd_schedule.choices(p):
         sweep = forward_sweep(p) if ask.direction == "forward" else input_grad_sweep(p, False)
-        sweep = winograd_schedule.tile_sweep(sweep, outputs)
+        sweep = winograd_schedule.tile_sweep(winograd_schedule.of_phase(sweep, p), outputs)
         if 2 * math.prod(sweep.out) <= winograd_schedule.tile_limits(sweep, size, ask.limits, ask.lanes).sums:
             sweep = together(sweep, p)
-        batch = 1 if sweep.folded else p.batch
+        batch = math.prod(winograd_schedule.phases(p)) * (1 if sweep.folded else p.batch)
         schedule = winograd_schedule.tiles(sweep, size, ask.limits, machine, p.groups, batch)
         thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
         designs.append(Design(sweep, schedule, _border_bytes(ask), thread, outputs))
@@ -229,10 +229,10 @@ def winograd_grad(ask: Ask) -> list[Design]:
     assert machine is not None
     designs = []
     for outputs in winograd_schedule.choices(p):
-        sweep = forward_sweep(p)
+        sweep = winograd_schedule.of_phase(forward_sweep(p), p)
         if 2 * math.prod(winograd_schedule.tile_sweep(sweep, outputs).out) <= ask.limits.sums:
             sweep = together(sweep, p)
-        batch = 1 if sweep.folded else p.batch
+        batch = math.prod(winograd_schedule.phases(p)) * (1 if sweep.folded else p.batch)
         schedule = winograd_schedule.grad_tiles(sweep, outputs, size, ask.limits, machine, p.groups, batch)
         thread = winograd_schedule.grad_regions(sweep, schedule, outputs, size)[1] * size
         designs.append(Design(sweep, schedule, _split_bytes(ask, schedule), thread, outputs))

@@ -15,14 +15,12 @@ from .drivers import (
     INTEGER,
     ScratchTwin,
     any_array,
-    assign,
     between,
     contiguous,
     dense_array,
     is_run,
     last_block,
     loaded,
-    scratch,
 )
 from .kernels.cpu import outer
 from .kernels.cpu.microkernel import kernel_address
@@ -167,12 +165,6 @@ def run(
 
     `forms` keeps the packed weights of a caller who uses them again.
     """
-    size = out.itemsize
-    if apply and out.strides[-1] != size:  # the activation runs over neighbouring cells
-        result = scratch(out.shape, out.dtype)
-        run(plan, x, weight, bias, result, slab, apply, forms)
-        assign(out, result)
-        return
     if plan.schedule.in_place:
         if x.dtype == out.dtype and is_run(x) and is_run(out):
             x, out = (array.reshape(*array.shape[:2], 1, 1, -1) for array in (x, out))
@@ -185,12 +177,12 @@ def run(
     else:
         weight = weight.astype(out.dtype, copy=False)
         group, row, channel, *taps = weight.strides
-        row = row if weight.shape[1] > 1 else size  # numpy leaves the stride of a single filter open
+        row = row if weight.shape[1] > 1 else out.itemsize  # numpy leaves the stride of a single filter open
         block = s.register * row
     if plan.sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
-    near = between(x, out.dtype)
+    near, spread = between(x, out.dtype), out.strides[-1] != out.itemsize
     steps = group, block, row, channel, *taps
-    prepared = _prepare(plan, slab, x.shape, out.shape, near, out.strides[-1] != size, x.strides[1] if s.in_place else 0, steps)
+    prepared = _prepare(plan, slab, x.shape, out.shape, near, spread, x.strides[1] if s.in_place else 0, steps)
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:3]
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))

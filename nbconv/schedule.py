@@ -89,6 +89,8 @@ STAGING = 3
 LEAST = 56
 # Phases of the last axis that are stored together at the most.
 INTERLEAVED = 8
+# Stride from which gathering cells beats loading all and picking.
+SHUFFLED = 5
 # Outputs of a filter from which its weights are worth copying; below, a copy of 512 x 512 x 3 x 3 takes 10 % of the time.
 REUSED = 512
 # Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache.

@@ -1,4 +1,4 @@
-"""Carries a plan of Winograd's algorithm out: forward, dI or dW, of stride 1."""
+"""Carries a plan of Winograd's algorithm out: forward, dI or dW, of stride 1 and any dilation."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ from numba import types
 
 from .arrays import Array
 from .dispatch import Plan
-from .drivers import INTEGER, ScratchTwin, any_array, assign, between, contiguous, dense_array, last_block, loaded, scratch
+from .drivers import INTEGER, ScratchTwin, any_array, between, contiguous, dense_array, last_block, loaded
 from .kernels.cpu import outer, winograd, winograd_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Blocks
@@ -19,7 +19,7 @@ from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
 from .schedule import axes_of, cell_offsets
 from .weight_grad import add_splits
-from .winograd_schedule import gathered, grad_regions, tile_extents, tile_regions, tile_slots
+from .winograd_schedule import gathered, grad_regions, phases, tile_extents, tile_regions, tile_slots
 
 
 class _Run(NamedTuple):
@@ -41,8 +41,9 @@ def _kernels(plan: Plan, near: int | None, apart: bool) -> list[int]:
     outputs, weights, cells = zip(*(matrices(m, k - m + 1) for k, m in zip(sweep.kernel, sweep.stride, strict=True)), strict=True)
     filters = s.register, last_block(sweep.filters, s.register)
     micro = [at("outer", p, v, 0, itemsize, 0) for p in filters for v in (s.vectors, 1)]
-    micro.append(loaded(near, 1 if gathered(sweep, s) else sweep.stride[2], at))
-    micro.append(at("store", int(apart), sweep.stride[2]))
+    step = phases(plan.problem)[2]
+    micro.append(loaded(near, step * (1 if gathered(sweep, s) else sweep.stride[2]), at))
+    micro.append(at("store", int(apart or step > 1), sweep.stride[2]))
     spread = int(gathered(sweep, s))
     return [*micro, at("pack", 0), *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0)))]
 
@@ -63,12 +64,14 @@ def _prepare(
     offset = triple(-side for side in problem.before)
     if turned:
         offset = triple(input_grad_phases(problem, a, problem.before[a], problem.size[a])[0].offset for a in range(3))
-    tiles = triple(-(-size // m) for size, m in zip(out[2:], sweep.stride, strict=True))
     together = gathered(sweep, s)
     extents = tile_extents(sweep, s)
+    apart = phases(problem)
     d, h, w = (
-        axis._replace(slots=slots, extent=extent)
-        for axis, slots, extent in zip(axes_of(sweep, s, triple(x[2:]), offset, tiles), tile_slots(sweep, s), extents, strict=True)
+        axis._replace(slots=slots, extent=extent, stride=m * gap, dilation=gap, period=m * gap)
+        for axis, slots, extent, m, gap in zip(
+            axes_of(sweep, s, triple(x[2:]), offset, sweep.out), tile_slots(sweep, s), extents, sweep.stride, apart, strict=True
+        )
     )
     group, row, channel = weights
     mode = ZEROS if turned else MODES.index(problem.mode)
@@ -87,7 +90,8 @@ def _prepare(
     regions = winograd.Regions(
         row=row, **sizes, tap_table=starts[0], plane_table=starts[1], term_table=starts[2], lane_table=lane_table
     )
-    jobs = x[0] * problem.groups * -(-sweep.filters // s.filters) * math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
+    jobs = x[0] * problem.groups * math.prod(apart) * -(-sweep.filters // s.filters)
+    jobs *= math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
     numbers = np.array([*d, *h, *w, *layout, *regions], np.intp)
     offsets = (np.concatenate(tables) * itemsize).astype(np.intp)
     if together:
@@ -109,19 +113,13 @@ def _driver(x: np.dtype[Any], out: np.dtype[Any]) -> ScratchTwin:
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
     """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
-    size = out.itemsize
-    if apply and out.strides[-1] != size:  # the activation runs over neighbouring cells
-        result = scratch(out.shape, out.dtype)
-        run(plan, x, weight, bias, result, apply)
-        assign(out, result)
-        return
     weight = weight.astype(out.dtype, copy=False)
     if not weight[0, 0, 0].flags.c_contiguous:
         weight = contiguous(weight, weight.dtype)
     if plan.sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
     near = between(x, out.dtype)
-    prepared = _prepare(plan, x.shape, out.shape, near, out.strides[-1] != size, weight.strides[:3])
+    prepared = _prepare(plan, x.shape, out.shape, near, out.strides[-1] != out.itemsize, weight.strides[:3])
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:2]
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))
 
@@ -138,7 +136,8 @@ def _grad_kernels(plan: Plan, near: int | None) -> list[int]:
     at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
     last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
     scalars = s.register, last_block(sweep.channels, s.register)
-    micro = [*(at("panel", p, v) for p in scalars for v in (s.vectors, last)), loaded(near, 1, at), at("pack", 0)]
+    micro = [*(at("panel", p, v) for p in scalars for v in (s.vectors, last))]
+    micro += [loaded(near, phases(plan.problem)[2], at), at("pack", 0)]
     sums, dy, cells = zip(*(matrices(k, m) for k, m in zip(sweep.kernel, plan.outputs, strict=True)), strict=True)
     return [*micro, at("pack", 1), *(at("transform", axes, 0) for axes in (cells, dy, sums))]
 
@@ -149,7 +148,8 @@ def _prepare_grad(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int
     problem, s, sweep, machine, steps = plan.problem, plan.schedule, plan.sweep, plan.machine, plan.outputs
     assert machine is not None
     itemsize = machine.vector // s.lanes
-    axes = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), triple(dy[2:]))
+    axes = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), sweep.out)
+    axes = tuple(axis._replace(stride=gap) for axis, gap in zip(axes, phases(problem), strict=True))
     blocks = Blocks(
         problem.groups, MODES.index(problem.mode), s.filters, s.channels, 1, s.register, s.vectors, 0, s.lanes, 0
     )  # fmt: skip

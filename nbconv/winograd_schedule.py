@@ -29,7 +29,7 @@ LINE = 64  # bytes of a cache line
 def choices(problem: ConvProblem) -> Iterator[Triple]:
     """Outputs of a tile on each axis that could serve a problem; none where Winograd's algorithm cannot."""
     ones = (1, 1, 1)
-    if problem.stride != ones or problem.dilation != ones:
+    if problem.stride != ones:
         return
     for outputs in itertools.product(*(OUTPUTS.get(k, ()) for k in problem.kernel)):
         products = math.prod(k + m - 1 for k, m in zip(problem.kernel, outputs, strict=True))
@@ -37,8 +37,19 @@ def choices(problem: ConvProblem) -> Iterator[Triple]:
             yield triple(outputs)
 
 
+def phases(problem: ConvProblem) -> Triple:
+    """Convolutions without dilation on each axis, of which one with dilation consists."""
+    return triple(d if k > 1 else 1 for d, k in zip(problem.dilation, problem.kernel, strict=True))
+
+
+def of_phase(sweep: Sweep, problem: ConvProblem) -> Sweep:
+    """The sweep of the largest of the phases."""
+    out = triple(-(-size // d) for size, d in zip(sweep.out, phases(problem), strict=True))
+    return sweep._replace(out=out, dilation=(1, 1, 1))
+
+
 def tile_sweep(sweep: Sweep, outputs: Triple) -> Sweep:
-    """A sweep of stride 1 in tiles of `outputs`: they are its outputs, and the cells that a tile reads are its taps."""
+    """A sweep without stride and dilation in tiles of `outputs`: they are its outputs, and the cells that a tile reads its taps."""
     out = triple(-(-size // m) for size, m in zip(sweep.out, outputs, strict=True))
     kernel = triple(k + m - 1 for k, m in zip(sweep.kernel, outputs, strict=True))
     return sweep._replace(out=out, kernel=kernel, stride=outputs)

@@ -68,6 +68,7 @@ SHAPES = {
     "in place": ((4, 64, 14, 14), (128, 64, 1, 1), {}, "direct"),
     "winograd": ((2, 32, 57, 59), (48, 32, 3, 3), {"padding": 1}, "winograd"),
     "winograd, gathered": ((6, 32, 7, 9), (48, 32, 3, 3), {"padding": 1}, "winograd"),
+    "winograd, dilation": ((2, 32, 57, 59), (48, 32, 3, 3), {"padding": 2, "dilation": 2}, "winograd"),
     "winograd, one axis": ((2, 32, 300), (32, 32, 3), {"padding": 1}, "winograd"),
     "winograd, three axes": ((1, 16, 9, 14, 15), (16, 16, 3, 3, 3), {"padding": 1}, "winograd"),
     "depthwise": ((2, 24, 58, 57), (24, 1, 3, 3), {"padding": 1, "groups": 24}, "direct"),

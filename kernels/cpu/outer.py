@@ -63,14 +63,18 @@ class Layout(NamedTuple):
 
 
 @kernel
-def unpack(numbers):
-    """The axes and the layout out of the array of all their numbers."""
-    a = numbers
-    d, h, w = unpack_axes(a)
-    layout = Layout(
+def layout_of(a):
+    """The layout out of the array of all numbers."""
+    return Layout(
         a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37], a[38], a[39], a[40], a[41], a[42], a[43]
     )  # fmt: skip
-    return d, h, w, layout
+
+
+@kernel
+def unpack(numbers):
+    """The axes and the layout out of the array of all their numbers."""
+    d, h, w = unpack_axes(numbers)
+    return d, h, w, layout_of(numbers)
 
 
 @kernel
@@ -102,7 +106,7 @@ def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, st
     """Add the bias to one filter's tile of sums, store what belongs to an output, and run the activation over it.
 
     `sums` is the filter's address in the first of `layout.merged` phases, which lie `region` bytes apart; `room`, that of scratch
-    for the rows of one slice, which a function that takes results finds there. Of one phase it may begin where the sums do.
+    for the rows of one slice, which a function that takes results finds there; where `merged` is 1 it may begin where the sums do.
     """
     size = out.itemsize
     taken = stores(apply)
@@ -117,11 +121,15 @@ def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, st
     for j0 in range(min(d.tile, -(-(out.shape[2] - start0) // layout.step0) - o0)):
         target = corner + ((o0 + j0) * layout.step0 + start0) * out.strides[2]
         source = sums + j0 * h.extent * w.extent * size
-        place, pitch = (room, t2 * size) if taken else (target, row)
-        call_kernel(store, source, w.extent * size, region, place, pitch, step, t1, t2, bias.ctypes.data + k * size)
+        place, pitch, gap = (room, t2 * size, size) if taken else (target, row, step)
+        call_kernel(store, source, w.extent * size, region, place, pitch, gap, t1, t2, bias.ctypes.data + k * size)
         if apply != 0:
             for j1 in range(t1):
-                run_at(apply, place + j1 * pitch, t2, target + j1 * row)
+                if step == size:
+                    run_at(apply, place + j1 * pitch, t2, target + j1 * row)
+                    continue
+                for j2 in range(t2):
+                    run_at(apply, place + j1 * pitch + j2 * gap, 1, target + j1 * row + j2 * step)
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Winograd's convolution by micro-kernels: forward and dI of float32 and float64 with stride 1, any padding mode, any groups.
+"""Winograd's convolution by micro-kernels: forward and dI of float32 and float64 with stride 1, any dilation, padding mode, groups.
 
     out = A^T [ sum_c (G w_c G^T) * (B^T x_c B) ] A          for each tile of outputs, on all axes; see `transforms`
 
@@ -8,8 +8,11 @@ Transform: cells of all channels, and weights of one register block at a time.
 Compute: for each of the products of a tile, `microkernel.outer` over channels: filters are broadcast over vectors of tiles.
 Store: the sums of one filter are transformed to outputs, and stored as the phases of a strided dI are.
 
-A job is one (image, group, block of tiles, block of filters); neighbours in job order share the transformed cells. Sums are added
-in the order of channels and a tile does not depend on its neighbours: results are the same bits for any schedule.
+Dilation d leaves d convolutions without it on each axis: outputs q, q + d, ... read the input from cell q on in steps of d. Such a
+phase is computed where it lies, by tiles whose cells are d apart.
+
+A job is one (image, group, block of tiles, phase, block of filters); neighbours in job order share the transformed cells. Sums are
+added in the order of channels and a tile does not depend on its neighbours: results are the same bits for any schedule.
 """
 
 from typing import NamedTuple
@@ -18,8 +21,8 @@ import numba
 
 from ..jit import call, kernel
 from .microkernel import call_kernel
-from .outer import finish, unpack
-from .tile import Axis, stage
+from .outer import finish, layout_of
+from .tile import Axis, stage, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
 # the same for the last block; then transforms.
@@ -69,6 +72,16 @@ def regions_of(a):
 
 
 @kernel
+def phase_of(axis, start, outputs):
+    """The axis of the outputs `start`, `start` + dilation, ... of `outputs`, whose number becomes one of tiles."""
+    count = max(0, -(-(outputs - start) // axis.dilation))
+    return Axis(
+        axis.size, axis.stride, axis.dilation, axis.offset + start, -(-count * axis.dilation // axis.stride), axis.tile, axis.slots,
+        axis.extent, axis.period,
+    )  # fmt: skip
+
+
+@kernel
 def dense(axis):
     """The axis as tiles lie after their transform, without cells between rows."""
     return Axis(
@@ -78,8 +91,8 @@ def dense(axis):
 
 @kernel
 def apart(axis):
-    """The axis as cells are staged that will be gathered: without phases."""
-    return Axis(axis.size, 1, 1, axis.offset, axis.out, axis.tile, 1, axis.extent, 1)
+    """The axis as cells are staged that will be gathered: in one row."""
+    return Axis(axis.size, axis.dilation, axis.dilation, axis.offset, axis.out, axis.tile, 1, axis.extent, axis.dilation)
 
 
 @kernel
@@ -94,7 +107,7 @@ def transform_cells(micro, offsets, scratch, n, begin, end, o0, o1, o2, x, d, h,
         last = min(first + r.together, end)
         source, target = cells.ctypes.data, scratch.ctypes.data + (first - begin) * r.pitch * size
         if r.lane_table != 0:
-            start0, start1, start2 = o0 * d.stride, o1 * h.stride, o2 * w.stride
+            start0, start1, start2 = o0 * layout.step0, o1 * layout.step1, o2 * layout.step2
             stage(x, n, first, last, start0, start1, start2, apart(d), apart(h), apart(w), layout.mode, micro[LOAD], cells)
             table, count = offsets.ctypes.data + r.lane_table * 8, ((t0 - 1) * h.tile + t1 - 1) * w.tile + t2
             call_kernel(
@@ -138,12 +151,13 @@ def transform_weights(micro, offsets, weights, filters, channels, target, packed
 @kernel
 def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, numbers):
     """Run jobs `first` to `last`; arguments as in `parallel`, with one row of its scratch."""
-    d, h, w, layout = unpack(numbers)
-    r = regions_of(numbers)
+    layout, r = layout_of(numbers), regions_of(numbers)
     size = out.itemsize
     channels, filters = x.shape[1] // layout.groups, out.shape[1] // layout.groups
     filter_blocks = -(-filters // layout.filters)
-    tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
+    every0, every1, every2 = unpack_axes(numbers)
+    tiles0, tiles1, tiles2 = -(-every0.out // every0.tile), -(-every1.out // every1.tile), -(-every2.out // every2.tile)
+    phases = every0.dilation * every1.dilation * every2.dilation
     base = scratch.ctypes.data
     vector = layout.lanes * size
     several = layout.vectors * layout.lanes
@@ -152,12 +166,24 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
         place = job // filter_blocks
         k_first = job % filter_blocks * layout.filters
         k_last = min(k_first + layout.filters, filters)
-        o2 = place % tiles2 * w.tile
-        o1 = place // tiles2 % tiles1 * h.tile
-        o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
-        image_group = place // (tiles2 * tiles1 * tiles0)
+        first2 = place % every2.dilation
+        first1 = place // every2.dilation % every1.dilation
+        first0 = place // (every2.dilation * every1.dilation) % every0.dilation
+        block = place // phases
+        o2 = block % tiles2 * every2.tile
+        o1 = block // tiles2 % tiles1 * every1.tile
+        o0 = block // (tiles2 * tiles1) % tiles0 * every0.tile
+        image_group = block // (tiles2 * tiles1 * tiles0)
         g = image_group % layout.groups
         n = image_group // layout.groups
+        d, h, w = (
+            phase_of(every0, first0, out.shape[2]),
+            phase_of(every1, first1, out.shape[3]),
+            phase_of(every2, first2, out.shape[4]),
+        )
+        target = out[:, :, first0 :: d.dilation, first1 :: h.dilation, first2 :: w.dilation]
+        if o0 >= d.out or o1 >= h.out or o2 >= w.out:
+            continue
         t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
         length = ((t0 - 1) * h.tile + t1 - 1) * w.tile + t2
         vectors = -(-length // layout.lanes)
@@ -192,13 +218,13 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                     micro[OUTPUTS], sums, offsets.ctypes.data + r.plane_table * 8, outputs, r.pitch * size, 1, 0, 0,
                     vectors, vector, vector,
                 )  # fmt: skip
-                for start0 in range(d.stride):
-                    for start1 in range(h.stride):
+                for start0 in range(layout.step0):
+                    for start1 in range(layout.step1):
                         finish(
                             outputs, r.pitch * size, g * filters + k + p, n, o0, o1, o2, start0, start1, 0,
-                            bias, out, micro[STORE], apply, base + r.staged * size, dense(d), dense(h), dense(w), layout,
+                            bias, target, micro[STORE], apply, base + r.staged * size, dense(d), dense(h), dense(w), layout,
                         )  # fmt: skip
-                        outputs += w.stride * r.pitch * size
+                        outputs += layout.step2 * r.pitch * size
 
 
 @kernel(parallel=True)

@@ -1,9 +1,10 @@
-"""dW by Winograd's algorithm: a convolution in which a tile of dy is the filter, stride 1.
+"""dW by Winograd's algorithm: a convolution in which a tile of dy is the filter, stride 1, any dilation.
 
     dw[k, c] = A^T [ sum_n sum_tiles (G dy_k G^T) * (B^T x_c B) ] A          F(taps, m) on each axis, m outputs a tile
 
 Stage: the input of a block of tiles, and dy, transposed as for `panel_grad`: channels or filters lie side by side, so that the
-vectors of a transform are of neighbouring channels. dy is followed by zeros up to a whole tile.
+vectors of a transform are of neighbouring channels. dy is followed by zeros up to a whole tile. With dilation d on an axis, outputs
+q, q + d, ... and the cells that they read are one phase, which is staged as if they were neighbours.
 Compute: for each product of a tile, `microkernel.panel`, which broadcasts channels over vectors of filters, over tiles.
 Store: the sums of each split, transformed once, which the caller adds in order.
 
@@ -62,9 +63,16 @@ def unpack(numbers):
 
 
 @kernel
-def outputs_of(axis):
-    """dy's own axis: its cells, and a tile of them without a border."""
-    return Axis(axis.out, 1, 1, 0, axis.out, axis.tile, 1, axis.tile, 1)
+def phase_of(axis, start, outputs):
+    """The axis of the outputs `start`, `start` + stride, ... of `outputs`; the stride is the dilation."""
+    count = max(0, -(-(outputs - start) // axis.stride))
+    return Axis(axis.size, axis.stride, 1, axis.offset + start, count, axis.tile, axis.slots, axis.extent, axis.period)
+
+
+@kernel
+def outputs_of(axis, start, outputs):
+    """dy's own axis of a phase: its cells, and a tile of them without a border."""
+    return Axis(outputs, axis.stride, 1, start, axis.out, axis.tile, 1, axis.tile, 1)
 
 
 @kernel
@@ -80,8 +88,7 @@ def transform(address, offsets, source, target, plane, t0, t1, t2, d, h, w, lane
 @kernel
 def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
     """Run jobs `first` to `last`; shapes as in `parallel`, with one row of its scratch."""
-    d, h, w, blocks, r = unpack(numbers)
-    e, f, g = outputs_of(d), outputs_of(h), outputs_of(w)
+    every0, every1, every2, blocks, r = unpack(numbers)
     size = sums.itemsize
     lanes = blocks.lanes
     base, table = scratch.ctypes.data, offsets.ctypes.data
@@ -89,9 +96,11 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
     taps = sums.shape[2] // channels
     wide = blocks.vectors * lanes
     channel_blocks, filter_blocks = -(-channels // blocks.channels), -(-filters // blocks.filters)
-    tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
-    places = dy.shape[0] * tiles0 * tiles1 * tiles2
-    plane = d.extent * h.extent * w.extent
+    tiles0, tiles1, tiles2 = -(-every0.out // every0.tile), -(-every1.out // every1.tile), -(-every2.out // every2.tile)
+    phases = every0.stride * every1.stride * every2.stride
+    places = dy.shape[0] * phases * tiles0 * tiles1 * tiles2
+    plane = every0.extent * every1.extent * every2.extent
+    plane_dy = every0.tile * every1.tile * every2.tile
     # channels and filters are staged by a vector of them at a time, and dy within zeros
     of_x = Blocks(1, blocks.mode, 0, 0, 1, lanes, 1, 0, lanes, 0)
     of_dy = Blocks(1, ZEROS, 0, 0, 1, lanes, 1, 0, lanes, 0)
@@ -105,10 +114,16 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
         k_base, c_base = group * filters + k_first, group * channels + c_first
         begin = split * places // sums.shape[0]
         for place in range(begin, (split + 1) * places // sums.shape[0]):
-            o2 = place % tiles2 * w.tile
-            o1 = place // tiles2 % tiles1 * h.tile
-            o0 = place // (tiles2 * tiles1) % tiles0 * d.tile
-            n = place // (tiles2 * tiles1 * tiles0)
+            q2 = place % every2.stride
+            q1 = place // every2.stride % every1.stride
+            q0 = place // (every2.stride * every1.stride) % every0.stride
+            block = place // phases
+            o2 = block % tiles2 * every2.tile
+            o1 = block // tiles2 % tiles1 * every1.tile
+            o0 = block // (tiles2 * tiles1) % tiles0 * every0.tile
+            n = block // (tiles2 * tiles1 * tiles0)
+            d, h, w = phase_of(every0, q0, dy.shape[2]), phase_of(every1, q1, dy.shape[3]), phase_of(every2, q2, dy.shape[4])
+            e, f, g = outputs_of(d, q0, dy.shape[2]), outputs_of(h, q1, dy.shape[3]), outputs_of(w, q2, dy.shape[4])
             t0 = -(-min(d.tile, d.out - o0) // r.step0)
             t1 = -(-min(h.tile, h.out - o1) // r.step1)
             t2 = -(-min(w.tile, w.out - o2) // r.step2)
@@ -122,7 +137,6 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
                 )  # fmt: skip
             for k in range(0, k_count, lanes):
                 last_k = k_base + min(k + lanes, k_count)
-                plane_dy = d.tile * h.tile * w.tile
                 stage_channels(dy, n, k_base + k, last_k, o0, o1, o2, plane_dy, micro, spare, staged, e, f, g, of_dy, lanes)
                 panel = k // wide * wide
                 across = min(wide, -(-(k_count - panel) // lanes) * lanes)
@@ -140,7 +154,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
                         rows = min(blocks.register, c_count - c)
                         which = micro[(0 if rows == blocks.register else 2) + (0 if across == wide else 1)]
                         cells = base + (r.cells + xi * r.cell_plane + c) * size
-                        call_kernel(
+                        call_kernel(  # without tiles, it sets the sums to zero if they are the first
                             which, cells, r.row * size, 0, 0, panel, count, 1, 1, target + c * across * size, across * size,
                             place == begin,
                         )  # fmt: skip
