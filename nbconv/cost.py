@@ -13,6 +13,8 @@ from .winograd_schedule import phases
 
 # For forward and dI, and for dW: cost of a vector of direct products, of channels at an output, of filters at an output.
 DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
+# For forward and dI, and for dW: cost of a vector of products of one filter on one channel.
+PLANES = 1.5, 1.9
 # The same of Winograd's products, of transformed cells, of transformed weights (dW: sums), of transformed sums (dW: dy).
 WINOGRAD = (1.08, 13.5, 14.0, 9.2), (1.15, 9.0, 13.0, 7.5)
 # Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
@@ -42,6 +44,8 @@ def direct_cost(ask: Ask, design: Design) -> float:
     p, lanes = ask.problem, ask.lanes
     places = math.prod(p.out) * p.batch / lanes
     taps = math.prod(p.kernel)
+    if design.schedule.taps != (0, 0, 0):
+        return PLANES[ask.direction == "weight_grad"] * places * taps * p.filters
     terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, places * p.filters
     return _total(DIRECT, ask, terms) * (1 + 1.5 / max(1, design.schedule.register) ** 3)
 

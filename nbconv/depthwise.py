@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numba
@@ -15,7 +16,10 @@ from .kernels.cpu import depthwise, transfer
 from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address
 from .phases import Phase, forward_phases, input_grad_phases
+from .problem import Triple
 from .record import recorder
+from .schedule import even, row_blocks
+from .weight_grad import add_splits
 
 
 class _Runs(NamedTuple):
@@ -25,6 +29,7 @@ class _Runs(NamedTuple):
     table: Array
     order: Array
     zeros: int
+    blocks: int
 
 
 def _rows(shape: tuple[int, ...], itemsize: int, d: Phase, h: Phase, slices: int, padded: int, step: int, apart: int) -> Array:
@@ -50,33 +55,63 @@ def _prepare(plan: Plan) -> _Runs:
         phases = [forward_phases(problem, a) for a in range(3)]
         stride, spread = problem.stride, (1, 1, 1)
         apart = list(problem.dilation)
-    columns = tuple(tuple(w.offset + t * apart[2] for t in range(len(w.taps))) for w in phases[2])
     flat = np.arange(math.prod(problem.kernel)).reshape(problem.kernel)
     runs, tables, order = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
     for d in phases[0]:
         for h in phases[1]:
             slices, rows = (-(-(y[a] - phase.start) // spread[a]) for a, phase in enumerate((d, h)))
             padded = (rows - 1) * stride[1] + (len(h.taps) - 1) * apart[1] + 1 if h.taps else 0
-            shape = (len(d.taps), len(h.taps)), stride[1], apart[1], stride[2]
-            if plan.direction == "weight_grad":
-                kernel = kernel_address(machine, itemsize, "depthwise_grad", schedule.tile[1], *shape, columns[0])
-            else:
-                sums = schedule.tile[1] * schedule.vectors * len(columns)
-                held = len(d.taps) * len(h.taps) * sum(map(len, columns))
-                hoisted = held + sums + 4 <= machine.registers
-                kernel = kernel_address(
-                    machine, itemsize, "depthwise", schedule.tile[1], schedule.vectors, hoisted, *shape, columns
+            steps = len(d.taps) * padded * 8, padded * 8, stride[1] * 8
+            begin = (d.start * y[1] + h.start) * y[2], spread[0] * y[1] * y[2], spread[1] * y[2]
+            first = sum(map(len, tables))
+            blocks = list(_blocks(schedule.taps, d, h, phases[2]))
+            for i, (r0, r1, parts) in enumerate(blocks):
+                places = [w.offset + t * apart[2] for w, part in zip(phases[2], parts, strict=True) for t in part]
+                low = min(places, default=0)
+                columns = tuple(
+                    tuple(w.offset + t * apart[2] - low for t in part) for w, part in zip(phases[2], parts, strict=True)
                 )
-            begin = (d.start * y[1] + h.start) * y[2]
-            first = sum(map(len, tables)), sum(map(len, order))
-            steps = len(d.taps) * padded * 8, padded * 8
-            runs.append((kernel, first[0], *steps, slices, rows, begin, spread[0] * y[1] * y[2], spread[1] * y[2], first[1]))
+                shape = (len(r0), len(r1)), stride[1], apart[1], stride[2]
+                if plan.direction == "weight_grad":
+                    kernel = kernel_address(machine, itemsize, "depthwise_grad", schedule.tile[1], *shape, columns[0])
+                else:
+                    sums = schedule.tile[1] * schedule.vectors * len(columns)
+                    hoisted = len(r0) * len(r1) * len(places) + sums + 4 <= machine.registers
+                    kernel = kernel_address(
+                        machine, itemsize, "depthwise", schedule.tile[1], schedule.vectors, hoisted, *shape, columns, i > 0
+                    )
+                start = first + r0.start * padded + r1.start * apart[1]
+                weight = sum(map(len, order))
+                runs.append((kernel, start, *steps, slices, rows, *begin, weight, low, i == len(blocks) - 1, schedule.tile[1]))
+                met = [
+                    flat[np.ix_(d.taps[r0.start : r0.stop], h.taps[r1.start : r1.stop], w.taps[part.start : part.stop])]
+                    for w, part in zip(phases[2], parts, strict=True)
+                ]
+                order.append(np.concatenate(met, axis=2).reshape(-1))
             tables.append(_rows(x, itemsize, d, h, slices, padded, stride[0], apart[0]).reshape(-1))
-            met = [flat[np.ix_(d.taps, h.taps, w.taps)] for w in phases[2]]
-            order.append(np.concatenate(met, axis=2).reshape(-1))
     table = np.concatenate(tables)
     zeros = x[2] if table.size and table.min() < 0 else 1
-    return _Runs(np.array(runs, np.intp), table, np.concatenate(order), zeros)
+    return _Runs(
+        np.array(runs, np.intp),
+        table,
+        np.concatenate(order),
+        zeros,
+        row_blocks(problem, plan.sweep, schedule, itemsize, problem.batch),
+    )
+
+
+def _blocks(most: Triple, d: Phase, h: Phase, w: list[Phase]) -> Iterator[tuple[range, range, list[range]]]:
+    """The taps of runs: of the first two axes, and of the last axis for each of its phases; one empty run where there are none."""
+    parts = max(1, -(-max(len(phase.taps) for phase in w) // most[2]))
+    for r0 in _pieces(len(d.taps), most[0]):
+        for r1 in _pieces(len(h.taps), most[1]):
+            for part in range(parts):
+                yield r0, r1, [range(part * len(p.taps) // parts, (part + 1) * len(p.taps) // parts) for p in w]
+
+
+def _pieces(count: int, most: int) -> list[range]:
+    size = even(count, most)
+    return [range(first, min(first + size, count)) for first in range(0, max(count, 1), size)]
 
 
 @functools.cache
@@ -84,13 +119,13 @@ def _driver(dtype: np.dtype[Any]) -> Twin:
     x, vector = dense_array(dtype, 5, True), dense_array(dtype, 1, True)
     tables = dense_array(INTEGER, 2), dense_array(INTEGER, 1)
     arrays = x, dense_array(dtype, 2, True), vector, dense_array(dtype, 5), *tables, vector
-    return Twin(depthwise.jobs, depthwise.parallel, *arrays, dense_array(dtype, 1), types.intp)
+    return Twin(depthwise.jobs, depthwise.parallel, *arrays, dense_array(dtype, 1), types.intp, types.intp)
 
 
 @functools.cache
 def _grad_driver(dtype: np.dtype[Any]) -> Twin:
     x, tables = dense_array(dtype, 5, True), (dense_array(INTEGER, 2), dense_array(INTEGER, 1))
-    return Twin(depthwise.grad_jobs, depthwise.grad_parallel, x, x, dense_array(dtype, 2), *tables, dense_array(dtype, 1, True))
+    return Twin(depthwise.grad_jobs, depthwise.grad_parallel, x, x, dense_array(dtype, 3), *tables, dense_array(dtype, 1, True))
 
 
 def _taken(weight: Array, order: Array) -> Array:
@@ -114,17 +149,17 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
     cells = numba.config.NUMBA_NUM_THREADS * math.prod(out.shape[2:])
     room = scratch((cells,), dtype) if takes_results(apply) else zeros[:0]
     arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros, room
-    _driver(dtype).run(plan.parallel, x.shape[0] * x.shape[1], *arrays, apply)
+    _driver(dtype).run(plan.parallel, x.shape[0] * x.shape[1] * prepared.blocks, *arrays, prepared.blocks, apply)
     if target is not out:
         assign(out, target)
 
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """out = gradient for the weight of a depthwise convolution."""
-    prepared, dtype = _prepare(plan), out.dtype
-    target = out if out.flags.c_contiguous else scratch(out.shape, dtype)
-    sums, zeros = target.reshape(len(out), -1), np.zeros(prepared.zeros, dtype)
-    arrays = contiguous(dy, dtype), contiguous(x, dtype), sums, prepared.runs, prepared.table, zeros
-    _grad_driver(dtype).run(plan.parallel, len(out), *arrays)
-    if target is not out:
-        assign(out, target)
+    prepared, dtype, splits = _prepare(plan), out.dtype, plan.schedule.splits
+    dy, x, zeros = contiguous(dy, dtype), contiguous(x, dtype), np.zeros(prepared.zeros, dtype)
+
+    def fill(sums: Array) -> None:
+        _grad_driver(dtype).run(plan.parallel, splits * len(out), dy, x, sums, prepared.runs, prepared.table, zeros)
+
+    add_splits(splits, fill, out)

@@ -162,7 +162,7 @@ TABLE = (
     Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, families.portable_grad, _ANY),
 )
 PORTABLE = ("direct", "direct_weight_grad", "fft")
-# Kernels that compute what they take faster than any other algorithm.
+# Kernels that compute what they take faster than any other algorithm, at least in one run.
 SPECIAL = ("depthwise", "depthwise_grad", "matrix")
 # Workspace of algorithms other than "direct" that is never exceeded: this many bytes a thread, or this many times the input's.
 WORKSPACE = 4 << 20
@@ -272,7 +272,7 @@ def select(
     others: tuple[str, ...] = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
     if wish.algorithm in others:
         others, least = (wish.algorithm,), math.inf
-    elif row.name in SPECIAL:
+    elif row.name in SPECIAL and design.schedule.taps in ((0, 0, 0), design.sweep.kernel):
         others = ()
     for price, other, found in itertools.chain(*map(designs, others)):
         if price < least and bytes_of(found) <= room:

@@ -39,8 +39,7 @@ from .schedule import (
 Direction = Literal["forward", "input_grad", "weight_grad"]
 ONES = (1, 1, 1)
 
-# Taps of a depthwise micro-kernel, which unrolls them; entries of its table of rows.
-UNROLLED = 49
+# Entries of a depthwise micro-kernel's table of rows.
 TABLED = 100_000
 # Channels and filters of a group from which a register tile is full enough.
 BROAD = 8
@@ -108,14 +107,13 @@ def one_output(ask: Ask) -> bool:
 
 
 def one_to_one(ask: Ask) -> bool:
-    """One filter on each channel, zero borders, taps that can be unrolled, and for dW their sums in registers."""
-    p, machine = ask.problem, ask.machine
+    """One filter on each channel, and zero borders."""
+    p = ask.problem
     if not products(ask) or p.mode != "zeros" or not p.channels == p.filters == p.groups:
         return False
-    room = UNROLLED if ask.direction != "weight_grad" or machine is None else machine.registers - 4
     padded = p.size[1] + p.before[1] + p.after[1] + p.dilation[1] * p.kernel[1]
     rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded
-    return math.prod(p.kernel) <= room and p.stride[2] <= 4 and rows <= TABLED and max(p.size[2], p.out[2]) < 2**30
+    return p.stride[2] <= 4 and rows <= TABLED and max(p.size[2], p.out[2]) < 2**30
 
 
 def short_filters(ask: Ask) -> bool:
@@ -142,7 +140,8 @@ def planes(ask: Ask) -> list[Design]:
     assert machine is not None
     if ask.direction == "weight_grad":
         sweep = forward_sweep(p)
-        return [Design(sweep, depthwise_grad(sweep, size, machine), p.size[2] * size, 0)]
+        schedule = depthwise_grad(sweep, size, machine, p)
+        return [Design(sweep, schedule, p.size[2] * size + _split_bytes(ask, schedule), 0)]
     if ask.direction == "input_grad":
         sweep = input_grad_sweep(p, False)
         return [Design(sweep, depthwise(sweep, size, machine, p.stride[2]), ask.weight_bytes + p.size[2] * size, 0)]

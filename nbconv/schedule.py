@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .arrays import Array
+from .kernels.cpu.depthwise import NEAR
 from .kernels.cpu.machine import Machine
 from .kernels.cpu.tile import Axis
 from .phases import Phase, Slab, input_grad_phases, triple
@@ -32,6 +33,8 @@ class Schedule:
         Filters whose sums are kept at once, channels that are staged at once.
     splits : int
         Parts of the sum over (n, o) in a weight gradient.
+    taps : tuple of three ints
+        Taps of one run of a depthwise kernel on each axis.
     dense : tuple of three bools
         Axes that are staged with a copy for each tap; see `kernels.cpu.tile`.
     bundle : int
@@ -55,6 +58,7 @@ class Schedule:
     lanes: int = 1
     packed: bool = False
     in_place: bool = False
+    taps: Triple = (0, 0, 0)
 
 
 class Limits(NamedTuple):
@@ -89,6 +93,9 @@ STAGING = 3
 LEAST = 56
 # Phases of the last axis that are stored together at the most.
 INTERLEAVED = 8
+# Taps that a depthwise micro-kernel unrolls; jobs below which its planes are divided into blocks of rows.
+UNROLLED = 49
+JOBS = 8
 # Stride from which gathering cells beats loading all and picking.
 SHUFFLED = 5
 # Outputs of a filter from which its weights are worth copying; below, a copy of 512 x 512 x 3 x 3 takes 10 % of the time.
@@ -254,20 +261,52 @@ def outer(
 def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int) -> Schedule:
     """Micro-kernel of one filter on one channel: a block of rows, or where they are few of vectors, for each of `phases`.
 
-    A block has sums enough to hide the latency of additions, and its unrolled taps are not too much code.
+    A block has sums enough to hide the latency of additions, and its unrolled taps are not too much code. Where one row of taps
+    makes a run, rows would share nothing, but neighbouring vectors do.
     """
     lanes = machine.vector // itemsize
-    sums = min(8, max(1, machine.registers // 2 // phases), max(1, CODE // (math.prod(sweep.kernel) * phases)))
-    rows = even(sweep.out[1], sums)
+    taps = _taps_of_a_run(sweep.kernel, UNROLLED // phases, UNROLLED // phases)
+    sums = min(8, max(1, machine.registers // 2 // phases), max(1, CODE // (math.prod(taps) * phases)))
+    rows = 1 if taps[1] == 1 and taps[2] > lanes else even(sweep.out[1], sums)
     vectors = max(1, min(sums // rows, -(-sweep.out[2] // lanes)))
-    return Schedule((1, rows, vectors * lanes), 1, 1, register=1, vectors=vectors, lanes=lanes)
+    return Schedule((1, rows, vectors * lanes), 1, 1, register=1, vectors=vectors, lanes=lanes, taps=taps)
 
 
-def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine) -> Schedule:
-    """Micro-kernel of dW of one filter on one channel: as many rows of dy as the sums of all taps leave registers."""
-    rows = even(sweep.out[1], max(1, min(8, machine.registers - math.prod(sweep.kernel) - 6)))
+def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvProblem) -> Schedule:
+    """Micro-kernel of dW of one filter on one channel: as many rows of dy as the sums of all taps of a run leave registers."""
+    room = machine.registers - 4
+    if math.prod(sweep.kernel) > room:
+        room -= 6  # for rows of dy: 7x7 takes 3.2 ms by 3 rows of taps, 4.5 by 4
+    taps = _taps_of_a_run(sweep.kernel, room, machine.registers // 2)
+    rows = even(sweep.out[1], max(1, min(8, machine.registers - math.prod(taps) - 7)))
     lanes = machine.vector // itemsize
-    return Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes)
+    schedule = Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes, taps=taps)
+    return dataclasses.replace(schedule, splits=row_blocks(problem, sweep, schedule, itemsize, 1))
+
+
+def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:
+    """All taps or some rows of them, `most` at the most, or a part of a row.
+
+    What many sums of a row read takes registers too: dW of 301 taps in parts of 16 takes 21 ms, in parts of 22 30 ms.
+    """
+    if math.prod(kernel) <= most:
+        return kernel
+    if kernel[2] <= most:
+        return 1, even(kernel[1], most // kernel[2]), kernel[2]
+    return 1, 1, even(kernel[2], part)
+
+
+def row_blocks(problem: ConvProblem, sweep: Sweep, schedule: Schedule, itemsize: int, planes: int) -> int:
+    """Blocks of rows, where planes are one slice: so many that all runs over one stay in cache, and few planes make jobs enough.
+
+    A job is a block of one plane, or of all images of a channel, which are `planes` for each channel.
+    """
+    if sweep.out[0] > 1:
+        return 1
+    cells = (math.prod(problem.size) + math.prod(problem.out)) * problem.batch // planes
+    again = cells * itemsize // NEAR if schedule.taps != sweep.kernel else 1
+    wanted = max(again, JOBS // max(1, planes * problem.channels))
+    return max(1, min(wanted, sweep.out[1] // schedule.tile[1]))
 
 
 def _copies_fit(sweep: Sweep, itemsize: int, limits: Limits) -> bool:

@@ -35,7 +35,7 @@ PINNED = [
     ("forward", "first layer", "float32", "avx512", ("outer", (1, 9, 112), 65, 3, 1, 13, 2, True)),
     ("forward", "depthwise", "float32", "avx512", ("depthwise", (1, 8, 16), 1, 1, 1, 1, 1, True)),
     ("forward", "dilated 1-D", "float32", "avx512", ("outer", (1, 1, 992), 16, 16, 1, 8, 3, True)),
-    ("forward", "one channel", "float32", "avx512", ("outer", (1, 1, 1024), 1, 1, 1, 1, 8, True)),
+    ("forward", "one channel", "float32", "avx512", ("depthwise", (1, 5, 16), 1, 1, 1, 1, 1, True)),
     ("forward", "3x3", "float64", "avx512", ("winograd", (1, 7, 14), 65, 32, 1, 13, 2, True)),
     ("forward", "3x3", "float32", "avx2", ("winograd", (1, 14, 14), 66, 64, 1, 6, 2, True)),
     ("forward", "3x3", "int32", "avx512", ("direct", (1, 28, 56), 16, 32, 1, 0, 1, True)),
@@ -48,7 +48,7 @@ PINNED = [
     ("weight_grad", "3x3", "float32", "avx512", ("winograd_grad", (1, 20, 56), 64, 65, 4, 13, 2, True)),
     ("weight_grad", "small images", "float32", "avx512", ("winograd_grad", (4, 8, 8), 96, 98, 1, 14, 2, True)),
     ("weight_grad", "depthwise", "float32", "avx512", ("depthwise_grad", (1, 8, 16), 1, 1, 1, 1, 1, True)),
-    ("weight_grad", "one channel", "float32", "avx512", ("dots", (1, 1, 1024), 1, 1, 4, 1, 14, True)),
+    ("weight_grad", "one channel", "float32", "avx512", ("depthwise_grad", (1, 4, 16), 1, 1, 64, 1, 1, True)),
     ("weight_grad", "3x3", "float64", "avx2", ("winograd_grad", (1, 12, 56), 64, 66, 4, 6, 2, True)),
     ("weight_grad", "3x3", "uint8", "avx512", ("direct_weight_grad", (1, 28, 56), 16, 64, 8, 0, 1, True)),
 ]

@@ -1,15 +1,16 @@
 """Emitters of the micro-kernels for one filter on one channel, which read and write the caller's planes in place.
 
-    depthwise       y[i, s * j + b] = bias + sum_(r0, r1, t) w[r0, r1, b, t] * x[q, j * stride + columns[b][t]]
-    depthwise_grad  dw[r0, r1, t] = sum_n sum_(i, j) dy[n, i, j] * x[n, q, j * stride + columns[t]]
+    depthwise       y[i, s * j + b] = bias + sum_(r0, r1, t) w[r0, r1, b, t] * x[q, j * stride + columns[b][t] + shift]
+    depthwise_grad  dw[r0, r1, t] = sum_n sum_(i, j) dy[n, i, j] * x[n, q, j * stride + columns[t] + shift]
 
-where q is row(r0, i * step + r1 * apart).
+where q is row(r0, i * step + r1 * apart). Taps are unrolled; a larger kernel takes several runs, each of which adds to the last.
 
 A table of byte offsets tells where each padded row lies in a plane, so that borders of rows cost nothing; a row outside of the
 plane has a negative offset, and a row of zeros is read in its place. Cells of a row that lie outside of it are masked. With s lists
 of columns, s neighbouring outputs are computed at once, each by its own taps: the phases of a strided dI.
 
-A block of rows shares its input: each vector of cells is loaded once for all rows and taps that it meets.
+A block of rows shares its input: each vector of cells is loaded once for all rows and taps that it meets. Many taps of a row read
+vectors that mostly lie on two lines of cache: those are made of two neighbouring ones, by a shuffle.
 """
 
 from typing import Any
@@ -21,19 +22,41 @@ from .emitters import interleaved, total
 
 Columns = tuple[tuple[int, ...], ...]
 
+WIDE = 64  # bytes of a vector, most of which lie on two cache lines
+
+
+# Vectors read for each one that lies between them, beyond which shuffles beat loads: rows of 9 taps and more. 31 taps: 60 GFLOP/s
+# against 42; dW of 9 taps: 37 against 22, of 7: 26 against 41, because it has no registers left for them.
+SLID = 4
+
+
+def _place(f: Function, stride: int, column: int, v: int) -> tuple[int, int]:
+    """What vector v reads for a column: the cells of a phase of the stride, from which of them on."""
+    return column % stride, column // stride + v * f.lanes
+
+
+def slides(f: Function, stride: int, vectors: int, columns: Columns) -> bool:
+    """Whether vectors are made by shuffles."""
+    read = {_place(f, stride, column, v) for part in columns for column in part for v in range(vectors)}
+    lying = {(phase, k) for phase, u in read for k in (u // f.lanes, -(-u // f.lanes))}
+    return f.lanes * f.itemsize == WIDE and len(read) > SLID * len(lying)
+
 
 class _Rows:
     """The cells of some input rows under one chunk of outputs: loaded when first asked for, then kept."""
 
-    def __init__(self, f: Function, cell: Any, width: Any, stride: int, vectors: int):
+    def __init__(self, f: Function, cell: Any, shift: Any, width: Any, stride: int, vectors: int, columns: Columns):
         self.f, self.stride, self.vectors = f, stride, vectors
+        self.slid = slides(f, stride, vectors, columns)
         b, kind = f.builder, ir.VectorType(INDEX, f.lanes)
         self.cell, self.kind = cell, kind
-        self.first = f.splat(b.trunc(b.mul(cell, f.word(stride)), INDEX), INDEX)
+        start = b.add(b.mul(cell, f.word(stride)), shift)
+        self.first = f.splat(b.trunc(start, INDEX), INDEX)
         self.width = f.splat(b.trunc(width, INDEX), INDEX)
         self.masks: dict[int, Any] = {}
         self.raw: dict[tuple[Any, int], Any] = {}
-        self.origin = b.mul(cell, f.word(stride * f.itemsize))
+        self.found: dict[tuple[Any, int, int], Any] = {}
+        self.origin = b.mul(start, f.word(f.itemsize))
 
     def _mask(self, at: int) -> Any:
         """Lanes whose cell, `at` beyond the chunk's first, lies inside the row."""
@@ -48,24 +71,49 @@ class _Rows:
             self.raw[row, at] = self.f.masked_load(address, self._mask(at))
         return self.raw[row, at]
 
-    def cells(self, row: Any, column: int, v: int) -> Any:
-        """Vector v of the cells that lie `column` beyond each output of the chunk."""
+    def reads(self, columns: Columns) -> list[tuple[Any, list[tuple[int, int, int]]]]:
+        """What is read, in the order of memory, and the (list of columns, its index, vector) that each is for."""
+        met: dict[Any, list[tuple[int, int, int]]] = {}
+        for p, part in enumerate(columns):
+            for t, column in enumerate(part):
+                for v in range(self.vectors):
+                    met.setdefault(_place(self.f, self.stride, column, v), []).append((p, t, v))
+        return sorted(met.items(), key=lambda item: item[0][::-1])
+
+    def cells(self, row: Any, place: tuple[int, int]) -> Any:
+        """A vector of the cells that `reads` names."""
+        phase, u = place
+        k, shift = divmod(u, self.f.lanes)
+        if not self.slid or shift == 0:
+            return self._every(row, u * self.stride, phase)
+        near, far = (self._every(row, i * self.f.lanes * self.stride, phase) for i in (k, k + 1))
+        return self.f.builder.shuffle_vector(near, far, ir.Constant(self.f.picks, list(range(shift, shift + self.f.lanes))))
+
+    def _every(self, row: Any, base: int, phase: int) -> Any:
+        """The cells of a phase from `base` on."""
         f, stride = self.f, self.stride
-        base = column - column % stride
-        parts = [self._load(row, base + (v * stride + q) * f.lanes) for q in range(stride)]
-        picks = [lane * stride + column % stride for lane in range(f.lanes)]
-        value = parts[0]
-        for q in range(1, stride):
-            chosen = list(range(f.lanes))
-            for lane, (part, place) in enumerate(divmod(pick, f.lanes) for pick in picks):
-                if part == q or (part == 0 and q == 1):
-                    chosen[lane] = place + (f.lanes if part else 0)
-            value = f.builder.shuffle_vector(value, parts[q], ir.Constant(f.picks, chosen))
+        if (row, base, phase) in self.found:
+            return self.found[row, base, phase]
+        value = picked(f, [self._load(row, base + q * f.lanes) for q in range(stride)], phase)
+        self.found[row, base, phase] = value
         return value
 
     def outputs(self, count: Any) -> Any:
         """Lanes of the first vector whose output is one of `count`."""
         return self.f.below(self.f.builder.sub(count, self.cell))
+
+
+def picked(f: Function, parts: list[Any], phase: int) -> Any:
+    """The cells `phase`, `phase` + n, ... of n vectors that lie side by side."""
+    value = parts[0]
+    for q in range(1, len(parts)):
+        chosen = list(range(f.lanes))
+        for lane in range(f.lanes):
+            part, place = divmod(lane * len(parts) + phase, f.lanes)
+            if part == q or (part == 0 and q == 1):
+                chosen[lane] = place + (f.lanes if part else 0)
+        value = f.builder.shuffle_vector(value, parts[q], ir.Constant(f.picks, chosen))
+    return value
 
 
 def _row_addresses(f: Function, table: Any, span: Any, depth: int, count: int, plane: Any, zeros: Any) -> list[list[Any]]:
@@ -105,21 +153,26 @@ def depthwise(
     apart: int,
     stride: int,
     columns: Columns,
+    adds: bool,
 ) -> None:
-    """Emit `depthwise` for blocks of `rows` x `vectors`; `hoisted` keeps all weights of a plane in registers.
+    """Emit `depthwise` for blocks of `rows` x `vectors`; `hoisted` keeps a plane's weights in registers, `adds` begins with y.
 
-    C signature, all 64-bit: (x, x_plane, y, y_plane, y_slice, y_row, weights, plane_weights, bias, planes, table, slice, span,
-    slices, rows, width, y_width, zeros). Addresses of x, y, the first plane's weights, its bias, the table of rows and a row of
-    zeros; bytes from plane to plane of x, y and the weights, from output slice to slice and row to row; of the table, bytes from
-    slice to slice and from tap to tap of the first axis; numbers of planes, slices, rows of a slice; cells of a row of x and of
-    y.
+    C signature, all 64-bit: (x, x_plane, y, y_plane, y_slice, y_row, weights, plane_weights, bias, plane_bias, planes, table,
+    slice, span, slices, rows, width, y_width, zeros, shift). Addresses of x, y, the first plane's weights, its bias, the table of
+    rows and a row of zeros; bytes from plane to plane of x, y, the weights and biases, from output slice to slice and row to row;
+    of the table, bytes from slice to slice and from tap to tap of the first axis; numbers of planes, slices, rows of a slice; cells
+    of a row of x and of y.
     """
-    names = "x x_plane y y_plane y_slice y_row weights plane_weights bias planes table slice span slices rows width y_width zeros"
+    names = (
+        "x x_plane y y_plane y_slice y_row weights plane_weights bias plane_bias planes table slice span slices rows width y_width "
+        "zeros shift"
+    )
     f = Function(module, name, itemsize, vector, names)
     b, a = f.builder, f.arguments
     phases = len(columns)
     depth, tall = taps
     across = sum(map(len, columns))
+    hoisted = hoisted and not slides(f, stride, vectors, columns)  # shuffles take the registers
     outputs = b.sdiv(f.add(a["y_width"], phases - 1), f.word(phases))
     chunk_cells = f.lanes * vectors
     chunks = b.sdiv(f.add(outputs, chunk_cells - 1), f.word(chunk_cells))
@@ -128,31 +181,44 @@ def depthwise(
     def weight(base: Any, index: int) -> Any:
         return f.splat(f.load(base, f.scalar, index * itemsize))
 
+    def started(row: Any, left: Any, v: int) -> list[Any]:
+        """The sums of all phases of a vector of outputs of y, of which `left` lie from `row` on, as they are before this run."""
+        if not adds:
+            return [ir.Constant(f.vector, None)] * phases
+        every = [v * phases + m for m in range(phases)]
+        parts = [f.masked_load(f.add(row, at * vector), f.below(f.add(left, -at * f.lanes))) for at in every]
+        return [picked(f, parts, p) for p in range(phases)]
+
     def block(count: int, plane: Any, table: Any, target: Any, weights: Any, held: list[Any], bias: Any) -> None:
         met = _meetings(count, tall, step, apart)
         addresses = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1 if met else 0, plane, a["zeros"])
 
         def chunk(values: list[Any]) -> list[Any]:
             cell, place = values
-            read = _Rows(f, cell, a["width"], stride, vectors)
-            sums = {(i, p, v): ir.Constant(f.vector, None) for i in range(count) for p in range(phases) for v in range(vectors)}
+            read = _Rows(f, cell, a["shift"], a["width"], stride, vectors, columns)
+            left = b.sub(a["y_width"], b.mul(cell, f.word(phases)))
+            sums = {}
+            for i in range(count):
+                row = b.add(place, b.mul(a["y_row"], f.word(i)))
+                for v in range(vectors):
+                    for p, value in enumerate(started(row, left, v)):
+                        sums[i, p, v] = value
             for r0 in range(depth):
                 for q, users in met:
                     near = weights if held else f.opaque(weights)
-                    for p, taps_of_phase in enumerate(columns):
-                        for t, column in enumerate(taps_of_phase):
-                            for i, r1 in users:
+                    for lying, readers in read.reads(columns):
+                        near = f.opaque(weights) if read.slid and not held else near
+                        x = read.cells(addresses[r0][q], lying)
+                        for i, r1 in users:
+                            for p, t, v in readers:
                                 index = (r0 * tall + r1) * across + starts[p] + t
                                 scale = held[index] if held else weight(near, index)
-                                for v in range(vectors):
-                                    x = read.cells(addresses[r0][q], column, v)
-                                    sums[i, p, v] = b.call(f.fma, [scale, x, sums[i, p, v]])
+                                sums[i, p, v] = b.call(f.fma, [scale, x, sums[i, p, v]])
             for i in range(count):
                 for v in range(vectors):
                     merged = interleaved(f, [b.fadd(sums[i, p, v], bias) for p in range(phases)])
                     for m, value in enumerate(merged):
                         at = (v * phases + m) * f.lanes
-                        left = b.sub(a["y_width"], b.mul(cell, f.word(phases)))
                         row = b.add(place, b.mul(a["y_row"], f.word(i)))
                         f.masked_store(value, f.add(row, at * itemsize), f.below(f.add(left, -at)))
             return [f.add(cell, chunk_cells), f.add(place, chunk_cells * phases * itemsize)]
@@ -184,7 +250,7 @@ def depthwise(
 
         f.loop(a["slices"], [a["table"], target], one_slice)
         following = b.add(plane, a["x_plane"]), b.add(target, a["y_plane"]), b.add(weights, a["plane_weights"])
-        return [*following, f.add(bias_at, itemsize)]
+        return [*following, b.add(bias_at, a["plane_bias"])]
 
     f.loop(a["planes"], [a["x"], a["y"], a["weights"], a["bias"]], one_plane)
     b.ret_void()
@@ -204,11 +270,12 @@ def depthwise_grad(
 ) -> None:
     """Emit `depthwise_grad` for blocks of `rows`.
 
-    C signature, all 64-bit: (x, x_plane, x_image, dy, dy_plane, dy_image, dy_slice, dy_row, dw, planes, images, table, slice, span,
-    slices, rows, width, dy_width, zeros), as in `depthwise`. `dw` holds the sums of a plane side by side, plane after plane.
+    C signature, all 64-bit: (x, x_plane, x_image, dy, dy_plane, dy_image, dy_slice, dy_row, dw, dw_plane, planes, images, table,
+    slice, span, slices, rows, width, dy_width, zeros, shift), as in `depthwise`. `dw` holds the sums of a plane side by side.
     """
     names = (
-        "x x_plane x_image dy dy_plane dy_image dy_slice dy_row dw planes images table slice span slices rows width dy_width zeros"
+        "x x_plane x_image dy dy_plane dy_image dy_slice dy_row dw dw_plane planes images table slice span slices rows width "
+        "dy_width zeros shift"
     )
     f = Function(module, name, itemsize, vector, names)
     b, a = f.builder, f.arguments
@@ -223,13 +290,13 @@ def depthwise_grad(
 
         def chunk(values: list[Any]) -> list[Any]:
             cell, place, *sums = values
-            read = _Rows(f, cell, a["width"], stride, 1)
+            read = _Rows(f, cell, a["shift"], a["width"], stride, 1, (columns,))
             inside = read.outputs(a["dy_width"])
             dys = [f.masked_load(b.add(place, b.mul(a["dy_row"], f.word(i))), inside) for i in range(size)]
             for r0 in range(depth):
                 for q, users in met:
-                    for t, column in enumerate(columns):
-                        x = b.select(inside, read.cells(addresses[r0][q], column, 0), nothing)
+                    for lying, ((_, t, _),) in read.reads((columns,)):
+                        x = b.select(inside, read.cells(addresses[r0][q], lying), nothing)
                         for i, r1 in users:
                             index = (r0 * tall + r1) * len(columns) + t
                             sums[index] = b.call(f.fma, [dys[i], x, sums[index]])
@@ -269,7 +336,7 @@ def depthwise_grad(
             some = sums[first : first + f.lanes]
             value = total(f, some + [nothing] * (f.lanes - len(some)))
             f.masked_store(value, f.add(target, first * itemsize), f.below(f.word(len(some))))
-        return [b.add(x_plane, a["x_plane"]), b.add(dy_plane, a["dy_plane"]), f.add(target, count * itemsize)]
+        return [b.add(x_plane, a["x_plane"]), b.add(dy_plane, a["dy_plane"]), b.add(target, a["dw_plane"])]
 
     f.loop(a["planes"], [a["x"], a["dy"], a["dw"]], one_plane)
     b.ret_void()

@@ -1,0 +1,111 @@
+"""One filter on each channel with many taps, whose kernel takes several runs, and planes in blocks of rows."""
+
+import dataclasses
+
+import numpy as np
+import oracle
+import pytest
+from oracle import random
+
+import nbconv
+from nbconv import depthwise, dispatch, engine
+from nbconv.kernels.jit import DISABLED
+
+pytestmark = pytest.mark.skipif(DISABLED, reason="without compilation the portable loops serve")
+
+# input, weight, options: rows of taps in blocks, parts of a row, both; strides, dilation, phases that no tap meets; slices
+PROBLEMS = [
+    ((1, 1, 64, 70), (1, 1, 11, 11), {"padding": 5}),
+    ((2, 3, 200), (3, 1, 31), {"padding": 15, "groups": 3}),
+    ((1, 2, 300), (2, 1, 130), {"padding": 3, "groups": 2}),
+    ((2, 3, 40, 50), (3, 1, 31, 31), {"padding": 15, "groups": 3}),
+    ((2, 3, 40, 50), (3, 1, 9, 8), {"padding": 3, "groups": 3, "stride": 2}),
+    ((2, 2, 45, 50), (2, 1, 3, 30), {"padding": (0, 9), "groups": 2, "stride": (1, 3)}),
+    ((1, 1, 37, 90), (1, 1, 10, 6), {"padding": 4, "stride": (12, 4)}),
+    ((1, 2, 60, 61), (2, 1, 8, 9), {"padding": (9, 20), "groups": 2, "dilation": (2, 5), "stride": (2, 1)}),
+    ((2, 2, 9, 10, 11), (2, 1, 5, 5, 5), {"padding": 2, "groups": 2}),
+    ((2, 2, 9, 10, 11), (2, 1, 5, 5, 3), {"padding": 2, "groups": 2, "stride": (2, 1, 2), "dilation": (1, 2, 1)}),
+    ((3, 2, 70, 9), (2, 1, 50, 1), {"padding": (25, 0), "groups": 2}),
+]
+
+
+def operands(problem, dtype):
+    x_shape, w_shape, options = problem
+    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
+    bias = random((w_shape[0],), dtype, 3)
+    return p, random(x_shape, dtype, 0), random(w_shape, dtype, 1), random(p.output_shape, dtype, 2), bias
+
+
+def results(problem, dtype):
+    """Forward with a bias and an activation, dI and dW."""
+    _, x, w, dy, bias = operands(problem, dtype)
+    options = {**problem[2], "algorithm": "direct"}
+    y = nbconv.conv(x, w, bias, **options, activation="relu")
+    return y, nbconv.conv_input_grad(dy, w, x.shape, **options), nbconv.conv_weight_grad(dy, x, w.shape, **options)
+
+
+def runs_of(problem, dtype, direction):
+    plan = nbconv.plan(direction, problem[0], problem[1], dtype, algorithm="direct", **problem[2])
+    assert plan.kernel in ("depthwise", "depthwise_grad")
+    return depthwise._prepare(plan)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_many_taps(problem, dtype):
+    """In several runs, as the reference has it."""
+    p, x, w, dy, bias = operands(problem, dtype)
+    assert any(len(runs_of(problem, dtype, direction).runs) > 1 for direction in dispatch.DIRECTIONS)
+    y, dx, dw = results(problem, dtype)
+    wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
+    for got, want in zip((y, dx, dw), wanted, strict=True):
+        np.testing.assert_allclose(got, want, atol=30 * np.finfo(dtype).eps * np.abs(want).max(), rtol=0)
+
+
+def test_rows_are_divided(monkeypatch):
+    """Blocks of rows change no bit of forward and dI, and dW's are the same with any number of threads."""
+    problem = PROBLEMS[0]
+    blocks = {direction: runs_of(problem, "float32", direction).blocks for direction in ("forward", "input_grad")}
+    assert min(blocks.values()) > 1
+    assert nbconv.plan("weight_grad", *problem[:2], padding=5).schedule.splits > 1
+    first = results(problem, "float32")
+    with nbconv.num_threads(1):
+        for got, want in zip(results(problem, "float32"), first, strict=True):
+            np.testing.assert_array_equal(got, want)
+    prepare = depthwise._prepare.__wrapped__
+    monkeypatch.setattr(depthwise, "_prepare", lambda plan: prepare(plan)._replace(blocks=1))
+    for got, want in zip(results(problem, "float32")[:2], first[:2], strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_other_kernels_agree(monkeypatch):
+    """Kernels for any number of channels and filters compute the same."""
+    problem = PROBLEMS[0]
+    first = results(problem, "float32")
+    rows = tuple(row for row in dispatch.TABLE if not row.name.startswith("depthwise"))
+    monkeypatch.setattr(dispatch, "TABLE", rows)
+    monkeypatch.setattr(engine, "select", dispatch.select.__wrapped__)
+    for direction in ("forward", "weight_grad"):
+        p = nbconv.ConvProblem.make(problem[0], problem[1], **problem[2])
+        assert engine.select(direction, p, np.dtype("float32"), None, dispatch.Wish("direct")).kernel in ("outer", "dots")
+    for got, want in zip(results(problem, "float32"), first, strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), rtol=0)
+
+
+@pytest.mark.parametrize("taps", [(1, 1, 1), (1, 2, 3), (1, 1, 7), (1, 4, 11)])
+def test_any_division_of_the_taps(taps, monkeypatch):
+    """Runs of any size give the bits of forward and dI, and dW to within rounding."""
+    problem = ((2, 3, 20, 40), (3, 1, 7, 11), {"padding": (3, 5), "groups": 3})
+    first = results(problem, "float32")
+    select = dispatch.select.__wrapped__
+
+    def divided(*asked):
+        plan = select(*asked)
+        block = (1, 1, taps[2]) if taps[2] < 11 else taps
+        return dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, taps=block))
+
+    monkeypatch.setattr(engine, "select", divided)
+    got = results(problem, "float32")
+    for ours, want in zip(got[:2], first[:2], strict=True):
+        np.testing.assert_array_equal(ours, want)
+    np.testing.assert_allclose(got[2], first[2], rtol=1e-4, atol=1e-4)
