@@ -55,6 +55,7 @@ def _prepare(plan: Plan) -> _Runs:
         phases = [forward_phases(problem, a) for a in range(3)]
         stride, spread = problem.stride, (1, 1, 1)
         apart = list(problem.dilation)
+    several = plan.direction != "weight_grad" and plan.sweep.channels > 1
     flat = np.arange(math.prod(problem.kernel)).reshape(problem.kernel)
     runs, tables, order = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
     for d in phases[0]:
@@ -78,11 +79,11 @@ def _prepare(plan: Plan) -> _Runs:
                     sums = schedule.tile[1] * schedule.vectors * len(columns)
                     hoisted = len(r0) * len(r1) * len(places) + sums + 4 <= machine.registers
                     kernel = kernel_address(
-                        machine, itemsize, "depthwise", schedule.tile[1], schedule.vectors, hoisted, *shape, columns, i > 0
+                        machine, itemsize, "depthwise", schedule.tile[1], schedule.vectors, hoisted, *shape, columns, i > 0, several
                     )
                 start = first + r0.start * padded + r1.start * apart[1]
                 weight = sum(map(len, order))
-                runs.append((kernel, start, *steps, slices, rows, *begin, weight, low, i == len(blocks) - 1, schedule.tile[1]))
+                runs.append((kernel, start, *steps, slices, rows, *begin, weight, low, i == len(blocks) - 1, *schedule.tile[1:]))
                 met = [
                     flat[np.ix_(d.taps[r0.start : r0.stop], h.taps[r1.start : r1.stop], w.taps[part.start : part.stop])]
                     for w, part in zip(phases[2], parts, strict=True)
@@ -139,9 +140,9 @@ def _taken(weight: Array, order: Array) -> Array:
 
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any) -> None:
-    """out = activation(bias + sum of products) over the planes of x; for dI, x is dy."""
+    """out = activation(bias + sum of products) over planes of x; for dI, x is dy."""
     prepared, dtype = _prepare(plan), out.dtype
-    packed = contiguous(weight, dtype).reshape(len(weight), -1)
+    packed = contiguous(weight, dtype).reshape(-1, math.prod(plan.problem.kernel))
     if plan.direction == "input_grad":
         packed = _taken(packed, prepared.order)
     target = out if out.flags.c_contiguous else scratch(out.shape, dtype)
@@ -149,7 +150,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
     cells = numba.config.NUMBA_NUM_THREADS * math.prod(out.shape[2:])
     room = scratch((cells,), dtype) if takes_results(apply) else zeros[:0]
     arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros, room
-    _driver(dtype).run(plan.parallel, x.shape[0] * x.shape[1] * prepared.blocks, *arrays, prepared.blocks, apply)
+    _driver(dtype).run(plan.parallel, x.shape[0] * out.shape[1] * prepared.blocks, *arrays, prepared.blocks, apply)
     if target is not out:
         assign(out, target)
 

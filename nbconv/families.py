@@ -107,13 +107,22 @@ def one_output(ask: Ask) -> bool:
 
 
 def one_to_one(ask: Ask) -> bool:
-    """One filter on each channel, and zero borders."""
-    p = ask.problem
-    if not products(ask) or p.mode != "zeros" or not p.channels == p.filters == p.groups:
+    """One filter on each channel, or for forward and dI several channels for each result, and zero borders."""
+    p, forward = ask.problem, ask.direction == "forward"
+    one = (p.filters if forward else p.channels) == p.groups
+    several = (p.channels if forward else p.filters) > p.groups
+    if not products(ask) or p.mode != "zeros" or not one or (several and not _broad_rows(ask)):
         return False
     padded = p.size[1] + p.before[1] + p.after[1] + p.dilation[1] * p.kernel[1]
     rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded
-    return p.stride[2] <= 4 and rows <= TABLED and max(p.size[2], p.out[2]) < 2**30
+    return p.stride[2] <= (8 if several else 4) and rows <= TABLED and max(p.size[2], p.out[2]) < 2**30
+
+
+def _broad_rows(ask: Ask) -> bool:
+    """Rows that fill vectors, and taps that share what they load."""
+    p = ask.problem
+    width = p.out[2] if ask.direction == "forward" else p.size[2] // p.stride[2]
+    return ask.direction != "weight_grad" and math.prod(p.kernel) > 1 and 2 * width >= ask.lanes
 
 
 def short_filters(ask: Ask) -> bool:

@@ -266,7 +266,8 @@ def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int) -> Sch
     """
     lanes = machine.vector // itemsize
     taps = _taps_of_a_run(sweep.kernel, UNROLLED // phases, UNROLLED // phases)
-    sums = min(8, max(1, machine.registers // 2 // phases), max(1, CODE // (math.prod(taps) * phases)))
+    most = 8 if sweep.channels == 1 else 16  # the weights of a channel are loaded for each block
+    sums = min(most, max(1, machine.registers // 2 // phases), max(1, CODE // (math.prod(taps) * phases)))
     rows = 1 if taps[1] == 1 and taps[2] > lanes else even(sweep.out[1], sums)
     vectors = max(1, min(sums // rows, -(-sweep.out[2] // lanes)))
     return Schedule((1, rows, vectors * lanes), 1, 1, register=1, vectors=vectors, lanes=lanes, taps=taps)
@@ -299,14 +300,15 @@ def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:
 def row_blocks(problem: ConvProblem, sweep: Sweep, schedule: Schedule, itemsize: int, planes: int) -> int:
     """Blocks of rows, where planes are one slice: so many that all runs over one stay in cache, and few planes make jobs enough.
 
-    A job is a block of one plane, or of all images of a channel, which are `planes` for each channel.
+    A job is a block of one plane of results, or for dW of all images, which makes `planes` for each group. One row is divided too.
     """
     if sweep.out[0] > 1:
         return 1
     cells = (math.prod(problem.size) + math.prod(problem.out)) * problem.batch // planes
     again = cells * itemsize // NEAR if schedule.taps != sweep.kernel else 1
-    wanted = max(again, JOBS // max(1, planes * problem.channels))
-    return max(1, min(wanted, sweep.out[1] // schedule.tile[1]))
+    wanted = max(again, JOBS // max(1, planes * problem.groups))
+    axis = 2 if sweep.out[1] == 1 else 1
+    return max(1, min(wanted, sweep.out[axis] // schedule.tile[axis]))
 
 
 def _copies_fit(sweep: Sweep, itemsize: int, limits: Limits) -> bool:

@@ -1,4 +1,4 @@
-"""One filter on each channel with many taps, whose kernel takes several runs, and planes in blocks of rows."""
+"""Planes of one filter a group: many taps, whose kernel takes several runs, blocks of rows, and sums over channels."""
 
 import dataclasses
 
@@ -26,6 +26,18 @@ PROBLEMS = [
     ((2, 2, 9, 10, 11), (2, 1, 5, 5, 5), {"padding": 2, "groups": 2}),
     ((2, 2, 9, 10, 11), (2, 1, 5, 5, 3), {"padding": 2, "groups": 2, "stride": (2, 1, 2), "dilation": (1, 2, 1)}),
     ((3, 2, 70, 9), (2, 1, 50, 1), {"padding": (25, 0), "groups": 2}),
+]
+
+# One output of several channels in forward, or one channel of several filters in dI: one run and some, borders, strides, groups.
+SUMS = [
+    ((1, 5, 40, 50), (1, 5, 3, 3), {"padding": 1}),
+    ((2, 6, 9, 60), (2, 3, 4, 5), {"padding": (3, 2), "groups": 2, "dilation": (2, 1)}),
+    ((1, 7, 400), (1, 7, 65), {}),
+    ((1, 3, 30, 41), (1, 3, 11, 11), {"padding": 5, "stride": (2, 3)}),
+    ((1, 1, 1600), (20, 1, 10), {"stride": 5}),
+    ((1, 1, 900), (3, 1, 65), {"padding": 32}),
+    ((2, 3, 33, 34), (9, 1, 3, 3), {"padding": 1, "groups": 3, "stride": 2}),
+    ((1, 1, 7, 12, 40), (4, 1, 3, 3, 3), {"padding": 1}),
 ]
 
 
@@ -60,6 +72,29 @@ def test_many_taps(problem, dtype):
     wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
     for got, want in zip((y, dx, dw), wanted, strict=True):
         np.testing.assert_allclose(got, want, atol=30 * np.finfo(dtype).eps * np.abs(want).max(), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", SUMS, ids=str)
+def test_sums_over_channels(problem, dtype):
+    p, x, w, dy, bias = operands(problem, dtype)
+    direction = "forward" if p.filters == p.groups else "input_grad"
+    assert nbconv.plan(direction, *problem[:2], dtype, algorithm="direct", **problem[2]).kernel == "depthwise"
+    y, dx, _ = results(problem, dtype)
+    wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w)
+    for got, want in zip((y, dx), wanted, strict=True):
+        np.testing.assert_allclose(got, want, atol=30 * np.finfo(dtype).eps * np.abs(want).max(), rtol=0)
+
+
+@pytest.mark.parametrize("problem", [((1, 1, 9000), (1, 1, 31), {"padding": 15}), SUMS[4], SUMS[5]], ids=str)
+def test_one_row_is_divided(problem):
+    """A row in parts, on one thread and on all, is what it is in one."""
+    direction = "forward" if problem[1][0] == 1 else "input_grad"
+    assert runs_of(problem, "float32", direction).blocks > 1
+    first = results(problem, "float32")
+    with nbconv.num_threads(1):
+        for got, want in zip(results(problem, "float32"), first, strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 def test_rows_are_divided(monkeypatch):

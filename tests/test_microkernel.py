@@ -61,6 +61,8 @@ PLANES = [
     ((2, 6, 200), (6, 1, 9), {"groups": 6}),
     ((2, 6, 200), (6, 1, 31), {"groups": 6, "padding": 15}),
     ((1, 1, 70, 200), (1, 1, 11, 11), {"padding": 5}),
+    ((1, 5, 70, 200), (1, 5, 3, 3), {"padding": 1}),
+    ((1, 1, 900), (20, 1, 10), {"stride": 5}),
     ((2, 6, 9, 9, 20), (6, 1, 3, 3, 3), {"groups": 6}),
 ]
 
@@ -122,7 +124,7 @@ def assembly_of(emitter, itemsize, machine, *shape):
 def fmas(emitter, shape):
     """Multiplications of vectors in one pass of a kernel's inner loop."""
     if emitter == "depthwise":
-        rows, vectors, _, taps, _, _, _, columns, _ = shape
+        rows, vectors, _, taps, _, _, _, columns, *_ = shape
         return rows * vectors * taps[0] * taps[1] * sum(map(len, columns))
     if emitter == "depthwise_grad":
         rows, taps, _, _, _, columns = shape

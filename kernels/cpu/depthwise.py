@@ -1,10 +1,10 @@
-"""Depthwise convolution, its dI and its dW where borders are zeros: one filter on each channel, in place on whole planes.
+"""Convolution, dI and dW where borders are zeros and each group has one filter on one channel, in place on whole planes.
 
-    out[n, c, o] = bias[c] + sum_t weight[c, t] * x[n, c, position of o and t]
+    out[n, g, o] = bias[g] + sum_(c, t) weight[g, c, t] * x[n, c of g, position of o and t]          c: one channel or some
     dw[c, t] = sum_n sum_o dy[n, c, o] * x[n, c, position of o and t]
 
 The micro-kernels `depthwise` and `depthwise_grad` do it all, a block of taps in one run. A job is a block of rows of a plane, or
-for dW of all images of a channel. Arrays are contiguous.
+for dW of all images of a channel; where there is one row, a part of it. Arrays are contiguous.
 """
 
 import numba
@@ -20,49 +20,58 @@ HELD = 32 * 1024
 
 
 @kernel
-def part(block, blocks, rows, unit):
-    """First of the rows of one of `blocks` about equal blocks, which all but the last have whole units."""
-    return min(block * -(-rows // unit) // blocks * unit, rows)
+def rows_of(block, blocks, rows, unit):
+    """First row, and the one after the last, of one of `blocks` about equal blocks of whole units; of one block, all of them."""
+    if blocks == 1:
+        return 0, rows
+    units = -(-rows // unit)
+    return min(block * units // blocks * unit, rows), min((block + 1) * units // blocks * unit, rows)
 
 
 @kernel
 def jobs(first, last, x, weight, bias, out, runs, table, zeros, room, blocks, apply):
-    """Compute jobs `first` to `last` of all N * C planes of `blocks` blocks of rows; more than one only where planes are one slice.
+    """Compute jobs `first` to `last` of all N * G planes of `blocks` blocks; more than one only where planes are one slice.
 
-    x (N, C, ...), weight (C, taps) in the order of the runs, bias (C,), out (N, C, ...). A row of `runs` is: address of the
+    x (N, C, ...), weight (C, taps) in the order of the runs, bias (G,), out (N, G, ...). A row of `runs` is: address of the
     micro-kernel, first place in `table`, bytes from slice to slice, tap to tap and row to row there, slices, rows, first cell in
-    out, cells from slice to slice and row to row there, first weight, shift, whether the bias is added, and rows that the kernel
-    computes at once. `zeros` is a row of them; `room`, scratch for a plane where a function takes the results.
+    out, cells from slice to slice and row to row there, first weight, shift, whether the bias is added, and rows and cells of a row
+    that the kernel computes at once. `zeros` is a row of them; `room`, scratch for a plane where a function takes the results.
     """
     size = x.itemsize
     taken = stores(apply)
-    channels = x.shape[1]
+    groups = out.shape[1]
+    channels = x.shape[1] // groups
+    parts = blocks if out.shape[3] == 1 else 1  # of each row
     x_plane, y_plane = x.shape[2] * x.shape[3] * x.shape[4], out.shape[2] * out.shape[3] * out.shape[4]
-    most = last - first if runs.shape[0] == 1 else max(1, NEAR // ((x_plane + y_plane) * size))
+    most = last - first if runs.shape[0] == 1 else max(1, NEAR // ((channels * x_plane + y_plane) * size))
     if apply != 0:
         most = 1 if taken else min(most, max(1, HELD // (y_plane * size)))
     job = first
     while job < last:
         plane, block = job // blocks, job % blocks
-        c = plane % channels
-        planes = 1 if blocks > 1 else min(last - plane, channels - c, most)
+        g = plane % groups
+        planes = 1 if blocks > 1 else min(last - plane, groups - g, most)
         target = out.ctypes.data + plane * y_plane * size
         place = room.ctypes.data if taken else target
         for i in range(runs.shape[0]):
-            row, end = part(block, blocks, runs[i, 6], runs[i, 13]), part(block + 1, blocks, runs[i, 6], runs[i, 13])
+            row, end = rows_of(block, blocks // parts, runs[i, 6], runs[i, 13])
             ends = runs[i, 12] != 0
             call_kernel(
-                runs[i, 0], x.ctypes.data + plane * x_plane * size, x_plane * size,
+                runs[i, 0], x.ctypes.data + plane * channels * x_plane * size, channels * x_plane * size,
                 place + (runs[i, 7] + row * runs[i, 9]) * size, y_plane * size, runs[i, 8] * size, runs[i, 9] * size,
-                weight.ctypes.data + (c * weight.shape[1] + runs[i, 10]) * size, weight.shape[1] * size,
-                bias.ctypes.data + c * size if ends else zeros.ctypes.data, size if ends else 0,
+                weight.ctypes.data + (g * channels * weight.shape[1] + runs[i, 10]) * size, channels * weight.shape[1] * size,
+                bias.ctypes.data + g * size if ends else zeros.ctypes.data, size if ends else 0,
                 planes, table.ctypes.data + runs[i, 1] * 8 + row * runs[i, 4], runs[i, 2], runs[i, 3], runs[i, 5], end - row,
-                x.shape[4], out.shape[4], zeros.ctypes.data, runs[i, 11],
+                x.shape[4], out.shape[4], zeros.ctypes.data, runs[i, 11], block if parts > 1 else 0, parts,
+                channels, x_plane * size, weight.shape[1] * size,
             )  # fmt: skip
         if apply != 0:
-            row, end = part(block, blocks, out.shape[3], runs[0, 13]), part(block + 1, blocks, out.shape[3], runs[0, 13])
-            begin = row * out.shape[4] * size
-            run_at(apply, place + begin, planes * y_plane if blocks == 1 else (end - row) * out.shape[4], target + begin)
+            row, end = rows_of(block, blocks // parts, out.shape[3], runs[0, 13])
+            begin, count = row * out.shape[4], (end - row) * out.shape[4]
+            if parts > 1:
+                begin, end = rows_of(block, parts, out.shape[4], runs[0, 14])
+                count = end - begin
+            run_at(apply, place + begin * size, planes * y_plane if blocks == 1 else count, target + begin * size)
         job += planes
 
 
@@ -80,10 +89,11 @@ def parallel(run_jobs, threads, count, x, weight, bias, out, runs, table, zeros,
 def grad_jobs(first, last, dy, x, sums, runs, table, zeros):
     """Compute jobs `first` to `last`, all channels of each split one after another, of sums (splits, C, taps) from dy and x.
 
-    A split is a block of rows, more than one only where planes are one slice. `runs` and `zeros` are as in `jobs`.
+    A split is a block as in `jobs`, and so are `runs` and `zeros`.
     """
     size = x.itemsize
     splits, channels, taps = sums.shape
+    parts = splits if dy.shape[3] == 1 else 1
     x_plane, dy_plane = x.shape[2] * x.shape[3] * x.shape[4], dy.shape[2] * dy.shape[3] * dy.shape[4]
     most = channels if runs.shape[0] == 1 else max(1, NEAR // ((x_plane + dy_plane) * x.shape[0] * size))
     job = first
@@ -91,14 +101,14 @@ def grad_jobs(first, last, dy, x, sums, runs, table, zeros):
         split, c = job // channels, job % channels
         planes = min(last - job, channels - c, most)
         for i in range(runs.shape[0]):
-            row, end = part(split, splits, runs[i, 6], runs[i, 13]), part(split + 1, splits, runs[i, 6], runs[i, 13])
+            row, end = rows_of(split, splits // parts, runs[i, 6], runs[i, 13])
             call_kernel(
                 runs[i, 0], x.ctypes.data + c * x_plane * size, x_plane * size, channels * x_plane * size,
                 dy.ctypes.data + (c * dy_plane + row * runs[i, 9]) * size, dy_plane * size, channels * dy_plane * size,
                 runs[i, 8] * size, runs[i, 9] * size,
                 sums.ctypes.data + (job * taps + runs[i, 10]) * size, taps * size, planes, x.shape[0],
                 table.ctypes.data + runs[i, 1] * 8 + row * runs[i, 4], runs[i, 2], runs[i, 3], runs[i, 5], end - row,
-                x.shape[4], dy.shape[4], zeros.ctypes.data, runs[i, 11],
+                x.shape[4], dy.shape[4], zeros.ctypes.data, runs[i, 11], split if parts > 1 else 0, parts,
             )  # fmt: skip
         job += planes
 

@@ -1,6 +1,6 @@
-"""Emitters of the micro-kernels for one filter on one channel, which read and write the caller's planes in place.
+"""Emitters of the micro-kernels for one filter of a group, which read and write the caller's planes in place.
 
-    depthwise       y[i, s * j + b] = bias + sum_(r0, r1, t) w[r0, r1, b, t] * x[q, j * stride + columns[b][t] + shift]
+    depthwise       y[i, s * j + b] = bias + sum_(c, r0, r1, t) w[c, r0, r1, b, t] * x[c, q, j * stride + columns[b][t] + shift]
     depthwise_grad  dw[r0, r1, t] = sum_n sum_(i, j) dy[n, i, j] * x[n, q, j * stride + columns[t] + shift]
 
 where q is row(r0, i * step + r1 * apart). Taps are unrolled; a larger kernel takes several runs, each of which adds to the last.
@@ -116,16 +116,26 @@ def picked(f: Function, parts: list[Any], phase: int) -> Any:
     return value
 
 
-def _row_addresses(f: Function, table: Any, span: Any, depth: int, count: int, plane: Any, zeros: Any) -> list[list[Any]]:
-    """Addresses of `count` padded rows from `table` on, for each of `depth` taps of the first axis, `span` rows apart."""
+def _part_of(f: Function, chunks: Any) -> tuple[Any, Any]:
+    """The first chunk of a kernel's part of all, and the number of its chunks."""
+    b, part, parts = f.builder, f.arguments["part"], f.arguments["parts"]
+    begin, end = (b.sdiv(b.mul(chunks, which), parts) for which in (part, f.add(part, 1)))
+    return begin, b.sub(end, begin)
+
+
+def _row_addresses(f: Function, table: Any, span: Any, depth: int, count: int, plane: Any) -> list[list[tuple[Any, Any]]]:
+    """Address of each of `count` padded rows from `table` on, and whether it lies outside of the plane.
+
+    For each of `depth` taps of the first axis, `span` rows apart.
+    """
     b = f.builder
-    found: list[list[Any]] = []
+    found: list[list[tuple[Any, Any]]] = []
     for _ in range(depth):
         rows = []
         for q in range(count):
             offset = f.load(table, WORD, 8 * q)
             outside = b.icmp_signed("<", offset, f.word(0))
-            rows.append(b.select(outside, zeros, b.add(plane, offset)))
+            rows.append((b.add(plane, offset), outside))
         found.append(rows)
         table = b.add(table, span)
     return found
@@ -154,28 +164,32 @@ def depthwise(
     stride: int,
     columns: Columns,
     adds: bool,
+    several: bool,
 ) -> None:
-    """Emit `depthwise` for blocks of `rows` x `vectors`; `hoisted` keeps a plane's weights in registers, `adds` begins with y.
+    """Emit `depthwise` for blocks of `rows` x `vectors`.
+
+    `hoisted` keeps a plane's weights in registers, `adds` begins with y, `several` sums over channels.
 
     C signature, all 64-bit: (x, x_plane, y, y_plane, y_slice, y_row, weights, plane_weights, bias, plane_bias, planes, table,
-    slice, span, slices, rows, width, y_width, zeros, shift). Addresses of x, y, the first plane's weights, its bias, the table of
-    rows and a row of zeros; bytes from plane to plane of x, y, the weights and biases, from output slice to slice and row to row;
-    of the table, bytes from slice to slice and from tap to tap of the first axis; numbers of planes, slices, rows of a slice; cells
-    of a row of x and of y.
+    slice, span, slices, rows, width, y_width, zeros, shift, part, parts, channels, x_channel, channel_weights). Addresses of x, y,
+    the first plane's weights, its bias, the table of rows and a row of zeros; bytes from plane to plane of y, and from what belongs
+    to one to the next of x, the weights and biases; from output slice to slice and row to row; of the table, bytes from slice to
+    slice and from tap to tap of the first axis; numbers of planes, slices, rows of a slice; cells of a row of x and of y; which of
+    so many parts of each row; the channels of a plane, and bytes from one to the next of x and weights.
     """
     names = (
         "x x_plane y y_plane y_slice y_row weights plane_weights bias plane_bias planes table slice span slices rows width y_width "
-        "zeros shift"
+        "zeros shift part parts channels x_channel channel_weights"
     )
     f = Function(module, name, itemsize, vector, names)
     b, a = f.builder, f.arguments
     phases = len(columns)
     depth, tall = taps
     across = sum(map(len, columns))
-    hoisted = hoisted and not slides(f, stride, vectors, columns)  # shuffles take the registers
+    hoisted = hoisted and not several and not slides(f, stride, vectors, columns)  # shuffles take the registers
     outputs = b.sdiv(f.add(a["y_width"], phases - 1), f.word(phases))
     chunk_cells = f.lanes * vectors
-    chunks = b.sdiv(f.add(outputs, chunk_cells - 1), f.word(chunk_cells))
+    begin, chunks = _part_of(f, b.sdiv(f.add(outputs, chunk_cells - 1), f.word(chunk_cells)))
     starts = [sum(map(len, columns[:p])) for p in range(phases)]
 
     def weight(base: Any, index: int) -> Any:
@@ -191,7 +205,7 @@ def depthwise(
 
     def block(count: int, plane: Any, table: Any, target: Any, weights: Any, held: list[Any], bias: Any) -> None:
         met = _meetings(count, tall, step, apart)
-        addresses = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1 if met else 0, plane, a["zeros"])
+        addresses = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1 if met else 0, plane)
 
         def chunk(values: list[Any]) -> list[Any]:
             cell, place = values
@@ -203,17 +217,39 @@ def depthwise(
                 for v in range(vectors):
                     for p, value in enumerate(started(row, left, v)):
                         sums[i, p, v] = value
-            for r0 in range(depth):
-                for q, users in met:
-                    near = weights if held else f.opaque(weights)
-                    for lying, readers in read.reads(columns):
-                        near = f.opaque(weights) if read.slid and not held else near
-                        x = read.cells(addresses[r0][q], lying)
-                        for i, r1 in users:
-                            for p, t, v in readers:
-                                index = (r0 * tall + r1) * across + starts[p] + t
-                                scale = held[index] if held else weight(near, index)
-                                sums[i, p, v] = b.call(f.fma, [scale, x, sums[i, p, v]])
+
+            def add(sums: dict[Any, Any], rows: list[list[Any]], weights: Any) -> None:
+                """The products of one channel."""
+                for r0 in range(depth):
+                    for q, users in met:
+                        near = weights if held else f.opaque(weights)
+                        for lying, readers in read.reads(columns):
+                            near = f.opaque(weights) if read.slid and not held else near
+                            x = read.cells(rows[r0][q], lying)
+                            for i, r1 in users:
+                                for p, t, v in readers:
+                                    index = (r0 * tall + r1) * across + starts[p] + t
+                                    scale = held[index] if held else weight(near, index)
+                                    sums[i, p, v] = b.call(f.fma, [scale, x, sums[i, p, v]])
+
+            def channel(values: list[Any]) -> list[Any]:
+                """One of several; those of the next are fetched ahead, for planes lie too far apart for the machine to foresee."""
+                beyond, weights, *values = values
+                inner = dict(zip(sums, values, strict=True))
+                rows = [[b.select(out, a["zeros"], b.add(row, beyond)) for row, out in line] for line in addresses]
+                for line in rows:
+                    for row in line:
+                        following = b.add(b.add(row, read.origin), a["x_channel"])
+                        for v in range(vectors * stride):
+                            f.prefetch(f.add(following, v * vector))
+                add(inner, rows, weights)
+                return [b.add(beyond, a["x_channel"]), b.add(weights, a["channel_weights"]), *inner.values()]
+
+            if several:
+                found = f.loop(a["channels"], [f.word(0), weights, *sums.values()], channel)[2:]
+                sums = dict(zip(sums, found, strict=True))
+            else:
+                add(sums, [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses], weights)
             for i in range(count):
                 for v in range(vectors):
                     merged = interleaved(f, [b.fadd(sums[i, p, v], bias) for p in range(phases)])
@@ -223,7 +259,8 @@ def depthwise(
                         f.masked_store(value, f.add(row, at * itemsize), f.below(f.add(left, -at)))
             return [f.add(cell, chunk_cells), f.add(place, chunk_cells * phases * itemsize)]
 
-        f.loop(chunks, [f.word(0), target], chunk)
+        first = b.add(target, b.mul(begin, f.word(chunk_cells * phases * itemsize)))
+        f.loop(chunks, [b.mul(begin, f.word(chunk_cells)), first], chunk)
 
     def one_plane(values: list[Any]) -> list[Any]:
         plane, target, weights, bias_at = values
@@ -271,22 +308,23 @@ def depthwise_grad(
     """Emit `depthwise_grad` for blocks of `rows`.
 
     C signature, all 64-bit: (x, x_plane, x_image, dy, dy_plane, dy_image, dy_slice, dy_row, dw, dw_plane, planes, images, table,
-    slice, span, slices, rows, width, dy_width, zeros, shift), as in `depthwise`. `dw` holds the sums of a plane side by side.
+    slice, span, slices, rows, width, dy_width, zeros, shift, part, parts), as in `depthwise`. `dw` holds the sums of a plane.
     """
     names = (
         "x x_plane x_image dy dy_plane dy_image dy_slice dy_row dw dw_plane planes images table slice span slices rows width "
-        "dy_width zeros shift"
+        "dy_width zeros shift part parts"
     )
     f = Function(module, name, itemsize, vector, names)
     b, a = f.builder, f.arguments
     depth, tall = taps
     count = depth * tall * len(columns)
-    chunks = b.sdiv(f.add(a["dy_width"], f.lanes - 1), f.word(f.lanes))
+    begin, chunks = _part_of(f, b.sdiv(f.add(a["dy_width"], f.lanes - 1), f.word(f.lanes)))
     nothing = ir.Constant(f.vector, None)
 
     def block(size: int, plane: Any, table: Any, source: Any, sums: list[Any]) -> list[Any]:
         met = _meetings(size, tall, step, apart)
-        addresses = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1, plane, a["zeros"])
+        lines = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1, plane)
+        addresses = [[b.select(outside, a["zeros"], row) for row, outside in line] for line in lines]
 
         def chunk(values: list[Any]) -> list[Any]:
             cell, place, *sums = values
@@ -302,7 +340,8 @@ def depthwise_grad(
                             sums[index] = b.call(f.fma, [dys[i], x, sums[index]])
             return [f.add(cell, f.lanes), f.add(place, vector), *sums]
 
-        return f.loop(chunks, [f.word(0), source, *sums], chunk)[2:]
+        first = b.add(source, b.mul(begin, f.word(vector)))
+        return f.loop(chunks, [b.mul(begin, f.word(f.lanes)), first, *sums], chunk)[2:]
 
     def one_plane(values: list[Any]) -> list[Any]:
         x_plane, dy_plane, target = values
