@@ -17,6 +17,7 @@ from .record import Kernel, Unrecordable, recorder
 from .schedule import SHUFFLED
 from .threads import launch
 
+SLOTS = 16  # more of them take too much code
 LINE = 64  # bytes of a cache line
 INTEGER = np.dtype(np.intp)
 AXIS, BLOCKS = numba.typeof(Axis(*[0] * 9)), numba.typeof(Blocks(*[0] * 10))
@@ -162,9 +163,14 @@ def between(x: Array, dtype: np.dtype[Any]) -> int | None:
     return None if x.dtype != dtype else int(x.strides[-1] == x.itemsize)
 
 
-def loaded(near: int | None, stride: int, at: Callable[..., int]) -> int:
-    """Address of the `load` for rows as `between` says and a stride; 0 for none. `at` gives addresses of micro-kernels."""
-    return 0 if near is None else at("load", stride if near and stride <= SHUFFLED else 0)
+def loaded(near: int | None, axis: Axis, at: Callable[..., int]) -> int:
+    """Address of the `load` for rows as `between` says and the last axis; 0 for none. `at` gives addresses of micro-kernels."""
+    if near is None:
+        return 0
+    residues = tuple(q * axis.dilation % axis.period for q in range(axis.slots))
+    if not near or axis.stride > SHUFFLED * axis.slots or len(residues) > SLOTS:
+        return at("load", 0, ())
+    return at("load", axis.stride, residues)
 
 
 def is_run(x: Array) -> bool:

@@ -141,7 +141,7 @@ def _prepare(
     ahead = s.vectors * machine.vector if s.in_place else 0
     filters = s.register, last_block(sweep.filters, s.register)
     micro = [at("outer", p, v, edged, row, ahead) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
-    micro.append(loaded(near, sweep.stride[2], at))
+    micro.append(loaded(near, w, at))
     micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged))
     tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
     jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)

@@ -45,13 +45,13 @@ class _Run(NamedTuple):
     cells: int
 
 
-def _kernels(plan: Plan, near: int | None) -> list[int]:
-    """Addresses of the micro-kernels in the order of the driver; `near` is what `between` says of x."""
+def _kernels(plan: Plan, near: int | None, axis: Axis) -> list[int]:
+    """Addresses of the micro-kernels in the order of the driver; `near` is what `between` says of x, `axis` the last one."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     if machine is None:
         return [0] * 8
     at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
-    row = loaded(near, sweep.stride[2], at)
+    row = loaded(near, axis, at)
     if plan.kernel == "panels":
         last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
         scalars = s.register, last_block(sweep.channels, s.register)
@@ -79,7 +79,7 @@ def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int | No
     offsets = np.arange(s.channels) * plane if inside else cell_offsets(sweep, s)
     if plan.kernel == "dots" and plan.machine is not None and not inside:
         offsets = offsets * (plan.machine.vector // s.lanes)
-    micro = _kernels(plan, near)
+    micro = _kernels(plan, near, axes[2])
     return _Run(offsets, np.array(micro, np.intp), axes, blocks, jobs, cells)
 
 

@@ -13,7 +13,7 @@ from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, between, contiguous, dense_array, last_block, loaded
 from .kernels.cpu import outer, winograd, winograd_grad
 from .kernels.cpu.microkernel import kernel_address
-from .kernels.cpu.tile import Blocks
+from .kernels.cpu.tile import Axis, Blocks
 from .kernels.cpu.transforms import matrices
 from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
@@ -32,8 +32,8 @@ class _Run(NamedTuple):
     cells: int
 
 
-def _kernels(plan: Plan, near: int | None, apart: bool) -> list[int]:
-    """Addresses of the micro-kernels in the order of the driver."""
+def _kernels(plan: Plan, near: int | None, apart: bool, axis: Axis) -> list[int]:
+    """Addresses of the micro-kernels in the order of the driver; `axis` is the last one."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     assert machine is not None
     itemsize = machine.vector // s.lanes
@@ -41,9 +41,10 @@ def _kernels(plan: Plan, near: int | None, apart: bool) -> list[int]:
     outputs, weights, cells = zip(*(matrices(m, k - m + 1) for k, m in zip(sweep.kernel, sweep.stride, strict=True)), strict=True)
     filters = s.register, last_block(sweep.filters, s.register)
     micro = [at("outer", p, v, 0, itemsize, 0) for p in filters for v in (s.vectors, 1)]
-    step = phases(plan.problem)[2]
-    micro.append(loaded(near, step * (1 if gathered(sweep, s) else sweep.stride[2]), at))
-    micro.append(at("store", int(apart or step > 1), sweep.stride[2]))
+    if gathered(sweep, s):
+        axis = axis._replace(stride=axis.dilation, slots=1)
+    micro.append(loaded(near, axis, at))
+    micro.append(at("store", int(apart or axis.dilation > 1), sweep.stride[2]))
     spread = int(gathered(sweep, s))
     return [*micro, at("pack", 0), *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0)))]
 
@@ -100,7 +101,7 @@ def _prepare(
         lanes = np.zeros(-(-len(corners) // s.lanes) * s.lanes + s.lanes % 2, np.int32)
         lanes[: len(corners)] = corners * itemsize
         offsets = np.concatenate([offsets, lanes.view(np.intp)])
-    return _Run(offsets, np.array(_kernels(plan, near, spread), np.intp), numbers, jobs, cells)
+    return _Run(offsets, np.array(_kernels(plan, near, spread, w), np.intp), numbers, jobs, cells)
 
 
 @functools.cache
@@ -129,15 +130,15 @@ def _places(extents: tuple[int, ...], counts: tuple[int, ...]) -> Array:
     return np.arange(math.prod(extents)).reshape(extents)[tuple(map(slice, counts))].reshape(-1)
 
 
-def _grad_kernels(plan: Plan, near: int | None) -> list[int]:
-    """Addresses of the micro-kernels in the order of the driver of dW."""
+def _grad_kernels(plan: Plan, near: int | None, axis: Axis) -> list[int]:
+    """Addresses of the micro-kernels in the order of the driver of dW; `axis` is the last one."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     assert machine is not None
     at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
     last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
     scalars = s.register, last_block(sweep.channels, s.register)
     micro = [*(at("panel", p, v) for p in scalars for v in (s.vectors, last))]
-    micro += [loaded(near, phases(plan.problem)[2], at), at("pack", 0)]
+    micro += [loaded(near, axis, at), at("pack", 0)]
     sums, dy, cells = zip(*(matrices(k, m) for k, m in zip(sweep.kernel, plan.outputs, strict=True)), strict=True)
     return [*micro, at("pack", 1), *(at("transform", axes, 0) for axes in (cells, dy, sums))]
 
@@ -165,7 +166,7 @@ def _prepare_grad(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int
     jobs = s.splits * problem.groups * -(-sweep.channels // s.channels) * -(-sweep.filters // s.filters)
     numbers = np.array([value for part in (*axes, blocks, regions) for value in part], np.intp)
     offsets = (np.concatenate(tables) * itemsize).astype(np.intp)
-    return _Run(offsets, np.array(_grad_kernels(plan, near), np.intp), numbers, jobs, cells)
+    return _Run(offsets, np.array(_grad_kernels(plan, near, axes[2]), np.intp), numbers, jobs, cells)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from typing import Any
 from llvmlite import ir
 
 from .builder import INDEX, WORD, Function
-from .emitters import interleaved, total
+from .emitters import interleaved, split, total
 
 Columns = tuple[tuple[int, ...], ...]
 
@@ -94,26 +94,13 @@ class _Rows:
         f, stride = self.f, self.stride
         if (row, base, phase) in self.found:
             return self.found[row, base, phase]
-        value = picked(f, [self._load(row, base + q * f.lanes) for q in range(stride)], phase)
+        value = split(f, [self._load(row, base + q * f.lanes) for q in range(stride)], phase)
         self.found[row, base, phase] = value
         return value
 
     def outputs(self, count: Any) -> Any:
         """Lanes of the first vector whose output is one of `count`."""
         return self.f.below(self.f.builder.sub(count, self.cell))
-
-
-def picked(f: Function, parts: list[Any], phase: int) -> Any:
-    """The cells `phase`, `phase` + n, ... of n vectors that lie side by side."""
-    value = parts[0]
-    for q in range(1, len(parts)):
-        chosen = list(range(f.lanes))
-        for lane in range(f.lanes):
-            part, place = divmod(lane * len(parts) + phase, f.lanes)
-            if part == q or (part == 0 and q == 1):
-                chosen[lane] = place + (f.lanes if part else 0)
-        value = f.builder.shuffle_vector(value, parts[q], ir.Constant(f.picks, chosen))
-    return value
 
 
 def _part_of(f: Function, chunks: Any) -> tuple[Any, Any]:
@@ -201,7 +188,7 @@ def depthwise(
             return [ir.Constant(f.vector, None)] * phases
         every = [v * phases + m for m in range(phases)]
         parts = [f.masked_load(f.add(row, at * vector), f.below(f.add(left, -at * f.lanes))) for at in every]
-        return [picked(f, parts, p) for p in range(phases)]
+        return [split(f, parts, p) for p in range(phases)]
 
     def block(count: int, plane: Any, table: Any, target: Any, weights: Any, held: list[Any], bias: Any) -> None:
         met = _meetings(count, tall, step, apart)

@@ -83,58 +83,105 @@ def outer(
     put([b.fadd(value, biases[i // vectors]) for i, value in enumerate(sums)])
 
 
-def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) -> None:
-    """Emit `load` for a stride of some cells, or with 0 for any.
+def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, residues: tuple[int, ...]) -> None:
+    """Emit `load`: the cells `residues[q]`, `residues[q]` + stride ... of rows of neighbouring cells, for each slot q.
 
-    C signature, all 64-bit: (source, target, step, planes, source_plane, target_plane, rows, source_row, target_row, low, high,
-    extent). Addresses; bytes from cell to cell of the source, and for planes and rows their number and the bytes from one to
-    the next. Of each row, source cells `low` to `high` are read and target cells 0 to `extent` written.
+    A vector of the source is loaded once for all slots. With a stride of 0, for any stride, cells at any distance, and slots as the
+    arguments tell: cells are gathered one by one.
+
+    C signature, all 64-bit: (source, target, cell, planes, source_plane, target_plane, rows, source_row, target_row, position,
+    size, extent, slots, slot, stride, dilation, period). Addresses of the cell of residue 0, which is cell `position` of a row of
+    `size`, and of slot 0; bytes from cell to cell of the source, and for planes and rows their number and the bytes from one to the
+    next; cells of a slot that are written, zeros for those outside of the row; number of slots and bytes from one to the next, of
+    which slot q holds the residue q * dilation mod period.
     """
-    names = "source target step planes source_plane target_plane rows source_row target_row low high extent"
+    names = (
+        "source target cell planes source_plane target_plane rows source_row target_row position size extent slots slot stride "
+        "dilation period"
+    )
     f = Function(module, name, itemsize, vector, names)
     b, a = f.builder, f.arguments
     whole = b.sdiv(a["extent"], f.word(f.lanes))
-    tail = f.below(b.srem(a["extent"], f.word(f.lanes)))
-    advance = b.mul(a["step"], f.word(f.lanes))
-
+    left = b.srem(a["extent"], f.word(f.lanes))
+    some = b.zext(b.icmp_signed(">", left, f.word(0)), WORD)
+    tail = f.below(left)
     kind = ir.VectorType(INDEX, f.lanes)
-    beyond = f.splat(b.trunc(b.sub(a["high"], a["low"]), INDEX), INDEX)
-    begin = f.splat(b.trunc(b.neg(a["low"]), INDEX), INDEX)
 
-    def inside(first: Any, numbers: list[int]) -> Any:
-        """Lanes whose cell, `numbers` after `first` and counted from `low`, is read."""
-        return b.icmp_unsigned("<", b.add(first, ir.Constant(kind, numbers)), beyond)
+    def window(low: Any, high: Any) -> tuple[Any, Any]:
+        """Of numbers from `low` to `high`: vectors of -low, and of how many there are; both are far below the limit of a lane."""
+        return f.splat(b.trunc(b.neg(low), INDEX), INDEX), f.splat(b.trunc(b.sub(high, low), INDEX), INDEX)
 
-    def cells(source: Any, first: Any) -> Any:
-        if stride == 0:
-            return f.masked_gather(source, a["step"], inside(first, list(range(f.lanes))))
-        merged = None
-        for part in range(stride):
-            # lanes of this part of the source that are wanted, and the cells that they become
-            cell = [(part * f.lanes + lane) // stride for lane in range(f.lanes)]
-            wanted = [(part * f.lanes + lane) % stride == 0 for lane in range(f.lanes)]
-            mask = inside(first, cell)
-            if stride > 1:
-                mask = b.and_(mask, ir.Constant(f.mask, wanted))
-            value = f.masked_load(f.add(source, part * vector), mask)
-            places = range(part * f.lanes, (part + 1) * f.lanes)
-            picks = [f.lanes + j * stride % f.lanes if j * stride in places else j for j in range(f.lanes)]
-            if stride > 1:
-                value = b.shuffle_vector(value if merged is None else merged, value, ir.Constant(f.picks, picks))
-            merged = value
-        return merged
+    def within(value: Any, least: int, most: int) -> Any:
+        value = b.select(b.icmp_signed("<", value, f.word(least)), f.word(least), value)
+        return b.select(b.icmp_signed(">", value, f.word(most)), f.word(most), value)
 
-    def row(values: list[Any]) -> list[Any]:
-        source, target = values
+    def run(cells: Any, source: Any, target: Any, begin: Any, advance: Any, step: int, pitches: list[Any]) -> None:
+        """One row: `cells` gives a vector for each slot; `begin` is the first of them as `window` counts."""
 
-        def step(values: list[Any]) -> list[Any]:
+        def put(source: Any, target: Any, first: Any, mask: Any) -> None:
+            for value, pitch in zip(cells(source, first), pitches, strict=True):
+                place = b.add(target, pitch)
+                f.store(value, place) if mask is None else f.masked_store(value, place, mask)
+
+        def full(values: list[Any]) -> list[Any]:
             source, target, first = values
-            f.store(cells(source, first), target)
-            return [b.add(source, advance), f.add(target, vector), b.add(first, ir.Constant(kind, [f.lanes] * f.lanes))]
+            put(source, target, first, None)
+            return [b.add(source, advance), f.add(target, vector), b.add(first, ir.Constant(kind, [step] * f.lanes))]
 
-        last, end, first = f.loop(whole, [source, target, begin], step)
-        f.masked_store(cells(last, first), end, tail)
-        return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
+        def last(values: list[Any]) -> list[Any]:
+            put(*values, tail)
+            return values
+
+        f.loop(some, f.loop(whole, [source, target, begin], full), last)
+
+    if stride:
+        far = 1 << 30
+        begin, count = window(within(b.neg(a["position"]), -far, far), within(b.sub(a["size"], a["position"]), -far, far))
+        pitches = [b.mul(a["slot"], f.word(q)) for q in range(len(residues))]
+
+        def neighbours(source: Any, first: Any) -> list[Any]:
+            parts = {}
+            for base in {residue // stride * stride for residue in residues}:
+                parts[base] = []
+                for at in range(base, base + stride * f.lanes, f.lanes):
+                    numbers = ir.Constant(kind, [at + lane for lane in range(f.lanes)])
+                    mask = b.icmp_unsigned("<", b.add(first, numbers), count)
+                    parts[base].append(f.masked_load(f.add(source, at * itemsize), mask))
+            return [split(f, parts[residue // stride * stride], residue % stride) for residue in residues]
+
+        def row(values: list[Any]) -> list[Any]:
+            source, target = values
+            run(neighbours, source, target, begin, f.word(vector * stride), f.lanes * stride, pitches)
+            return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
+    else:
+        step = b.mul(a["cell"], a["stride"])
+
+        def row(values: list[Any]) -> list[Any]:
+            source, target = values
+
+            def slot(values: list[Any]) -> list[Any]:
+                number, target = values
+                residue = b.srem(b.mul(number, a["dilation"]), a["period"])
+                start = b.add(a["position"], residue)
+                before = b.sdiv(f.add(b.sub(a["stride"], start), -1), a["stride"])  # of negative numbers it does not matter
+                until = b.sdiv(f.add(b.sub(b.add(a["size"], a["stride"]), start), -1), a["stride"])
+                low = b.select(b.icmp_signed(">", start, f.word(0)), f.word(0), before)
+                high = b.select(b.icmp_signed("<", start, a["size"]), until, f.word(0))
+                low = b.select(b.icmp_signed("<", low, a["extent"]), low, a["extent"])
+                high = b.select(b.icmp_signed("<", high, a["extent"]), high, a["extent"])
+                high = b.select(b.icmp_signed("<", high, low), low, high)
+                begin, count = window(low, high)
+
+                def gathered(source: Any, first: Any) -> list[Any]:
+                    numbers = ir.Constant(kind, list(range(f.lanes)))
+                    return [f.masked_gather(source, step, b.icmp_unsigned("<", b.add(first, numbers), count))]
+
+                first = b.add(source, b.mul(residue, a["cell"]))
+                run(gathered, first, target, begin, b.mul(step, f.word(f.lanes)), f.lanes, [f.word(0)])
+                return [f.add(number, 1), b.add(target, a["slot"])]
+
+            f.loop(a["slots"], [f.word(0), target], slot)
+            return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
 
     def plane(values: list[Any]) -> list[Any]:
         f.loop(a["rows"], values, row)
@@ -142,6 +189,30 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int) 
 
     f.loop(a["planes"], [a["source"], a["target"]], plane)
     b.ret_void()
+
+
+def split(f: Function, parts: list[Any], phase: int) -> Any:
+    """The cells `phase`, `phase` + n ... of n vectors that lie side by side; halves of them serve several phases."""
+    if len(parts) == 1:
+        return parts[0]
+    if len(parts) % 2:
+        return picked(f, parts, phase)
+    halves = ir.Constant(f.picks, [2 * lane + phase % 2 for lane in range(f.lanes)])
+    near = [f.builder.shuffle_vector(*parts[i : i + 2], halves) for i in range(0, len(parts), 2)]
+    return split(f, near, phase // 2)
+
+
+def picked(f: Function, parts: list[Any], phase: int) -> Any:
+    """The cells `phase`, `phase` + n ... of n vectors that lie side by side."""
+    value = parts[0]
+    for q in range(1, len(parts)):
+        chosen = list(range(f.lanes))
+        for lane in range(f.lanes):
+            part, place = divmod(lane * len(parts) + phase, f.lanes)
+            if part == q or (part == 0 and q == 1):
+                chosen[lane] = place + (f.lanes if part else 0)
+        value = f.builder.shuffle_vector(value, parts[q], ir.Constant(f.picks, chosen))
+    return value
 
 
 def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int, phases: int) -> None:

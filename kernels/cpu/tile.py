@@ -104,55 +104,53 @@ def stage_row(row, source, start, low, high, axis, mode):
 def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
     """Stage channels `c_first` to `c_last` of image `n` for the output tile at (o0, o1, o2).
 
-    `load` is the address of the micro-kernel for this stride, or for any distance between the cells of a row of x; 0 for the
-    portable loop, which converts.
+    `load` is the address of the micro-kernel for the slots of the last axis, or for any and for any distance between the cells of a
+    row of x; 0 for the portable loop, which converts.
     """
     size = cells.itemsize
     channels = c_last - c_first
-    plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
-    begin = 0
+    box = d.extent * h.extent * w.extent
+    plane = d.slots * h.slots * w.slots * box
+    start = o2 * w.stride + w.offset
     for q01 in range(d.slots * h.slots):
         front = o0 * d.stride + q01 // h.slots * d.dilation % d.period + d.offset
         top = o1 * h.stride + q01 % h.slots * h.dilation % h.period + h.offset
-        for q2 in range(w.slots):
-            start = o2 * w.stride + q2 * w.dilation % w.period + w.offset
-            # cells low to high of a staged row lie inside the input
-            low = min(max(-(start // w.stride), 0), w.extent)
-            high = min(max((w.size - 1 - start) // w.stride + 1, low), w.extent)
-            for j0 in range(d.extent):
-                i0 = source_index(front + j0 * d.stride, d.size, mode)
-                j1 = 0
-                while j1 < h.extent:
-                    i1 = source_index(top + j1 * h.stride, h.size, mode)
-                    rows = 1
-                    if i0 < 0 or i1 < 0:
-                        for c in range(channels):
-                            at = c * plane + begin
+        for j0 in range(d.extent):
+            i0 = source_index(front + j0 * d.stride, d.size, mode)
+            j1 = 0
+            while j1 < h.extent:
+                i1 = source_index(top + j1 * h.stride, h.size, mode)
+                begin = q01 * w.slots * box + (j0 * h.extent + j1) * w.extent
+                rows = 1
+                if i0 < 0 or i1 < 0:
+                    for c in range(channels):
+                        for q2 in range(w.slots):
+                            at = c * plane + q2 * box + begin
                             cells[at : at + w.extent] = 0
-                    elif load != 0:
-                        # rows that lie one stride apart in the input are loaded in one go
-                        if i1 == top + j1 * h.stride:
-                            rows = min(h.extent - j1, (h.size - 1 - i1) // h.stride + 1)
-                        source = x.ctypes.data + n * x.strides[0] + c_first * x.strides[1] + i0 * x.strides[2] + i1 * x.strides[3]
-                        source += start * x.strides[4]
-                        target = cells.ctypes.data + begin * size
-                        pitch = h.stride * x.strides[3]
-                        call_kernel(
-                            load, source, target, w.stride * x.strides[4], channels, x.strides[1], plane * size,
-                            rows, pitch, w.extent * size, low, high, w.extent,
-                        )  # fmt: skip
-                        if mode != ZEROS:
-                            for j in range(w.extent):
-                                if low <= j < high:
-                                    continue
-                                i2 = source_index(start + j * w.stride, w.size, mode)
-                                for c in range(channels):
-                                    at = c * plane + begin + j
-                                    for r in range(rows):
-                                        cells[at + r * w.extent] = x[n, c_first + c, i0, i1 + r * h.stride, i2]
-                    else:
+                    j1 += 1
+                    continue
+                if load != 0:
+                    # rows that lie one stride apart in the input are loaded in one go
+                    if i1 == top + j1 * h.stride:
+                        rows = min(h.extent - j1, (h.size - 1 - i1) // h.stride + 1)
+                    source = x.ctypes.data + n * x.strides[0] + c_first * x.strides[1] + i0 * x.strides[2] + i1 * x.strides[3]
+                    call_kernel(
+                        load, source + start * x.strides[4], cells.ctypes.data + begin * size, x.strides[4], channels, x.strides[1],
+                        plane * size, rows, h.stride * x.strides[3], w.extent * size, start, w.size, w.extent, w.slots, box * size,
+                        w.stride, w.dilation, w.period,
+                    )  # fmt: skip
+                if load == 0 or mode != ZEROS:
+                    for q2 in range(w.slots):
+                        left = start + q2 * w.dilation % w.period
+                        # cells low to high of a staged row lie inside the input
+                        low = min(max(-(left // w.stride), 0), w.extent)
+                        high = min(max((w.size - 1 - left) // w.stride + 1, low), w.extent)
                         for c in range(channels):
-                            at = c * plane + begin
-                            stage_row(cells[at : at + w.extent], x[n, c_first + c, i0, i1], start, low, high, w, mode)
-                    j1 += rows
-                    begin += rows * w.extent
+                            for r in range(rows):
+                                at = c * plane + q2 * box + begin + r * w.extent
+                                row, line = cells[at : at + w.extent], x[n, c_first + c, i0, i1 + r * h.stride]
+                                if load == 0:
+                                    stage_row(row, line, left, low, high, w, mode)
+                                else:
+                                    stage_border(row, line, left, low, high, w, mode)
+                j1 += rows
