@@ -90,13 +90,6 @@ class Function:
         size, zero = ir.Constant(INDEX, self.itemsize), ir.Constant(self.vector, None)
         return self.builder.call(function, [pointers, size, mask, zero])
 
-    def masked_scatter(self, value: Any, address: Any, step: Any, mask: Any) -> None:
-        """As `masked_store`, to scalars `step` bytes apart."""
-        pointers = self.pointers(address, step)
-        kind = ir.FunctionType(ir.VoidType(), [self.vector, pointers.type, INDEX, mask.type])
-        function = self.intrinsic(f"llvm.masked.scatter.{self.suffix}.v{self.lanes}p0", kind)
-        self.builder.call(function, [value, pointers, ir.Constant(INDEX, self.itemsize), mask])
-
     def masked_store(self, value: Any, address: Any, mask: Any) -> None:
         kind = ir.FunctionType(ir.VoidType(), [self.vector, POINTER, INDEX, mask.type])
         function = self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", kind)

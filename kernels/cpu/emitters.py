@@ -229,6 +229,19 @@ def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int
     whole = b.sdiv(a["count"], f.word(several))
     left = b.srem(a["count"], f.word(several))
     step = a["step"] if strided else f.word(itemsize)
+    spare = b.ptrtoint(b.alloca(f.vector), WORD) if strided else None
+
+    def spread(value: Any, target: Any, count: Any) -> None:
+        """The first `count` lanes, one by one: with AVX-512's scatter a dilated layer took 1.25 of the time."""
+        f.store(value, spare)
+
+        def lane(values: list[Any]) -> list[Any]:
+            source, target = values
+            f.store(f.load(source, f.scalar), target)
+            return [f.add(source, itemsize), b.add(target, step)]
+
+        few = b.icmp_signed("<", count, f.word(f.lanes))
+        f.loop(b.select(few, count, f.word(f.lanes)), [spare, target], lane)
 
     def put(source: Any, target: Any, count: Any) -> None:
         values = []
@@ -241,7 +254,7 @@ def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int
             place = b.add(target, b.mul(step, f.word(m * f.lanes)))
             mask = None if count is None else f.below(f.add(count, -m * f.lanes))
             if strided:
-                f.masked_scatter(value, place, step, mask or ir.Constant(f.mask, [1] * f.lanes))
+                spread(value, place, f.word(f.lanes) if count is None else f.add(count, -m * f.lanes))
             elif mask:
                 f.masked_store(value, place, mask)
             else:
