@@ -1,6 +1,7 @@
 """Carries a depthwise `Plan` out on the CPU: tables of rows, one row a phase of the output, in place of staged input."""
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -12,13 +13,14 @@ from numba import types
 from .arrays import Array
 from .dispatch import Plan
 from .drivers import INTEGER, Twin, any_array, assign, contiguous, dense_array, run_once, scratch
-from .kernels.cpu import depthwise, transfer
+from .kernels.cpu import depthwise, frame, transfer
 from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address
+from .kernels.padding import MODES, source_index
 from .phases import Phase, forward_phases, input_grad_phases
 from .problem import Triple
 from .record import recorder
-from .schedule import even, row_blocks
+from .schedule import even, framed, framed_cells, row_blocks
 from .weight_grad import add_splits
 
 
@@ -30,6 +32,7 @@ class _Runs(NamedTuple):
     order: Array
     zeros: int
     blocks: int
+    frame: Array
 
 
 def _rows(shape: tuple[int, ...], itemsize: int, d: Phase, h: Phase, slices: int, padded: int, step: int, apart: int) -> Array:
@@ -42,7 +45,8 @@ def _rows(shape: tuple[int, ...], itemsize: int, d: Phase, h: Phase, slices: int
 
 @functools.lru_cache(maxsize=512)
 def _prepare(plan: Plan) -> _Runs:
-    problem, machine, schedule = plan.problem, plan.machine, plan.schedule
+    machine, schedule = plan.machine, plan.schedule
+    problem = framed(plan.problem)
     assert machine is not None
     itemsize = machine.vector // schedule.lanes
     if plan.direction == "input_grad":
@@ -92,13 +96,22 @@ def _prepare(plan: Plan) -> _Runs:
             tables.append(_rows(x, itemsize, d, h, slices, padded, stride[0], apart[0]).reshape(-1))
     table = np.concatenate(tables)
     zeros = x[2] if table.size and table.min() < 0 else 1
-    return _Runs(
-        np.array(runs, np.intp),
-        table,
-        np.concatenate(order),
-        zeros,
-        row_blocks(problem, plan.sweep, schedule, itemsize, problem.batch),
-    )
+    count = row_blocks(plan.direction, plan.problem, plan.sweep, schedule, itemsize)
+    return _Runs(np.array(runs, np.intp), table, np.concatenate(order), zeros, count, _frame(plan, count))
+
+
+def _frame(plan: Plan, blocks: int) -> Array:
+    """What `kernels.cpu.frame` says of a plan whose rows are in so many blocks."""
+    p = plan.problem
+    if p.mode == "zeros":
+        return np.empty(0, np.intp)
+    mode, padded = MODES.index(p.mode), framed(p).size
+    sources = [[source_index(i - p.before[a], p.size[a], mode) for i in range(padded[a])] for a in range(3)]
+    copies = [(i, p.before[2] + source) for i, source in enumerate(sources[2]) if i - p.before[2] != source]
+    reach = (p.kernel[1] - 1) * p.dilation[1] + 1
+    cells = framed_cells(plan.direction, p, plan.schedule.tile[1], blocks)
+    head = *padded, p.before[2], p.stride[1], reach, cells, int(plan.direction != "input_grad")
+    return np.array([*head, *sources[0], *sources[1], *itertools.chain(*copies)], np.intp)
 
 
 def _blocks(most: Triple, d: Phase, h: Phase, w: list[Phase]) -> Iterator[tuple[range, range, list[range]]]:
@@ -118,15 +131,16 @@ def _pieces(count: int, most: int) -> list[range]:
 @functools.cache
 def _driver(dtype: np.dtype[Any]) -> Twin:
     x, vector = dense_array(dtype, 5, True), dense_array(dtype, 1, True)
-    tables = dense_array(INTEGER, 2), dense_array(INTEGER, 1)
-    arrays = x, dense_array(dtype, 2, True), vector, dense_array(dtype, 5), *tables, vector
-    return Twin(depthwise.jobs, depthwise.parallel, *arrays, dense_array(dtype, 1), types.intp, types.intp)
+    table = dense_array(INTEGER, 1)
+    arrays = x, dense_array(dtype, 2, True), vector, dense_array(dtype, 5), dense_array(INTEGER, 2), table, vector
+    return Twin(depthwise.jobs, depthwise.parallel, *arrays, dense_array(dtype, 1), table, types.intp, types.intp)
 
 
 @functools.cache
 def _grad_driver(dtype: np.dtype[Any]) -> Twin:
-    x, tables = dense_array(dtype, 5, True), (dense_array(INTEGER, 2), dense_array(INTEGER, 1))
-    return Twin(depthwise.grad_jobs, depthwise.grad_parallel, x, x, dense_array(dtype, 3), *tables, dense_array(dtype, 1, True))
+    x, table = dense_array(dtype, 5, True), dense_array(INTEGER, 1)
+    arrays = x, x, dense_array(dtype, 3), dense_array(INTEGER, 2), table, dense_array(dtype, 1, True), dense_array(dtype, 1), table
+    return Twin(depthwise.grad_jobs, depthwise.grad_parallel, *arrays)
 
 
 def _taken(weight: Array, order: Array) -> Array:
@@ -139,6 +153,12 @@ def _taken(weight: Array, order: Array) -> Array:
     return target
 
 
+def _room(prepared: _Runs, cells: int, dtype: np.dtype[Any]) -> Array:
+    """Scratch for all threads: so many cells each, and those of the frame."""
+    cells += int(prepared.frame[frame.CELLS]) if prepared.frame.size else 0
+    return scratch((numba.config.NUMBA_NUM_THREADS * cells,), dtype)
+
+
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any) -> None:
     """out = activation(bias + sum of products) over planes of x; for dI, x is dy."""
     prepared, dtype = _prepare(plan), out.dtype
@@ -147,10 +167,10 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
         packed = _taken(packed, prepared.order)
     target = out if out.flags.c_contiguous else scratch(out.shape, dtype)
     zeros = np.zeros(prepared.zeros, dtype)
-    cells = numba.config.NUMBA_NUM_THREADS * math.prod(out.shape[2:])
-    room = scratch((cells,), dtype) if takes_results(apply) else zeros[:0]
+    room = _room(prepared, math.prod(out.shape[2:]) if takes_results(apply) else 0, dtype)
     arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros, room
-    _driver(dtype).run(plan.parallel, x.shape[0] * out.shape[1] * prepared.blocks, *arrays, prepared.blocks, apply)
+    jobs = x.shape[0] * out.shape[1] * prepared.blocks
+    _driver(dtype).run(plan.parallel, jobs, *arrays, prepared.frame, prepared.blocks, apply)
     if target is not out:
         assign(out, target)
 
@@ -159,8 +179,10 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """out = gradient for the weight of a depthwise convolution."""
     prepared, dtype, splits = _prepare(plan), out.dtype, plan.schedule.splits
     dy, x, zeros = contiguous(dy, dtype), contiguous(x, dtype), np.zeros(prepared.zeros, dtype)
+    room = _room(prepared, 0, dtype)
 
     def fill(sums: Array) -> None:
-        _grad_driver(dtype).run(plan.parallel, splits * len(out), dy, x, sums, prepared.runs, prepared.table, zeros)
+        arrays = dy, x, sums, prepared.runs, prepared.table, zeros, room, prepared.frame
+        _grad_driver(dtype).run(plan.parallel, splits * len(out), *arrays)
 
     add_splits(splits, fill, out)

@@ -13,6 +13,7 @@ from .phases import border_slabs
 from .problem import ConvProblem, Triple
 from .schedule import (
     ALIASED,
+    JOBS,
     REUSED,
     Limits,
     Schedule,
@@ -26,11 +27,13 @@ from .schedule import (
     flat,
     folded,
     forward_sweep,
+    framed_cells,
     input_grad_sweep,
     outer,
     outer_cells,
     panel_cells,
     panels,
+    row_blocks,
     stored_together,
     together,
     weight_grad_cells,
@@ -41,6 +44,8 @@ ONES = (1, 1, 1)
 
 # Entries of a depthwise micro-kernel's table of rows.
 TABLED = 100_000
+# Bytes of planes with copied borders.
+FRAME = 1 << 20
 # Channels and filters of a group from which a register tile is full enough.
 BROAD = 8
 # Bytes of a micro-kernel's sums in registers, in a weight gradient, for each of its taps.
@@ -107,15 +112,23 @@ def one_output(ask: Ask) -> bool:
 
 
 def one_to_one(ask: Ask) -> bool:
-    """One filter on each channel, or for forward and dI several channels for each result, and zero borders."""
+    """One filter on each channel, or between borders of zeros for forward and dI several channels for each result."""
     p, forward = ask.problem, ask.direction == "forward"
     one = (p.filters if forward else p.channels) == p.groups
     several = (p.channels if forward else p.filters) > p.groups
-    if not products(ask) or p.mode != "zeros" or not one or (several and not _broad_rows(ask)):
+    if not products(ask) or not one or (several and not _broad_rows(ask)):
+        return False
+    if p.mode != "zeros" and (several or not _framed(ask)):
         return False
     padded = p.size[1] + p.before[1] + p.after[1] + p.dilation[1] * p.kernel[1]
     rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded
     return p.stride[2] <= (8 if several else 4) and rows <= TABLED and max(p.size[2], p.out[2]) < 2**30
+
+
+def _framed(ask: Ask) -> bool:
+    """Planes whose copied borders fit a thread's scratch, and so many that the threads need not share one."""
+    p, forward = ask.problem, ask.direction != "input_grad"
+    return (forward or p.batch * p.channels >= JOBS) and planes(ask)[0].thread <= FRAME
 
 
 def _broad_rows(ask: Ask) -> bool:
@@ -150,12 +163,23 @@ def planes(ask: Ask) -> list[Design]:
     if ask.direction == "weight_grad":
         sweep = forward_sweep(p)
         schedule = depthwise_grad(sweep, size, machine, p)
-        return [Design(sweep, schedule, p.size[2] * size + _split_bytes(ask, schedule), 0)]
+        return [Design(sweep, schedule, p.size[2] * size + _split_bytes(ask, schedule), _frame_bytes(ask, sweep, schedule))]
     if ask.direction == "input_grad":
         sweep = input_grad_sweep(p, False)
-        return [Design(sweep, depthwise(sweep, size, machine, p.stride[2]), ask.weight_bytes + p.size[2] * size, 0)]
+        schedule = depthwise(sweep, size, machine, p.stride[2])
+        return [Design(sweep, schedule, ask.weight_bytes + p.size[2] * size, _frame_bytes(ask, sweep, schedule))]
     sweep = forward_sweep(p)
-    return [Design(sweep, depthwise(sweep, size, machine, 1), p.size[2] * size, 0)]
+    schedule = depthwise(sweep, size, machine, 1)
+    return [Design(sweep, schedule, p.size[2] * size, _frame_bytes(ask, sweep, schedule))]
+
+
+def _frame_bytes(ask: Ask, sweep: Sweep, schedule: Schedule) -> int:
+    """Scratch of a thread for planes with copied borders."""
+    p = ask.problem
+    if p.mode == "zeros":
+        return 0
+    blocks = row_blocks(ask.direction, p, sweep, schedule, ask.itemsize)
+    return framed_cells(ask.direction, p, schedule.tile[1], blocks) * ask.itemsize
 
 
 def tiled(ask: Ask) -> list[Design]:

@@ -282,7 +282,7 @@ def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvP
     rows = even(sweep.out[1], max(1, min(8, machine.registers - math.prod(taps) - 7)))
     lanes = machine.vector // itemsize
     schedule = Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes, taps=taps)
-    return dataclasses.replace(schedule, splits=row_blocks(problem, sweep, schedule, itemsize, 1))
+    return dataclasses.replace(schedule, splits=row_blocks("weight_grad", problem, sweep, schedule, itemsize))
 
 
 def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:
@@ -297,18 +297,41 @@ def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:
     return 1, 1, even(kernel[2], part)
 
 
-def row_blocks(problem: ConvProblem, sweep: Sweep, schedule: Schedule, itemsize: int, planes: int) -> int:
-    """Blocks of rows, where planes are one slice: so many that all runs over one stay in cache, and few planes make jobs enough.
+def row_blocks(direction: str, problem: ConvProblem, sweep: Sweep, schedule: Schedule, itemsize: int) -> int:
+    """Blocks of rows, where planes are one slice: so many that what is read again stays in cache, and few planes make jobs enough.
 
-    A job is a block of one plane of results, or for dW of all images, which makes `planes` for each group. One row is divided too.
+    A job is a block of one plane of results, or for dW of all images. One row is divided too, but not between copied borders, nor
+    are planes whose gradient is folded.
     """
-    if sweep.out[0] > 1:
-        return 1
-    cells = (math.prod(problem.size) + math.prod(problem.out)) * problem.batch // planes
-    again = cells * itemsize // NEAR if schedule.taps != sweep.kernel else 1
-    wanted = max(again, JOBS // max(1, planes * problem.groups))
+    copied = problem.mode != "zeros"
     axis = 2 if sweep.out[1] == 1 else 1
+    if sweep.out[0] > 1 or (copied and (axis == 2 or direction == "input_grad")):
+        return 1
+    planes = 1 if direction == "weight_grad" else problem.batch
+    cells = (math.prod(problem.size) + math.prod(problem.out)) * problem.batch // planes
+    again = cells * itemsize // NEAR if copied or schedule.taps != sweep.kernel else 1
+    wanted = max(again, JOBS // max(1, planes * problem.groups))
     return max(1, min(wanted, sweep.out[axis] // schedule.tile[axis]))
+
+
+def framed(problem: ConvProblem) -> ConvProblem:
+    """The same convolution over an input that holds its copied border."""
+    if problem.mode == "zeros":
+        return problem
+    padded = triple(map(sum, zip(problem.before, problem.size, problem.after, strict=True)))
+    none = (0, 0, 0)
+    return dataclasses.replace(problem, mode="zeros", size=padded, before=none, after=none)
+
+
+def framed_cells(direction: str, problem: ConvProblem, unit: int, blocks: int) -> int:
+    """Cells of a thread's scratch for planes with copied borders: the rows that a block reads, or a whole plane."""
+    slices, rows, columns = framed(problem).size
+    if direction == "input_grad":
+        return slices * rows * columns
+    units = -(-problem.out[1] // unit)
+    most = min(-(-units // blocks) * unit, problem.out[1])
+    read = (most - 1) * problem.stride[1] + (problem.kernel[1] - 1) * problem.dilation[1] + 1
+    return (problem.batch if direction == "weight_grad" else 1) * slices * read * columns
 
 
 def _copies_fit(sweep: Sweep, itemsize: int, limits: Limits) -> bool:

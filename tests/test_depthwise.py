@@ -48,6 +48,11 @@ def operands(problem, dtype):
     return p, random(x_shape, dtype, 0), random(w_shape, dtype, 1), random(p.output_shape, dtype, 2), bias
 
 
+def tolerance(dtype, p):
+    """Some tens of roundings, and more where a weight's gradient sums many products, which cancel."""
+    return np.finfo(dtype).eps * max(30, (p.batch * np.prod(p.out)) ** 0.5)
+
+
 def results(problem, dtype):
     """Forward with a bias and an activation, dI and dW."""
     _, x, w, dy, bias = operands(problem, dtype)
@@ -71,7 +76,7 @@ def test_many_taps(problem, dtype):
     y, dx, dw = results(problem, dtype)
     wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
     for got, want in zip((y, dx, dw), wanted, strict=True):
-        np.testing.assert_allclose(got, want, atol=30 * np.finfo(dtype).eps * np.abs(want).max(), rtol=0)
+        np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(), rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -83,7 +88,7 @@ def test_sums_over_channels(problem, dtype):
     y, dx, _ = results(problem, dtype)
     wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w)
     for got, want in zip((y, dx), wanted, strict=True):
-        np.testing.assert_allclose(got, want, atol=30 * np.finfo(dtype).eps * np.abs(want).max(), rtol=0)
+        np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(), rtol=0)
 
 
 @pytest.mark.parametrize("problem", [((1, 1, 9000), (1, 1, 31), {"padding": 15}), SUMS[4], SUMS[5]], ids=str)
@@ -95,6 +100,30 @@ def test_one_row_is_divided(problem):
     with nbconv.num_threads(1):
         for got, want in zip(results(problem, "float32"), first, strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+# Borders wider than the input, dilation, strides, blocks of rows, slices; nine planes, for dI of fewer is another kernel's.
+COPIED = [
+    ((3, 3, 20, 21), (3, 1, 3, 3), {"padding": 1, "groups": 3}),
+    ((1, 9, 4, 5), (9, 1, 3, 4), {"padding": (9, 2, 1, 13), "groups": 9, "dilation": 2}),
+    ((3, 3, 90, 31), (3, 1, 11, 11), {"padding": 5, "groups": 3, "stride": (2, 3)}),
+    ((9, 1, 700), (1, 1, 31), {"padding": (15, 14)}),
+    ((2, 5, 6, 9, 10), (5, 1, 3, 5, 3), {"padding": (2, 2, 1), "groups": 5}),
+    ((9, 1, 200, 190), (1, 1, 3, 3), {"padding": 1}),
+]
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", COPIED, ids=str)
+def test_copied_borders(problem, dtype, mode):
+    problem = (*problem[:2], {**problem[2], "padding_mode": mode})
+    p, x, w, dy, bias = operands(problem, dtype)
+    for direction in dispatch.DIRECTIONS:
+        runs_of(problem, dtype, direction)
+    wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
+    for got, want in zip(results(problem, dtype), wanted, strict=True):
+        np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(), rtol=0)
 
 
 def test_rows_are_divided(monkeypatch):

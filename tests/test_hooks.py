@@ -73,6 +73,7 @@ SHAPES = {
     "winograd, three axes": ((1, 16, 9, 14, 15), (16, 16, 3, 3, 3), {"padding": 1}, "winograd"),
     "depthwise": ((2, 24, 58, 57), (24, 1, 3, 3), {"padding": 1, "groups": 24}, "direct"),
     "depthwise, many taps": ((1, 2, 90, 70), (2, 1, 11, 11), {"padding": 5, "groups": 2}, "direct"),
+    "depthwise, copied border": ((1, 2, 90, 70), (2, 1, 5, 5), {"padding": 3, "groups": 2, "padding_mode": "reflect"}, "direct"),
     "one row": ((1, 1, 5000), (1, 1, 31), {"padding": 15}, "direct"),
     "one filter": ((1, 6, 90, 70), (1, 6, 3, 3), {"padding": 1}, "direct"),
     "depthwise, stride": ((3, 24, 57, 57), (24, 1, 5, 5), {"padding": 2, "groups": 24, "stride": 2}, "direct"),

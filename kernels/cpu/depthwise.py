@@ -1,7 +1,9 @@
-"""Convolution, dI and dW where borders are zeros and each group has one filter on one channel, in place on whole planes.
+"""Convolution, dI and dW where each group has one filter on one channel, in place on whole planes.
 
     out[n, g, o] = bias[g] + sum_(c, t) weight[g, c, t] * x[n, c of g, position of o and t]          c: one channel or some
     dw[c, t] = sum_n sum_o dy[n, c, o] * x[n, c, position of o and t]
+
+Where borders are copies, a thread stages rows of a plane within them, or folds the gradient of a padded plane; see `frame`.
 
 The micro-kernels `depthwise` and `depthwise_grad` do it all, a block of taps in one run. A job is a block of rows of a plane, or
 for dW of all images of a channel; where there is one row, a part of it. Arrays are contiguous.
@@ -11,6 +13,7 @@ import numba
 
 from ..jit import call, kernel
 from .epilogue import run_at, stores
+from .frame import CELLS, COLUMNS, REACH, SLICES, STEP, fold_plane, folds, stage_rows, stages
 from .microkernel import call_kernel
 
 # Bytes of planes that runs, one after another, read and write: they stay in second-level cache.
@@ -29,16 +32,20 @@ def rows_of(block, blocks, rows, unit):
 
 
 @kernel
-def jobs(first, last, x, weight, bias, out, runs, table, zeros, room, blocks, apply):
+def jobs(first, last, x, weight, bias, out, runs, table, zeros, room, frame, blocks, apply):
     """Compute jobs `first` to `last` of all N * G planes of `blocks` blocks; more than one only where planes are one slice.
 
     x (N, C, ...), weight (C, taps) in the order of the runs, bias (G,), out (N, G, ...). A row of `runs` is: address of the
     micro-kernel, first place in `table`, bytes from slice to slice, tap to tap and row to row there, slices, rows, first cell in
     out, cells from slice to slice and row to row there, first weight, shift, whether the bias is added, and rows and cells of a row
-    that the kernel computes at once. `zeros` is a row of them; `room`, scratch for a plane where a function takes the results.
+    that the kernel computes at once. `zeros` is a row of them; `room`, scratch: a plane where a function takes the results, then
+    what `frame` says.
     """
     size = x.itemsize
     taken = stores(apply)
+    staged, folded = stages(frame), folds(frame)
+    width, y_width = frame[COLUMNS] if staged else x.shape[4], frame[COLUMNS] if folded else out.shape[4]
+    cells = room[room.size - frame[CELLS] :] if frame.size != 0 else room[:0]
     groups = out.shape[1]
     channels = x.shape[1] // groups
     parts = blocks if out.shape[3] == 1 else 1  # of each row
@@ -50,21 +57,31 @@ def jobs(first, last, x, weight, bias, out, runs, table, zeros, room, blocks, ap
     while job < last:
         plane, block = job // blocks, job % blocks
         g = plane % groups
-        planes = 1 if blocks > 1 else min(last - plane, groups - g, most)
+        planes = 1 if blocks > 1 or frame.size != 0 else min(last - plane, groups - g, most)
         target = out.ctypes.data + plane * y_plane * size
         place = room.ctypes.data if taken else target
+        base = x.ctypes.data + plane * channels * x_plane * size
+        if staged:
+            row, end = rows_of(block, blocks // parts, runs[0, 6], runs[0, 13])
+            row *= frame[STEP]
+            stage_rows(x, plane // groups, g, frame, row, (end - 1) * frame[STEP] + frame[REACH], cells)
+            base = cells.ctypes.data - row * width * size
+        if folded:
+            place = cells.ctypes.data
         for i in range(runs.shape[0]):
             row, end = rows_of(block, blocks // parts, runs[i, 6], runs[i, 13])
             ends = runs[i, 12] != 0
             call_kernel(
-                runs[i, 0], x.ctypes.data + plane * channels * x_plane * size, channels * x_plane * size,
+                runs[i, 0], base, channels * x_plane * size,
                 place + (runs[i, 7] + row * runs[i, 9]) * size, y_plane * size, runs[i, 8] * size, runs[i, 9] * size,
                 weight.ctypes.data + (g * channels * weight.shape[1] + runs[i, 10]) * size, channels * weight.shape[1] * size,
                 bias.ctypes.data + g * size if ends else zeros.ctypes.data, size if ends else 0,
                 planes, table.ctypes.data + runs[i, 1] * 8 + row * runs[i, 4], runs[i, 2], runs[i, 3], runs[i, 5], end - row,
-                x.shape[4], out.shape[4], zeros.ctypes.data, runs[i, 11], block if parts > 1 else 0, parts,
+                width, y_width, zeros.ctypes.data, runs[i, 11], block if parts > 1 else 0, parts,
                 channels, x_plane * size, weight.shape[1] * size,
             )  # fmt: skip
+        if folded:
+            fold_plane(cells, frame, out, plane // groups, g)
         if apply != 0:
             row, end = rows_of(block, blocks // parts, out.shape[3], runs[0, 13])
             begin, count = row * out.shape[4], (end - row) * out.shape[4]
@@ -76,45 +93,61 @@ def jobs(first, last, x, weight, bias, out, runs, table, zeros, room, blocks, ap
 
 
 @kernel(parallel=True)
-def parallel(run_jobs, threads, count, x, weight, bias, out, runs, table, zeros, room, blocks, apply):
+def parallel(run_jobs, threads, count, x, weight, bias, out, runs, table, zeros, room, frame, blocks, apply):
     """Run `count` jobs, an equal share on each thread, which has an equal share of `room` to itself."""
     cells = room.size // threads
     for thread in numba.prange(threads):
         first, last = thread * count // threads, (thread + 1) * count // threads
         own = room[thread * cells : (thread + 1) * cells]
-        call(run_jobs, first, last, x, weight, bias, out, runs, table, zeros, own, blocks, apply)
+        call(run_jobs, first, last, x, weight, bias, out, runs, table, zeros, own, frame, blocks, apply)
 
 
 @kernel
-def grad_jobs(first, last, dy, x, sums, runs, table, zeros):
+def grad_jobs(first, last, dy, x, sums, runs, table, zeros, room, frame):
     """Compute jobs `first` to `last`, all channels of each split one after another, of sums (splits, C, taps) from dy and x.
 
-    A split is a block as in `jobs`, and so are `runs` and `zeros`.
+    A split is a block as in `jobs`, and so are `runs`, `zeros`, `room` and `frame`.
     """
+    staged = stages(frame)
+    width = frame[COLUMNS] if staged else x.shape[4]
     size = x.itemsize
     splits, channels, taps = sums.shape
     parts = splits if dy.shape[3] == 1 else 1
     x_plane, dy_plane = x.shape[2] * x.shape[3] * x.shape[4], dy.shape[2] * dy.shape[3] * dy.shape[4]
     most = channels if runs.shape[0] == 1 else max(1, NEAR // ((x_plane + dy_plane) * x.shape[0] * size))
+    if staged:
+        most = 1
     job = first
     while job < last:
         split, c = job // channels, job % channels
         planes = min(last - job, channels - c, most)
+        base, image = x.ctypes.data + c * x_plane * size, channels * x_plane * size
+        if staged:
+            row, end = rows_of(split, splits // parts, runs[0, 6], runs[0, 13])
+            row *= frame[STEP]
+            count = (end - 1) * frame[STEP] + frame[REACH] - row
+            image = frame[SLICES] * count * width * size
+            for n in range(x.shape[0]):
+                stage_rows(x, n, c, frame, row, row + count, room[n * image // size :])
+            base = room.ctypes.data - row * width * size
         for i in range(runs.shape[0]):
             row, end = rows_of(split, splits // parts, runs[i, 6], runs[i, 13])
             call_kernel(
-                runs[i, 0], x.ctypes.data + c * x_plane * size, x_plane * size, channels * x_plane * size,
+                runs[i, 0], base, x_plane * size, image,
                 dy.ctypes.data + (c * dy_plane + row * runs[i, 9]) * size, dy_plane * size, channels * dy_plane * size,
                 runs[i, 8] * size, runs[i, 9] * size,
                 sums.ctypes.data + (job * taps + runs[i, 10]) * size, taps * size, planes, x.shape[0],
                 table.ctypes.data + runs[i, 1] * 8 + row * runs[i, 4], runs[i, 2], runs[i, 3], runs[i, 5], end - row,
-                x.shape[4], dy.shape[4], zeros.ctypes.data, runs[i, 11], split if parts > 1 else 0, parts,
+                width, dy.shape[4], zeros.ctypes.data, runs[i, 11], split if parts > 1 else 0, parts,
             )  # fmt: skip
         job += planes
 
 
 @kernel(parallel=True)
-def grad_parallel(run_jobs, threads, count, dy, x, sums, runs, table, zeros):
-    """Run `count` jobs, an equal share on each thread."""
+def grad_parallel(run_jobs, threads, count, dy, x, sums, runs, table, zeros, room, frame):
+    """Run `count` jobs, an equal share on each thread, which has an equal share of `room` to itself."""
+    cells = room.size // threads
     for thread in numba.prange(threads):
-        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, dy, x, sums, runs, table, zeros)
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        own = room[thread * cells : (thread + 1) * cells]
+        call(run_jobs, first, last, dy, x, sums, runs, table, zeros, own, frame)

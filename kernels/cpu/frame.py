@@ -1,0 +1,57 @@
+"""Planes with copied borders, for kernels that read zeros outside of what they are given: padded rows in a thread's scratch.
+
+A frame is an array of integers: padded slices, rows and columns; border in front of rows; input rows from output to output, and
+those that an output reads; cells of a thread's scratch; whether the input is staged, or else the result folded; then the input
+slice of each padded slice, the input row of each padded row, and pairs of padded columns, one of the border and the one that it is
+a copy of. It is empty where borders are zeros.
+"""
+
+from ..jit import kernel
+
+SLICES, ROWS, COLUMNS, BEFORE, STEP, REACH, CELLS, STAGED, HEAD = range(9)
+
+
+@kernel
+def stages(frame):
+    """Whether rows of the input are staged within their border."""
+    return frame.size != 0 and frame[STAGED] != 0
+
+
+@kernel
+def folds(frame):
+    """Whether results are those of padded cells, whose border belongs to the cells that it was copied from."""
+    return frame.size != 0 and frame[STAGED] == 0
+
+
+@kernel
+def stage_rows(x, n, c, frame, first, last, cells):
+    """Copy the padded rows `first` to `last` of each padded slice of plane (n, c) to `cells`, side by side."""
+    slices, columns, before, count = frame[SLICES], frame[COLUMNS], frame[BEFORE], last - first
+    for j0 in range(slices):
+        for j in range(count):
+            source = x[n, c, frame[HEAD + j0], frame[HEAD + slices + first + j]]
+            at = (j0 * count + j) * columns + before
+            target = cells[at : at + source.size]
+            for i in range(source.size):
+                target[i] = source[i]
+    for p in range(HEAD + slices + frame[ROWS], frame.size, 2):
+        for row in range(slices * count):
+            cells[row * columns + frame[p]] = cells[row * columns + frame[p + 1]]
+
+
+@kernel
+def fold_plane(cells, frame, out, n, c):
+    """out[n, c] = the padded plane in `cells`, whose border is added to the cells that it was copied from, axis by axis."""
+    slices, rows, columns, before = frame[SLICES], frame[ROWS], frame[COLUMNS], frame[BEFORE]
+    plane = rows * columns
+    for p in range(HEAD + slices + rows, frame.size, 2):
+        for row in range(slices * rows):
+            cells[row * columns + frame[p + 1]] += cells[row * columns + frame[p]]
+    out[n, c] = 0
+    for j0 in range(slices):
+        for j1 in range(rows):
+            at = j0 * plane + j1 * columns + before
+            target = out[n, c, frame[HEAD + j0], frame[HEAD + slices + j1]]
+            source = cells[at : at + target.size]
+            for i in range(target.size):
+                target[i] += source[i]
