@@ -106,12 +106,21 @@ def _frame(plan: Plan, blocks: int) -> Array:
     if p.mode == "zeros":
         return np.empty(0, np.intp)
     mode, padded = MODES.index(p.mode), framed(p).size
-    sources = [[source_index(i - p.before[a], p.size[a], mode) for i in range(padded[a])] for a in range(3)]
-    copies = [(i, p.before[2] + source) for i, source in enumerate(sources[2]) if i - p.before[2] != source]
+
+    def copied(a: int) -> list[tuple[int, int]]:
+        """Border cells of an axis, as padded positions, and the input cells that they are copies of."""
+        border = *range(p.before[a]), *range(p.before[a] + p.size[a], padded[a])
+        return [(i, source_index(i - p.before[a], p.size[a], mode)) for i in border]
+
+    sources = [np.arange(padded[a]) - p.before[a] for a in range(2)]
+    for a in range(2):
+        for i, source in copied(a):
+            sources[a][i] = source
     reach = (p.kernel[1] - 1) * p.dilation[1] + 1
     cells = framed_cells(plan.direction, p, plan.schedule.tile[1], blocks)
     head = *padded, p.before[2], p.stride[1], reach, cells, int(plan.direction != "input_grad")
-    return np.array([*head, *sources[0], *sources[1], *itertools.chain(*copies)], np.intp)
+    pairs = itertools.chain(*((i, p.before[2] + source) for i, source in copied(2)))
+    return np.array([*head, *sources[0], *sources[1], *pairs], np.intp)
 
 
 def _blocks(most: Triple, d: Phase, h: Phase, w: list[Phase]) -> Iterator[tuple[range, range, list[range]]]:

@@ -330,7 +330,7 @@ def framed_cells(direction: str, problem: ConvProblem, unit: int, blocks: int) -
         return slices * rows * columns
     units = -(-problem.out[1] // unit)
     most = min(-(-units // blocks) * unit, problem.out[1])
-    read = (most - 1) * problem.stride[1] + (problem.kernel[1] - 1) * problem.dilation[1] + 1
+    read = (most - 1) * problem.stride[1] + (problem.kernel[1] - 1) * problem.dilation[1] + 1 if slices == 1 else rows
     return (problem.batch if direction == "weight_grad" else 1) * slices * read * columns
 
 

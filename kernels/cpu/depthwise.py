@@ -13,7 +13,7 @@ import numba
 
 from ..jit import call, kernel
 from .epilogue import run_at, stores
-from .frame import CELLS, COLUMNS, REACH, SLICES, STEP, fold_plane, folds, stage_rows, stages
+from .frame import CELLS, COLUMNS, SLICES, fold_plane, folds, rows_read, stage_rows, stages
 from .microkernel import call_kernel
 
 # Bytes of planes that runs, one after another, read and write: they stay in second-level cache.
@@ -63,8 +63,8 @@ def jobs(first, last, x, weight, bias, out, runs, table, zeros, room, frame, blo
         base = x.ctypes.data + plane * channels * x_plane * size
         if staged:
             row, end = rows_of(block, blocks // parts, runs[0, 6], runs[0, 13])
-            row *= frame[STEP]
-            stage_rows(x, plane // groups, g, frame, row, (end - 1) * frame[STEP] + frame[REACH], cells)
+            row, end = rows_read(frame, row, end)
+            stage_rows(x, plane // groups, g, frame, row, end, cells)
             base = cells.ctypes.data - row * width * size
         if folded:
             place = cells.ctypes.data
@@ -124,11 +124,10 @@ def grad_jobs(first, last, dy, x, sums, runs, table, zeros, room, frame):
         base, image = x.ctypes.data + c * x_plane * size, channels * x_plane * size
         if staged:
             row, end = rows_of(split, splits // parts, runs[0, 6], runs[0, 13])
-            row *= frame[STEP]
-            count = (end - 1) * frame[STEP] + frame[REACH] - row
-            image = frame[SLICES] * count * width * size
+            row, end = rows_read(frame, row, end)
+            image = frame[SLICES] * (end - row) * width * size
             for n in range(x.shape[0]):
-                stage_rows(x, n, c, frame, row, row + count, room[n * image // size :])
+                stage_rows(x, n, c, frame, row, end, room[n * image // size :])
             base = room.ctypes.data - row * width * size
         for i in range(runs.shape[0]):
             row, end = rows_of(split, splits // parts, runs[i, 6], runs[i, 13])

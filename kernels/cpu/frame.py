@@ -24,6 +24,14 @@ def folds(frame):
 
 
 @kernel
+def rows_read(frame, first, last):
+    """The padded rows that rows `first` to `last` of the results read; of several slices all, which lie as in a whole plane."""
+    if frame[SLICES] > 1:
+        return 0, frame[ROWS]
+    return first * frame[STEP], (last - 1) * frame[STEP] + frame[REACH]
+
+
+@kernel
 def stage_rows(x, n, c, frame, first, last, cells):
     """Copy the padded rows `first` to `last` of each padded slice of plane (n, c) to `cells`, side by side."""
     slices, columns, before, count = frame[SLICES], frame[COLUMNS], frame[BEFORE], last - first
