@@ -89,7 +89,7 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
         direct = select("input_grad", problem, plan.dtype, plan.machine, Wish("direct"))
 
     def run(slab: Slab, target: Array, bias: Array) -> None:
-        if direct.kernel == "outer":
+        if direct.kernel != "direct":  # a border is thin, also that of planes
             outer.run(outer.slab_plan(direct, slab), grad_output, rotated, bias, target, slab, 0, forms)
         else:
             portable.run(direct, grad_output, rotated, bias, target, slab)

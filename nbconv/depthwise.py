@@ -62,13 +62,13 @@ def _prepare(plan: Plan) -> _Runs:
     several = plan.direction != "weight_grad" and plan.sweep.channels > 1
     flat = np.arange(math.prod(problem.kernel)).reshape(problem.kernel)
     runs, tables, order = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
+    first = weight = 0
     for d in phases[0]:
         for h in phases[1]:
             slices, rows = (-(-(y[a] - phase.start) // spread[a]) for a, phase in enumerate((d, h)))
             padded = (rows - 1) * stride[1] + (len(h.taps) - 1) * apart[1] + 1 if h.taps else 0
             steps = len(d.taps) * padded * 8, padded * 8, stride[1] * 8
             begin = (d.start * y[1] + h.start) * y[2], spread[0] * y[1] * y[2], spread[1] * y[2]
-            first = sum(map(len, tables))
             blocks = list(_blocks(schedule.taps, d, h, phases[2]))
             for i, (r0, r1, parts) in enumerate(blocks):
                 places = [w.offset + t * apart[2] for w, part in zip(phases[2], parts, strict=True) for t in part]
@@ -86,16 +86,17 @@ def _prepare(plan: Plan) -> _Runs:
                         machine, itemsize, "depthwise", schedule.tile[1], schedule.vectors, hoisted, *shape, columns, i > 0, several
                     )
                 start = first + r0.start * padded + r1.start * apart[1]
-                weight = sum(map(len, order))
                 runs.append((kernel, start, *steps, slices, rows, *begin, weight, low, i == len(blocks) - 1, *schedule.tile[1:]))
                 met = [
                     flat[np.ix_(d.taps[r0.start : r0.stop], h.taps[r1.start : r1.stop], w.taps[part.start : part.stop])]
                     for w, part in zip(phases[2], parts, strict=True)
                 ]
                 order.append(np.concatenate(met, axis=2).reshape(-1))
+                weight += len(order[-1])
             tables.append(_rows(x, itemsize, d, h, slices, padded, stride[0], apart[0]).reshape(-1))
+            first += len(tables[-1])
     table = np.concatenate(tables)
-    zeros = x[2] if table.size and table.min() < 0 else 1
+    zeros = max(1, x[2]) if table.size and table.min() < 0 else 1
     count = row_blocks(plan.direction, plan.problem, plan.sweep, schedule, itemsize)
     return _Runs(np.array(runs, np.intp), table, np.concatenate(order), zeros, count, _frame(plan, count))
 

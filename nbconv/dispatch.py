@@ -150,10 +150,10 @@ TABLE = (
     Row("winograd", "cpu", _FORWARD, "winograd", "f", TILES, families.short_filters, families.winograd, _FEWER),
     Row("winograd_grad", "cpu", _GRAD, "winograd", "f", GRAD_TILES, families.short_filters, families.winograd_grad, _FEWER),
     Row("fft", "cpu", _ALL, "fft", "fc", SPECTRA, families.unstrided, families.fft, "many taps are cheaper as frequencies"),
-    Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_to_one, families.planes, _PLANES),
     Row(
         "matrix", "cpu", ("input_grad",), "direct", "f", OUTER, families.one_output, _matrix, "weights are an image, dy filters it"
     ),
+    Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_to_one, families.planes, _PLANES),
     Row("outer", "cpu", _FORWARD, "direct", "f", OUTER, families.products, families.tiled, _MICRO),
     Row("direct", "cpu", _FORWARD, "direct", "fciu", DIRECT, families.anything, families.portable, _ANY),
     Row("depthwise_grad", "cpu", _GRAD, "direct", "f", DOTS, families.one_to_one, families.planes, _PLANES),

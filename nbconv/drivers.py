@@ -17,7 +17,7 @@ from .record import Kernel, Unrecordable, recorder
 from .schedule import SHUFFLED
 from .threads import launch
 
-SLOTS = 16  # more of them take too much code
+SLOTS, WIDEST = 16, 40  # of a load; more of them, or a longer stride, take too much code
 LINE = 64  # bytes of a cache line
 INTEGER = np.dtype(np.intp)
 AXIS, BLOCKS = numba.typeof(Axis(*[0] * 9)), numba.typeof(Blocks(*[0] * 10))
@@ -168,7 +168,7 @@ def loaded(near: int | None, axis: Axis, at: Callable[..., int]) -> int:
     if near is None:
         return 0
     residues = tuple(q * axis.dilation % axis.period for q in range(axis.slots))
-    if not near or axis.stride > SHUFFLED * axis.slots or len(residues) > SLOTS:
+    if not near or axis.stride > min(SHUFFLED * axis.slots, WIDEST) or len(residues) > SLOTS:
         return at("load", 0, ())
     return at("load", axis.stride, residues)
 

@@ -120,9 +120,9 @@ def one_to_one(ask: Ask) -> bool:
         return False
     if p.mode != "zeros" and (several or not _framed(ask)):
         return False
-    padded = p.size[1] + p.before[1] + p.after[1] + p.dilation[1] * p.kernel[1]
-    rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded
-    return p.stride[2] <= (8 if several else 4) and rows <= TABLED and max(p.size[2], p.out[2]) < 2**30
+    padded = [p.size[a] + p.before[a] + p.after[a] + p.dilation[a] * p.kernel[a] for a in range(3)]
+    rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded[1]
+    return p.stride[2] <= (8 if several else 4) and rows <= TABLED and max(padded[2], p.out[2]) < 2**30
 
 
 def _framed(ask: Ask) -> bool:

@@ -304,8 +304,9 @@ def row_blocks(direction: str, problem: ConvProblem, sweep: Sweep, schedule: Sch
     are planes whose gradient is folded.
     """
     copied = problem.mode != "zeros"
-    axis = 2 if sweep.out[1] == 1 else 1
-    if sweep.out[0] > 1 or (copied and (axis == 2 or direction == "input_grad")):
+    of_result = problem.size if direction == "input_grad" else problem.out
+    axis = 2 if of_result[1] == 1 else 1
+    if sweep.out[0] > 1 or (copied and (axis == 2 or direction == "input_grad" or framed(problem).size[0] > 1)):
         return 1
     planes = 1 if direction == "weight_grad" else problem.batch
     cells = (math.prod(problem.size) + math.prod(problem.out)) * problem.batch // planes

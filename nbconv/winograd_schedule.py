@@ -19,6 +19,8 @@ OUTPUTS = {1: (1,), 2: (3, 5), 3: (2, 4), 5: (2, 4), 7: (2,)}
 # Products of a tile, whose transforms a micro-kernel unrolls.
 PRODUCTS = 144
 
+# Phases of a dilated convolution, each of which is a job, even without outputs.
+PHASES = 4096
 # Part of a vector that a row of tiles fills, below which tiles are gathered: gathering takes as long for a full one (25 cycles).
 NARROW = 0.6
 # Bytes of staged cells that are transformed at once.
@@ -29,7 +31,7 @@ LINE = 64  # bytes of a cache line
 def choices(problem: ConvProblem) -> Iterator[Triple]:
     """Outputs of a tile on each axis that could serve a problem; none where Winograd's algorithm cannot."""
     ones = (1, 1, 1)
-    if problem.stride != ones:
+    if problem.stride != ones or math.prod(phases(problem)) > PHASES:
         return
     for outputs in itertools.product(*(OUTPUTS.get(k, ()) for k in problem.kernel)):
         products = math.prod(k + m - 1 for k, m in zip(problem.kernel, outputs, strict=True))

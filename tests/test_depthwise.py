@@ -26,6 +26,7 @@ PROBLEMS = [
     ((2, 2, 9, 10, 11), (2, 1, 5, 5, 5), {"padding": 2, "groups": 2}),
     ((2, 2, 9, 10, 11), (2, 1, 5, 5, 3), {"padding": 2, "groups": 2, "stride": (2, 1, 2), "dilation": (1, 2, 1)}),
     ((3, 2, 70, 9), (2, 1, 50, 1), {"padding": (25, 0), "groups": 2}),
+    ((1, 1, 0, 0), (1, 1, 8, 8), {"padding": 10}),
 ]
 
 # One output of several channels in forward, or one channel of several filters in dI: one run and some, borders, strides, groups.
@@ -76,7 +77,7 @@ def test_many_taps(problem, dtype):
     y, dx, dw = results(problem, dtype)
     wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
     for got, want in zip((y, dx, dw), wanted, strict=True):
-        np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(), rtol=0)
+        np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(initial=0), rtol=0)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -88,7 +89,7 @@ def test_sums_over_channels(problem, dtype):
     y, dx, _ = results(problem, dtype)
     wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w)
     for got, want in zip((y, dx), wanted, strict=True):
-        np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(), rtol=0)
+        np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(initial=0), rtol=0)
 
 
 @pytest.mark.parametrize("problem", [((1, 1, 9000), (1, 1, 31), {"padding": 15}), SUMS[4], SUMS[5]], ids=str)
@@ -111,6 +112,7 @@ COPIED = [
     ((2, 5, 6, 9, 10), (5, 1, 3, 5, 3), {"padding": (2, 2, 1), "groups": 5}),
     ((2, 5, 2, 6, 7), (5, 1, 2, 2, 2), {"padding": (0, 1, 0, 3, 2, 0), "groups": 5, "stride": (1, 3, 2)}),  # rows that none reads
     ((9, 1, 200, 190), (1, 1, 3, 3), {"padding": 1}),
+    ((5, 2, 3, 90, 31), (2, 1, 3, 3, 3), {"padding": (0, 1, 1), "groups": 2}),  # several slices make one
 ]
 
 
@@ -124,7 +126,29 @@ def test_copied_borders(problem, dtype, mode):
         runs_of(problem, dtype, direction)
     wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
     for got, want in zip(results(problem, dtype), wanted, strict=True):
-        np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(), rtol=0)
+        np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(initial=0), rtol=0)
+
+
+@pytest.mark.parametrize("algorithm", ["winograd", "fft"])
+def test_folded_border_of_other_algorithms(algorithm):
+    """Winograd and FFT leave the gradient of a copied border to micro-kernels."""
+    problem = ((2, 5, 20, 21), (5, 1, 3, 3), {"padding": 1, "groups": 5, "padding_mode": "reflect"})
+    p, _, w, dy, _ = operands(problem, "float32")
+    got = nbconv.conv_input_grad(dy, w, problem[0], **problem[2], algorithm=algorithm)
+    want = oracle.input_grad(p, dy, w)
+    np.testing.assert_allclose(got, want, atol=1e-4 * np.abs(want).max(initial=0), rtol=0)
+
+
+def test_one_output_is_a_product_of_matrices():
+    """dI of one output has a kernel of its own, with one channel too."""
+    assert nbconv.plan("input_grad", (8, 1, 100, 100), (1, 1, 100, 100)).kernel == "matrix"
+
+
+def test_enormous_borders_are_no_planes():
+    """Positions in a row are 32-bit numbers: what exceeds them is for other kernels."""
+    x, w = np.ones((1, 1, 10), np.float32), np.ones((1, 1, 2), np.float32)
+    assert nbconv.plan("forward", x.shape, w.shape, dilation=2**33, padding=2**32).kernel != "depthwise"
+    np.testing.assert_array_equal(nbconv.conv(x, w, dilation=2**33, padding=2**32), np.zeros((1, 1, 10), np.float32))
 
 
 def test_rows_are_divided(monkeypatch):
@@ -154,7 +178,7 @@ def test_other_kernels_agree(monkeypatch):
         p = nbconv.ConvProblem.make(problem[0], problem[1], **problem[2])
         assert engine.select(direction, p, np.dtype("float32"), None, dispatch.Wish("direct")).kernel in ("outer", "dots")
     for got, want in zip(results(problem, "float32"), first, strict=True):
-        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), rtol=0)
+        np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(initial=0), rtol=0)
 
 
 @pytest.mark.parametrize("taps", [(1, 1, 1), (1, 2, 3), (1, 1, 7), (1, 4, 11)])

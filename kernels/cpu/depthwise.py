@@ -33,13 +33,13 @@ def rows_of(block, blocks, rows, unit):
 
 @kernel
 def jobs(first, last, x, weight, bias, out, runs, table, zeros, room, frame, blocks, apply):
-    """Compute jobs `first` to `last` of all N * G planes of `blocks` blocks; more than one only where planes are one slice.
+    """Compute jobs `first` to `last` of all N * G planes of `blocks` blocks; more than one only where a run is over one slice.
 
-    x (N, C, ...), weight (C, taps) in the order of the runs, bias (G,), out (N, G, ...). A row of `runs` is: address of the
-    micro-kernel, first place in `table`, bytes from slice to slice, tap to tap and row to row there, slices, rows, first cell in
-    out, cells from slice to slice and row to row there, first weight, shift, whether the bias is added, and rows and cells of a row
-    that the kernel computes at once. `zeros` is a row of them; `room`, scratch: a plane where a function takes the results, then
-    what `frame` says.
+    x (N, C, ...), weight (C, taps) in the order of the runs, C being the planes of x; bias (G,), out (N, G, ...). A row of `runs`
+    is: address of the micro-kernel, first place in `table`, bytes from slice to slice, tap to tap and row to row there, slices,
+    rows, first cell in out, cells from slice to slice and row to row there, first weight, shift, whether the bias is added, and
+    rows and cells of a row that the kernel computes at once. `zeros` is a row of them; `room`, scratch: a plane where a function
+    takes the results, then what `frame` says.
     """
     size = x.itemsize
     taken = stores(apply)

@@ -2,7 +2,7 @@
 
     pack      target[t, p] = source[p, t]
     outer     sums[p, i] += sum_t weights[w[t] + p] * cells[x[t] + i]         p < P filters, i < V vectors of positions
-    load      cells[plane, row, j] = source[plane, row, j * stride] for low <= j < high, else 0
+    load      cells[plane, slot, row, j] = source[plane, row, position + residue of slot + j * stride], 0 outside of the row
     store     target[row, j] = sums[row, j] + bias
     panel     sums[p, v] += sum_i cells[i, p] * dy[i, v]                      p < P scalars, v < V vectors of filters
     dots      sums[p, t, i mod lanes] += dy[p, i] * cells[offsets[t] + i]     p < P filters, t < V taps
