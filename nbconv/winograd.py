@@ -149,8 +149,8 @@ def _prepare_grad(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int
     problem, s, sweep, machine, steps = plan.problem, plan.schedule, plan.sweep, plan.machine, plan.outputs
     assert machine is not None
     itemsize = machine.vector // s.lanes
-    axes = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), sweep.out)
-    axes = tuple(axis._replace(stride=gap) for axis, gap in zip(axes, phases(problem), strict=True))
+    whole = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), sweep.out)
+    axes = [axis._replace(stride=gap) for axis, gap in zip(whole, phases(problem), strict=True)]
     blocks = Blocks(
         problem.groups, MODES.index(problem.mode), s.filters, s.channels, 1, s.register, s.vectors, 0, s.lanes, 0
     )  # fmt: skip

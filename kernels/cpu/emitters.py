@@ -129,7 +129,8 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
             return [b.add(source, advance), f.add(target, vector), b.add(first, ir.Constant(kind, [step] * f.lanes))]
 
         def last(values: list[Any]) -> list[Any]:
-            put(*values, tail)
+            source, target, first = values
+            put(source, target, first, tail)
             return values
 
         f.loop(some, f.loop(whole, [source, target, begin], full), last)
@@ -140,7 +141,7 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
         pitches = [b.mul(a["slot"], f.word(q)) for q in range(len(residues))]
 
         def neighbours(source: Any, first: Any) -> list[Any]:
-            parts = {}
+            parts: dict[int, list[Any]] = {}
             for base in {residue // stride * stride for residue in residues}:
                 parts[base] = []
                 for at in range(base, base + stride * f.lanes, f.lanes):
