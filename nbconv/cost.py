@@ -44,7 +44,7 @@ def direct_cost(ask: Ask, design: Design) -> float:
     p, lanes = ask.problem, ask.lanes
     places = math.prod(p.out) * p.batch / lanes
     taps = math.prod(p.kernel)
-    if design.schedule.taps != (0, 0, 0):
+    if design.schedule.taps is not None:
         return PLANES[ask.direction == "weight_grad"] * places * taps * p.filters * p.channels / p.groups
     terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, places * p.filters
     return _total(DIRECT, ask, terms) * (1 + 1.5 / max(1, design.schedule.register) ** 3)

@@ -6,21 +6,21 @@ import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba import types
 
 from .arrays import Array
+from .depthwise_schedule import framed, framed_cells, row_blocks
 from .dispatch import Plan
-from .drivers import INTEGER, Twin, any_array, assign, contiguous, dense_array, run_once, scratch
-from .kernels.cpu import depthwise, frame, transfer
+from .drivers import INTEGER, ScratchTwin, any_array, assign, contiguous, dense_array, run_once, scratch
+from .kernels.cpu import depthwise, depthwise_grad, frame, transfer
 from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, source_index
 from .phases import Phase, forward_phases, input_grad_phases
 from .problem import Triple
 from .record import recorder
-from .schedule import even, framed, framed_cells, row_blocks
+from .schedule import even
 from .weight_grad import add_splits
 
 
@@ -33,6 +33,7 @@ class _Runs(NamedTuple):
     zeros: int
     blocks: int
     frame: Array
+    cells: int
 
 
 def _rows(shape: tuple[int, ...], itemsize: int, d: Phase, h: Phase, slices: int, padded: int, step: int, apart: int) -> Array:
@@ -43,12 +44,24 @@ def _rows(shape: tuple[int, ...], itemsize: int, d: Phase, h: Phase, slices: int
     return np.where(inside, (depth[..., None] * shape[1] + row) * shape[2] * itemsize, -1)
 
 
+def _kernel(plan: Plan, taps: tuple[int, int], stride: Triple, apart: int, columns: tuple[tuple[int, ...], ...], adds: bool) -> int:
+    """Address of the micro-kernel of one run; `adds` if it is not the first."""
+    machine, s = plan.machine, plan.schedule
+    assert machine is not None
+    at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
+    shape = taps, stride[1], apart, stride[2]
+    if plan.direction == "weight_grad":
+        return at("depthwise_grad", s.tile[1], *shape, columns[0])
+    held = math.prod(taps) * sum(map(len, columns)) + s.tile[1] * s.vectors * len(columns)
+    return at("depthwise", s.tile[1], s.vectors, held + 4 <= machine.registers, *shape, columns, adds, plan.sweep.channels > 1)
+
+
 @functools.lru_cache(maxsize=512)
 def _prepare(plan: Plan) -> _Runs:
-    machine, schedule = plan.machine, plan.schedule
-    problem = framed(plan.problem)
+    machine, schedule, problem = plan.machine, plan.schedule, framed(plan.problem)
     assert machine is not None
-    itemsize = machine.vector // schedule.lanes
+    assert schedule.taps is not None
+    itemsize = machine.vector // schedule.lanes  # of what is summed: float16 is in float32
     if plan.direction == "input_grad":
         x, y = problem.out, problem.size
         phases = [input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3)]
@@ -59,7 +72,6 @@ def _prepare(plan: Plan) -> _Runs:
         phases = [forward_phases(problem, a) for a in range(3)]
         stride, spread = problem.stride, (1, 1, 1)
         apart = list(problem.dilation)
-    several = plan.direction != "weight_grad" and plan.sweep.channels > 1
     flat = np.arange(math.prod(problem.kernel)).reshape(problem.kernel)
     runs, tables, order = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
     first = weight = 0
@@ -71,20 +83,10 @@ def _prepare(plan: Plan) -> _Runs:
             begin = (d.start * y[1] + h.start) * y[2], spread[0] * y[1] * y[2], spread[1] * y[2]
             blocks = list(_blocks(schedule.taps, d, h, phases[2]))
             for i, (r0, r1, parts) in enumerate(blocks):
-                places = [w.offset + t * apart[2] for w, part in zip(phases[2], parts, strict=True) for t in part]
-                low = min(places, default=0)
-                columns = tuple(
-                    tuple(w.offset + t * apart[2] - low for t in part) for w, part in zip(phases[2], parts, strict=True)
-                )
-                shape = (len(r0), len(r1)), stride[1], apart[1], stride[2]
-                if plan.direction == "weight_grad":
-                    kernel = kernel_address(machine, itemsize, "depthwise_grad", schedule.tile[1], *shape, columns[0])
-                else:
-                    sums = schedule.tile[1] * schedule.vectors * len(columns)
-                    hoisted = len(r0) * len(r1) * len(places) + sums + 4 <= machine.registers
-                    kernel = kernel_address(
-                        machine, itemsize, "depthwise", schedule.tile[1], schedule.vectors, hoisted, *shape, columns, i > 0, several
-                    )
+                places = [[w.offset + t * apart[2] for t in part] for w, part in zip(phases[2], parts, strict=True)]
+                low = min(itertools.chain(*places), default=0)
+                columns = tuple(tuple(place - low for place in part) for part in places)
+                kernel = _kernel(plan, (len(r0), len(r1)), stride, apart[1], columns, i > 0)
                 start = first + r0.start * padded + r1.start * apart[1]
                 runs.append((kernel, start, *steps, slices, rows, *begin, weight, low, i == len(blocks) - 1, *schedule.tile[1:]))
                 met = [
@@ -98,7 +100,9 @@ def _prepare(plan: Plan) -> _Runs:
     table = np.concatenate(tables)
     zeros = max(1, x[2]) if table.size and table.min() < 0 else 1
     count = row_blocks(plan.direction, plan.problem, plan.sweep, schedule, itemsize)
-    return _Runs(np.array(runs, np.intp), table, np.concatenate(order), zeros, count, _frame(plan, count))
+    border = _frame(plan, count)
+    cells = int(border[frame.CELLS]) if border.size else 0
+    return _Runs(np.array(runs, np.intp), table, np.concatenate(order), zeros, count, border, cells)
 
 
 def _frame(plan: Plan, blocks: int) -> Array:
@@ -139,18 +143,17 @@ def _pieces(count: int, most: int) -> list[range]:
 
 
 @functools.cache
-def _driver(dtype: np.dtype[Any]) -> Twin:
-    x, vector = dense_array(dtype, 5, True), dense_array(dtype, 1, True)
-    table = dense_array(INTEGER, 1)
+def _driver(dtype: np.dtype[Any]) -> ScratchTwin:
+    x, vector, table = dense_array(dtype, 5, True), dense_array(dtype, 1, True), dense_array(INTEGER, 1)
     arrays = x, dense_array(dtype, 2, True), vector, dense_array(dtype, 5), dense_array(INTEGER, 2), table, vector
-    return Twin(depthwise.jobs, depthwise.parallel, *arrays, dense_array(dtype, 1), table, types.intp, types.intp)
+    return ScratchTwin(depthwise, dtype, arrays, (table, types.intp, types.intp))
 
 
 @functools.cache
-def _grad_driver(dtype: np.dtype[Any]) -> Twin:
+def _grad_driver(dtype: np.dtype[Any]) -> ScratchTwin:
     x, table = dense_array(dtype, 5, True), dense_array(INTEGER, 1)
-    arrays = x, x, dense_array(dtype, 3), dense_array(INTEGER, 2), table, dense_array(dtype, 1, True), dense_array(dtype, 1), table
-    return Twin(depthwise.grad_jobs, depthwise.grad_parallel, *arrays)
+    arrays = x, x, dense_array(dtype, 3), dense_array(INTEGER, 2), table, dense_array(dtype, 1, True)
+    return ScratchTwin(depthwise_grad, dtype, arrays, (table,))
 
 
 def _taken(weight: Array, order: Array) -> Array:
@@ -163,12 +166,6 @@ def _taken(weight: Array, order: Array) -> Array:
     return target
 
 
-def _room(prepared: _Runs, cells: int, dtype: np.dtype[Any]) -> Array:
-    """Scratch for all threads: so many cells each, and those of the frame."""
-    cells += int(prepared.frame[frame.CELLS]) if prepared.frame.size else 0
-    return scratch((numba.config.NUMBA_NUM_THREADS * cells,), dtype)
-
-
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any) -> None:
     """out = activation(bias + sum of products) over planes of x; for dI, x is dy."""
     prepared, dtype = _prepare(plan), out.dtype
@@ -177,10 +174,10 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
         packed = _taken(packed, prepared.order)
     target = out if out.flags.c_contiguous else scratch(out.shape, dtype)
     zeros = np.zeros(prepared.zeros, dtype)
-    room = _room(prepared, math.prod(out.shape[2:]) if takes_results(apply) else 0, dtype)
-    arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros, room
+    cells = prepared.cells + (math.prod(out.shape[2:]) if takes_results(apply) else 0)
+    arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros
     jobs = x.shape[0] * out.shape[1] * prepared.blocks
-    _driver(dtype).run(plan.parallel, jobs, *arrays, prepared.frame, prepared.blocks, apply)
+    _driver(dtype).run(plan.parallel, jobs, cells, arrays, (prepared.frame, prepared.blocks, apply))
     if target is not out:
         assign(out, target)
 
@@ -189,10 +186,9 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """out = gradient for the weight of a depthwise convolution."""
     prepared, dtype, splits = _prepare(plan), out.dtype, plan.schedule.splits
     dy, x, zeros = contiguous(dy, dtype), contiguous(x, dtype), np.zeros(prepared.zeros, dtype)
-    room = _room(prepared, 0, dtype)
 
     def fill(sums: Array) -> None:
-        arrays = dy, x, sums, prepared.runs, prepared.table, zeros, room, prepared.frame
-        _grad_driver(dtype).run(plan.parallel, splits * len(out), *arrays)
+        arrays = dy, x, sums, prepared.runs, prepared.table, zeros
+        _grad_driver(dtype).run(plan.parallel, splits * len(out), prepared.cells, arrays, (prepared.frame,))
 
     add_splits(splits, fill, out)

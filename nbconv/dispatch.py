@@ -153,10 +153,10 @@ TABLE = (
     Row(
         "matrix", "cpu", ("input_grad",), "direct", "f", OUTER, families.one_output, _matrix, "weights are an image, dy filters it"
     ),
-    Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_to_one, families.planes, _PLANES),
+    Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_result, families.planes, _PLANES),
     Row("outer", "cpu", _FORWARD, "direct", "f", OUTER, families.products, families.tiled, _MICRO),
     Row("direct", "cpu", _FORWARD, "direct", "fciu", DIRECT, families.anything, families.portable, _ANY),
-    Row("depthwise_grad", "cpu", _GRAD, "direct", "f", DOTS, families.one_to_one, families.planes, _PLANES),
+    Row("depthwise_grad", "cpu", _GRAD, "direct", "f", DOTS, families.one_result, families.planes, _PLANES),
     Row("panels", "cpu", _GRAD, "direct", "f", PANELS, families.wide, families.panelled, "channels are broadcast over filters"),
     Row("dots", "cpu", _GRAD, "direct", "f", DOTS, families.few_taps, families.dotted, _MICRO),
     Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, families.portable_grad, _ANY),
@@ -272,7 +272,7 @@ def select(
     others: tuple[str, ...] = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
     if wish.algorithm in others:
         others, least = (wish.algorithm,), math.inf
-    elif row.name in SPECIAL and design.schedule.taps in ((0, 0, 0), design.sweep.kernel):
+    elif row.name in SPECIAL and design.schedule.taps in (None, design.sweep.kernel):
         others = ()
     for price, other, found in itertools.chain(*map(designs, others)):
         if price < least and bytes_of(found) <= room:

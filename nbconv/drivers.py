@@ -17,7 +17,7 @@ from .record import Kernel, Unrecordable, recorder
 from .schedule import SHUFFLED
 from .threads import launch
 
-SLOTS, WIDEST = 16, 40  # of a load; more of them, or a longer stride, take too much code
+SLOTS, WIDEST = 16, 40  # of one load; more of them, or a longer stride, take too much code
 LINE = 64  # bytes of a cache line
 INTEGER = np.dtype(np.intp)
 AXIS, BLOCKS = numba.typeof(Axis(*[0] * 9)), numba.typeof(Blocks(*[0] * 10))
@@ -153,6 +153,8 @@ def aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if record := recorder():
         return record.scratch(cells, dtype)
     count = math.prod(cells)
+    if count == 0:
+        return np.empty(cells, dtype)
     memory = np.empty(count + LINE // dtype.itemsize, dtype)
     start = -memory.ctypes.data % LINE // dtype.itemsize
     return memory[start : start + count].reshape(cells)
@@ -168,9 +170,9 @@ def loaded(near: int | None, axis: Axis, at: Callable[..., int]) -> int:
     if near is None:
         return 0
     residues = tuple(q * axis.dilation % axis.period for q in range(axis.slots))
-    if not near or axis.stride > min(SHUFFLED * axis.slots, WIDEST) or len(residues) > SLOTS:
-        return at("load", 0, ())
-    return at("load", axis.stride, residues)
+    if near and axis.stride <= min(SHUFFLED * axis.slots, WIDEST) and axis.slots <= SLOTS:
+        return at("load", axis.stride, residues)
+    return at("load", axis.stride if near and axis.stride <= SHUFFLED else 0, ())
 
 
 def is_run(x: Array) -> bool:

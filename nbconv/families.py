@@ -7,19 +7,17 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from . import fft_schedule, winograd_schedule
+from .depthwise_schedule import JOBS, depthwise, depthwise_grad, framed_cells, row_blocks
 from .fft_schedule import Spectra
 from .kernels.cpu.machine import Machine
 from .phases import border_slabs
 from .problem import ConvProblem, Triple
 from .schedule import (
     ALIASED,
-    JOBS,
     REUSED,
     Limits,
     Schedule,
     Sweep,
-    depthwise,
-    depthwise_grad,
     direct,
     direct_cells,
     direct_weight_grad,
@@ -27,13 +25,11 @@ from .schedule import (
     flat,
     folded,
     forward_sweep,
-    framed_cells,
     input_grad_sweep,
     outer,
     outer_cells,
     panel_cells,
     panels,
-    row_blocks,
     stored_together,
     together,
     weight_grad_cells,
@@ -111,7 +107,7 @@ def one_output(ask: Ask) -> bool:
     return products(ask) and whole and p.before == p.after == (0, 0, 0)
 
 
-def one_to_one(ask: Ask) -> bool:
+def one_result(ask: Ask) -> bool:
     """One filter on each channel, or between borders of zeros for forward and dI several channels for each result."""
     p, forward = ask.problem, ask.direction == "forward"
     one = (p.filters if forward else p.channels) == p.groups
@@ -127,8 +123,8 @@ def one_to_one(ask: Ask) -> bool:
 
 def _framed(ask: Ask) -> bool:
     """Planes whose copied borders fit a thread's scratch, and so many that the threads need not share one."""
-    p, forward = ask.problem, ask.direction != "input_grad"
-    return (forward or p.batch * p.channels >= JOBS) and planes(ask)[0].thread <= FRAME
+    p, whole = ask.problem, ask.direction == "input_grad"
+    return (not whole or p.batch * p.channels >= JOBS) and planes(ask)[0].thread <= FRAME
 
 
 def _broad_rows(ask: Ask) -> bool:

@@ -66,3 +66,29 @@ def test_peak_of_a_layer(names, direction, algorithm, dtype):
     assert most <= plan.shared_bytes + plan.thread_bytes + SLACK
     threads = numba.get_num_threads()
     assert most <= (w.nbytes + 2 * 2**20 if plan.algorithm == "direct" else max(4 * 2**20, 2 * x.nbytes // threads) + SLACK)
+
+
+# Planes of one filter between copied borders, in blocks and whole; many taps, whose gradient is split; sums over channels.
+PLANES = [
+    ((4, 24, 56, 56), (24, 1, 3, 3), {"padding": 1, "groups": 24, "padding_mode": "reflect"}),
+    ((8, 2, 300, 200), (2, 1, 9, 9), {"padding": 4, "groups": 2, "padding_mode": "circular"}),
+    ((2, 9, 5, 20, 30), (9, 1, 3, 3, 3), {"padding": 1, "groups": 9, "padding_mode": "replicate"}),
+    ((1, 1, 400, 300), (1, 1, 11, 11), {"padding": 5}),
+    ((1, 30, 90, 80), (1, 30, 3, 3), {"padding": 1}),
+]
+
+
+@pytest.mark.parametrize("direction", ["forward", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("problem", PLANES, ids=str)
+def test_peak_of_planes(problem, direction):
+    """Within the plan's bytes for one thread, also for dW."""
+    x_shape, w_shape, options = problem
+    options = options | {"algorithm": "direct"}
+    plan = nbconv.plan(direction, x_shape, w_shape, **options)
+    x, w, dy = (random(shape, "float32", i) for i, shape in enumerate((x_shape, w_shape, plan.problem.output_shape)))
+    call, out = {
+        "forward": (lambda out: nbconv.conv(x, w, **options, out=out), np.empty_like(dy)),
+        "input_grad": (lambda out: nbconv.conv_input_grad(dy, w, x_shape, **options, out=out), np.empty_like(x)),
+        "weight_grad": (lambda out: nbconv.conv_weight_grad(dy, x, w_shape, **options, out=out), np.empty_like(w)),
+    }[direction]
+    assert peak(call, out) <= plan.shared_bytes + plan.thread_bytes + SLACK

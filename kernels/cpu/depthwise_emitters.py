@@ -18,7 +18,8 @@ from typing import Any
 from llvmlite import ir
 
 from .builder import INDEX, WORD, Function
-from .emitters import interleaved, split, total
+from .copy_emitters import interleaved, split
+from .emitters import total
 
 Columns = tuple[tuple[int, ...], ...]
 

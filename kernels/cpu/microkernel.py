@@ -30,8 +30,9 @@ from numba.extending import intrinsic
 from ..jit import DISABLED, cached_bytes, llvm_lock
 from .apply import apply
 from .builder import WORD
+from .copy_emitters import load, pack, store
 from .depthwise_emitters import depthwise, depthwise_grad
-from .emitters import collapse, dots, load, outer, pack, panel, store
+from .emitters import collapse, dots, outer, panel
 from .machine import Machine
 from .transforms import transform
 

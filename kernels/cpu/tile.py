@@ -76,6 +76,19 @@ def unpack_axes(a):
 
 
 @kernel
+def tile_of(place, d, h, w, gaps):
+    """A place of a list of tiles as (the rest, phase on each axis, first output on each axis).
+
+    Of each image, tiles of the last axis follow one another fastest, and of each tile its phases, as many as `gaps` on each axis.
+    """
+    tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
+    block = place // (gaps[0] * gaps[1] * gaps[2])
+    q0, q1, q2 = place // (gaps[1] * gaps[2]) % gaps[0], place // gaps[2] % gaps[1], place % gaps[2]
+    o0, o1, o2 = block // (tiles1 * tiles2) % tiles0 * d.tile, block // tiles2 % tiles1 * h.tile, block % tiles2 * w.tile
+    return block // (tiles0 * tiles1 * tiles2), q0, q1, q2, o0, o1, o2
+
+
+@kernel
 def stage_border(row, source, start, low, high, axis, mode):
     """Fill the cells of a staged row before `low` and from `high` on, which lie outside the input."""
     zero = row.dtype.type(0)  # a literal 0 would make uint64 and it meet in float64

@@ -22,7 +22,7 @@ import numba
 from ..jit import call, kernel
 from .microkernel import call_kernel
 from .outer import finish, layout_of
-from .tile import Axis, stage, unpack_axes
+from .tile import Axis, stage, tile_of, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
 # the same for the last block; then transforms.
@@ -156,8 +156,7 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
     channels, filters = x.shape[1] // layout.groups, out.shape[1] // layout.groups
     filter_blocks = -(-filters // layout.filters)
     every0, every1, every2 = unpack_axes(numbers)
-    tiles0, tiles1, tiles2 = -(-every0.out // every0.tile), -(-every1.out // every1.tile), -(-every2.out // every2.tile)
-    phases = every0.dilation * every1.dilation * every2.dilation
+    gaps = every0.dilation, every1.dilation, every2.dilation
     base = scratch.ctypes.data
     vector = layout.lanes * size
     several = layout.vectors * layout.lanes
@@ -166,22 +165,11 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
         place = job // filter_blocks
         k_first = job % filter_blocks * layout.filters
         k_last = min(k_first + layout.filters, filters)
-        first2 = place % every2.dilation
-        first1 = place // every2.dilation % every1.dilation
-        first0 = place // (every2.dilation * every1.dilation) % every0.dilation
-        block = place // phases
-        o2 = block % tiles2 * every2.tile
-        o1 = block // tiles2 % tiles1 * every1.tile
-        o0 = block // (tiles2 * tiles1) % tiles0 * every0.tile
-        image_group = block // (tiles2 * tiles1 * tiles0)
+        image_group, q0, q1, q2, o0, o1, o2 = tile_of(place, every0, every1, every2, gaps)
         g = image_group % layout.groups
         n = image_group // layout.groups
-        d, h, w = (
-            phase_of(every0, first0, out.shape[2]),
-            phase_of(every1, first1, out.shape[3]),
-            phase_of(every2, first2, out.shape[4]),
-        )
-        target = out[:, :, first0 :: d.dilation, first1 :: h.dilation, first2 :: w.dilation]
+        d, h, w = phase_of(every0, q0, out.shape[2]), phase_of(every1, q1, out.shape[3]), phase_of(every2, q2, out.shape[4])
+        target = out[:, :, q0 :: d.dilation, q1 :: h.dilation, q2 :: w.dilation]
         if o0 >= d.out or o1 >= h.out or o2 >= w.out:
             continue
         t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)

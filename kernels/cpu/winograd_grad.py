@@ -19,7 +19,7 @@ from ..jit import call, kernel
 from ..padding import ZEROS
 from .microkernel import call_kernel
 from .panel_grad import stage_channels, store_sums
-from .tile import Axis, Blocks, unpack_axes
+from .tile import Axis, Blocks, tile_of, unpack_axes
 
 # Places in the array of micro-kernels, behind those of `panel_grad`.
 CELLS, DY, SUMS = 7, 8, 9
@@ -97,8 +97,8 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
     wide = blocks.vectors * lanes
     channel_blocks, filter_blocks = -(-channels // blocks.channels), -(-filters // blocks.filters)
     tiles0, tiles1, tiles2 = -(-every0.out // every0.tile), -(-every1.out // every1.tile), -(-every2.out // every2.tile)
-    phases = every0.stride * every1.stride * every2.stride
-    places = dy.shape[0] * phases * tiles0 * tiles1 * tiles2
+    gaps = every0.stride, every1.stride, every2.stride
+    places = dy.shape[0] * gaps[0] * gaps[1] * gaps[2] * tiles0 * tiles1 * tiles2
     plane = every0.extent * every1.extent * every2.extent
     plane_dy = every0.tile * every1.tile * every2.tile
     # channels and filters are staged by a vector of them at a time, and dy within zeros
@@ -114,14 +114,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
         k_base, c_base = group * filters + k_first, group * channels + c_first
         begin = split * places // sums.shape[0]
         for place in range(begin, (split + 1) * places // sums.shape[0]):
-            q2 = place % every2.stride
-            q1 = place // every2.stride % every1.stride
-            q0 = place // (every2.stride * every1.stride) % every0.stride
-            block = place // phases
-            o2 = block % tiles2 * every2.tile
-            o1 = block // tiles2 % tiles1 * every1.tile
-            o0 = block // (tiles2 * tiles1) % tiles0 * every0.tile
-            n = block // (tiles2 * tiles1 * tiles0)
+            n, q0, q1, q2, o0, o1, o2 = tile_of(place, every0, every1, every2, gaps)
             d, h, w = phase_of(every0, q0, dy.shape[2]), phase_of(every1, q1, dy.shape[3]), phase_of(every2, q2, dy.shape[4])
             e, f, g = outputs_of(d, q0, dy.shape[2]), outputs_of(h, q1, dy.shape[3]), outputs_of(w, q2, dy.shape[4])
             t0 = -(-min(d.tile, d.out - o0) // r.step0)

@@ -1,0 +1,316 @@
+"""Emitters of the micro-kernels that move cells, and the shuffles that they share: staging, storing, transposing."""
+
+from typing import Any
+
+from llvmlite import ir
+
+from .builder import INDEX, WORD, Function
+
+
+def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, residues: tuple[int, ...]) -> None:
+    """Emit `load`: the cells `residues[q]`, `residues[q]` + stride ... of rows of neighbouring cells, for each slot q.
+
+    A vector of the source is loaded once for all slots. Without residues, slots are as the arguments tell, one after another; with
+    a stride of 0 also the stride and the distance of cells, which are gathered one by one.
+
+    C signature, all 64-bit: (source, target, cell, planes, source_plane, target_plane, rows, source_row, target_row, position,
+    size, extent, slots, slot, stride, dilation, period). Addresses of the cell of residue 0, which is cell `position` of a row of
+    `size`, and of slot 0; bytes from cell to cell of the source, and for planes and rows their number and the bytes from one to the
+    next; cells of a slot that are written, zeros for those outside of the row; number of slots and bytes from one to the next, of
+    which slot q holds the residue q * dilation mod period.
+    """
+    names = (
+        "source target cell planes source_plane target_plane rows source_row target_row position size extent slots slot stride "
+        "dilation period"
+    )
+    f = Function(module, name, itemsize, vector, names)
+    b, a = f.builder, f.arguments
+    whole = b.sdiv(a["extent"], f.word(f.lanes))
+    left = b.srem(a["extent"], f.word(f.lanes))
+    some = b.zext(b.icmp_signed(">", left, f.word(0)), WORD)
+    tail = f.below(left)
+    kind = ir.VectorType(INDEX, f.lanes)
+
+    def window(low: Any, high: Any) -> tuple[Any, Any]:
+        """Of numbers from `low` to `high`: vectors of -low, and of how many there are; both are far below the limit of a lane."""
+        return f.splat(b.trunc(b.neg(low), INDEX), INDEX), f.splat(b.trunc(b.sub(high, low), INDEX), INDEX)
+
+    def within(value: Any, least: int, most: int) -> Any:
+        value = b.select(b.icmp_signed("<", value, f.word(least)), f.word(least), value)
+        return b.select(b.icmp_signed(">", value, f.word(most)), f.word(most), value)
+
+    def run(cells: Any, source: Any, target: Any, begin: Any, advance: Any, step: int, pitches: list[Any]) -> None:
+        """One row: `cells` gives a vector for each slot; `begin` is the first of them as `window` counts."""
+
+        def put(source: Any, target: Any, first: Any, mask: Any) -> None:
+            for value, pitch in zip(cells(source, first), pitches, strict=True):
+                place = b.add(target, pitch)
+                f.store(value, place) if mask is None else f.masked_store(value, place, mask)
+
+        def full(values: list[Any]) -> list[Any]:
+            source, target, first = values
+            put(source, target, first, None)
+            return [b.add(source, advance), f.add(target, vector), b.add(first, ir.Constant(kind, [step] * f.lanes))]
+
+        def last(values: list[Any]) -> list[Any]:
+            source, target, first = values
+            put(source, target, first, tail)
+            return values
+
+        f.loop(some, f.loop(whole, [source, target, begin], full), last)
+
+    def neighbours(start: Any, wanted: tuple[int, ...]) -> tuple[Any, ...]:
+        """What `run` needs to read some residues of neighbouring cells, the first of which is cell `start` of its row."""
+        far = 1 << 30
+        begin, count = window(within(b.neg(start), -far, far), within(b.sub(a["size"], start), -far, far))
+
+        def cells(source: Any, first: Any) -> list[Any]:
+            parts: dict[int, list[Any]] = {}
+            for base in {residue // stride * stride for residue in wanted}:
+                parts[base] = []
+                for at in range(base, base + stride * f.lanes, f.lanes):
+                    numbers = ir.Constant(kind, [at + lane for lane in range(f.lanes)])
+                    mask = b.icmp_unsigned("<", b.add(first, numbers), count)
+                    parts[base].append(f.masked_load(f.add(source, at * itemsize), mask))
+            return [split(f, parts[residue // stride * stride], residue % stride) for residue in wanted]
+
+        return cells, begin, f.word(vector * stride), f.lanes * stride
+
+    def scattered(start: Any) -> tuple[Any, ...]:
+        """The same for cells a stride apart, of which the first is cell `start`."""
+        step = b.mul(a["cell"], a["stride"])
+        before = b.sdiv(f.add(b.sub(a["stride"], start), -1), a["stride"])  # of negative numbers it does not matter
+        until = b.sdiv(f.add(b.sub(b.add(a["size"], a["stride"]), start), -1), a["stride"])
+        low = b.select(b.icmp_signed(">", start, f.word(0)), f.word(0), before)
+        high = b.select(b.icmp_signed("<", start, a["size"]), until, f.word(0))
+        low = b.select(b.icmp_signed("<", low, a["extent"]), low, a["extent"])
+        high = b.select(b.icmp_signed("<", high, a["extent"]), high, a["extent"])
+        high = b.select(b.icmp_signed("<", high, low), low, high)
+        begin, count = window(low, high)
+
+        def cells(source: Any, first: Any) -> list[Any]:
+            numbers = ir.Constant(kind, list(range(f.lanes)))
+            return [f.masked_gather(source, step, b.icmp_unsigned("<", b.add(first, numbers), count))]
+
+        return cells, begin, b.mul(step, f.word(f.lanes)), f.lanes
+
+    def row(values: list[Any]) -> list[Any]:
+        source, target = values
+        if residues:
+            cells, begin, advance, step = neighbours(a["position"], residues)
+            run(cells, source, target, begin, advance, step, [b.mul(a["slot"], f.word(q)) for q in range(len(residues))])
+            return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
+
+        def slot(values: list[Any]) -> list[Any]:
+            number, target = values
+            residue = b.srem(b.mul(number, a["dilation"]), a["period"])
+            start = b.add(a["position"], residue)
+            cells, begin, advance, step = neighbours(start, (0,)) if stride else scattered(start)
+            run(cells, b.add(source, b.mul(residue, a["cell"])), target, begin, advance, step, [f.word(0)])
+            return [f.add(number, 1), b.add(target, a["slot"])]
+
+        f.loop(a["slots"], [f.word(0), target], slot)
+        return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
+
+    def plane(values: list[Any]) -> list[Any]:
+        f.loop(a["rows"], values, row)
+        return [b.add(values[0], a["source_plane"]), b.add(values[1], a["target_plane"])]
+
+    f.loop(a["planes"], [a["source"], a["target"]], plane)
+    b.ret_void()
+
+
+def split(f: Function, parts: list[Any], phase: int) -> Any:
+    """The cells `phase`, `phase` + n ... of n vectors that lie side by side; halves of them serve several phases."""
+    if len(parts) == 1:
+        return parts[0]
+    if len(parts) % 2:
+        return picked(f, parts, phase)
+    halves = ir.Constant(f.picks, [2 * lane + phase % 2 for lane in range(f.lanes)])
+    near = [f.builder.shuffle_vector(*parts[i : i + 2], halves) for i in range(0, len(parts), 2)]
+    return split(f, near, phase // 2)
+
+
+def picked(f: Function, parts: list[Any], phase: int) -> Any:
+    """The cells `phase`, `phase` + n ... of n vectors that lie side by side."""
+    value = parts[0]
+    for q in range(1, len(parts)):
+        chosen = list(range(f.lanes))
+        for lane in range(f.lanes):
+            part, place = divmod(lane * len(parts) + phase, f.lanes)
+            if part == q or (part == 0 and q == 1):
+                chosen[lane] = place + (f.lanes if part else 0)
+        value = f.builder.shuffle_vector(value, parts[q], ir.Constant(f.picks, chosen))
+    return value
+
+
+def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int, phases: int) -> None:
+    """Emit `store`, to neighbouring cells or to strided ones, of `phases` rows at once: cell j of a row belongs at j * phases.
+
+    C signature, all 64-bit: (source, source_row, source_phase, target, target_row, step, rows, count, bias): addresses, bytes from
+    row to row and phase to phase of the source, from row to row and cell to cell of the target, numbers of rows and of cells of
+    the target, and the address of the bias.
+    """
+    f = Function(module, name, itemsize, vector, "source source_row source_phase target target_row step rows count bias")
+    b, a = f.builder, f.arguments
+    bias = f.splat(f.load(a["bias"], f.scalar))
+    several = f.lanes * phases
+    whole = b.sdiv(a["count"], f.word(several))
+    left = b.srem(a["count"], f.word(several))
+    step = a["step"] if strided else f.word(itemsize)
+    spare = b.ptrtoint(b.alloca(f.vector), WORD) if strided else None
+
+    def spread(value: Any, target: Any, count: Any) -> None:
+        """The first `count` lanes, one by one: with AVX-512's scatter a dilated layer took 1.25 of the time."""
+        f.store(value, spare)
+
+        def lane(values: list[Any]) -> list[Any]:
+            source, target = values
+            f.store(f.load(source, f.scalar), target)
+            return [f.add(source, itemsize), b.add(target, step)]
+
+        few = b.icmp_signed("<", count, f.word(f.lanes))
+        f.loop(b.select(few, count, f.word(f.lanes)), [spare, target], lane)
+
+    def put(source: Any, target: Any, count: Any) -> None:
+        values = []
+        for p in range(phases):
+            place = b.add(source, b.mul(a["source_phase"], f.word(p)))
+            # cells of this phase among the next `count`
+            mask = None if count is None else f.below(b.sdiv(f.add(count, phases - 1 - p), f.word(phases)))
+            values.append(b.fadd(f.vector_at(place, 0, mask), bias))
+        for m, value in enumerate(interleaved(f, values)):
+            place = b.add(target, b.mul(step, f.word(m * f.lanes)))
+            mask = None if count is None else f.below(f.add(count, -m * f.lanes))
+            if strided:
+                spread(value, place, f.word(f.lanes) if count is None else f.add(count, -m * f.lanes))
+            elif mask:
+                f.masked_store(value, place, mask)
+            else:
+                f.store(value, place)
+
+    def row(values: list[Any]) -> list[Any]:
+        source, target = values
+
+        def cells(values: list[Any]) -> list[Any]:
+            source, target = values
+            put(source, target, None)
+            return [f.add(source, vector), b.add(target, b.mul(step, f.word(several)))]
+
+        last, end = f.loop(whole, [source, target], cells)
+        put(last, end, left)
+        return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
+
+    f.loop(a["rows"], [a["source"], a["target"]], row)
+    b.ret_void()
+
+
+def interleaved(f: Function, phases: list[Any]) -> list[Any]:
+    """Vectors of neighbouring cells from one vector for each phase."""
+    count = len(phases)
+    vectors = []
+    for m in range(count):
+        value = phases[0]
+        for p in range(1, count):
+            picks = list(range(f.lanes))
+            for lane in range(f.lanes):
+                index, phase = divmod(m * f.lanes + lane, count)
+                if phase == p or (phase == 0 and p == 1):
+                    picks[lane] = index + (f.lanes if phase else 0)
+            value = f.builder.shuffle_vector(value, phases[p], ir.Constant(f.picks, picks))
+        vectors.append(value)
+    return vectors
+
+
+def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -> None:
+    """Emit `pack`, which writes nothing but target cells if `exact`.
+
+    C signature, all 64-bit: (source, row, rows, target, pitch, count): `target[t, p] = source[p, t]` for `count` values of t and
+    `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`. If not
+    `exact`, each target row but the last ones is written as a whole vector: what lies behind it, up to the last row, is
+    overwritten, so that rows which follow one another are written in order.
+    """
+    f = Function(module, name, itemsize, vector, "source row rows target pitch count")
+    b, a = f.builder, f.arguments
+    lanes = f.lanes
+    writes = f.below(a["rows"])
+    nothing = ir.Constant(f.mask, None)
+    # a row that does not exist is read in place of another: a masked load of pages that do not exist takes 500 cycles
+    rows = [b.select(b.icmp_signed("<", f.word(p), a["rows"]), b.mul(a["row"], f.word(p)), f.word(0)) for p in range(lanes)]
+
+    def square(values: list[Any]) -> list[Any]:
+        source, target = values
+        place = target
+        for value in transposed(f, [f.load(b.add(source, row), f.vector) for row in rows]):
+            if exact:
+                f.masked_store(value, place, writes)
+            else:
+                f.store(value, place)
+            place = b.add(place, a["pitch"])
+        return [f.add(source, vector), place]
+
+    def part(values: list[Any]) -> list[Any]:
+        source, target, left = values
+        columns = f.below(left)
+        place = target
+        for t, value in enumerate(transposed(f, [f.masked_load(b.add(source, row), columns) for row in rows])):
+            exists = b.icmp_signed("<", f.word(t), left)
+            f.masked_store(value, place, b.select(exists, writes, nothing))
+            place = b.add(place, a["pitch"])
+        return [f.add(source, vector), place, f.add(left, -lanes)]
+
+    # whole vectors reach no further than the cells of the last rows
+    spilling = f.add(a["count"], 0 if exact else -lanes)
+    spilling = b.select(b.icmp_signed("<", spilling, f.word(0)), f.word(0), spilling)
+    whole = b.sdiv(spilling, f.word(lanes))
+    source, target = f.loop(whole, [a["source"], a["target"]], square)
+    left = b.sub(a["count"], b.mul(whole, f.word(lanes)))
+    f.loop(b.sdiv(f.add(left, lanes - 1), f.word(lanes)), [source, target, left], part)
+    b.ret_void()
+
+
+def transposed(f: Function, values: list[Any]) -> list[Any]:
+    """The columns of a square of `f.lanes` vectors.
+
+    First within 16 bytes of all vectors, by unpacking, then 16 bytes at a time: shuffles that need no table of indices.
+    Interleaving whole vectors instead takes as many shuffles, each with its table.
+    """
+    b, lanes = f.builder, f.lanes
+    block = 16 // f.itemsize
+    blocks = lanes // block
+
+    def unpack(x: Any, y: Any, half: int, width: int) -> Any:
+        """Alternate runs of `width` lanes of x and y, from one half of each 16 bytes."""
+        picks = []
+        for start in range(0, lanes, block):
+            for run in range(block // 2 // width):
+                first = start + half * block // 2 + run * width
+                picks += [*range(first, first + width), *range(lanes + first, lanes + first + width)]
+        return b.shuffle_vector(x, y, ir.Constant(f.picks, picks))
+
+    def alternate(x: Any, y: Any, odd: int) -> Any:
+        """Every second 16 bytes of x, then of y."""
+        runs = range(odd * block, lanes, 2 * block)
+        picks = [base + first + i for base in (0, lanes) for first in runs for i in range(block)]
+        return b.shuffle_vector(x, y, ir.Constant(f.picks, picks))
+
+    def within(group: list[Any]) -> list[Any]:
+        """Column i of every square of 16 bytes, for each i."""
+        if block == 2:
+            return [unpack(group[0], group[1], half, 1) for half in range(2)]
+        lows, highs = ([unpack(x, y, half, 1) for x, y in (group[:2], group[2:])] for half in range(2))
+        return [unpack(x, y, half, 2) for x, y in (lows, highs) for half in range(2)]
+
+    groups = [within(values[i : i + block]) for i in range(0, lanes, block)]
+    bits = blocks.bit_length() - 1
+    columns = dict[int, Any]()
+    for i in range(block):
+        parts = [[group[i] for group in groups]]
+        for _ in range(bits):
+            parts = [
+                [alternate(x, y, odd) for x, y in zip(part[::2], part[1::2], strict=True)] for part in parts for odd in range(2)
+            ]
+        for at, (column,) in enumerate(parts):
+            backwards = sum(1 << (bits - 1 - bit) for bit in range(bits) if at >> bit & 1)
+            columns[backwards * block + i] = column
+    return [columns[i] for i in range(lanes)]

@@ -1,0 +1,93 @@
+"""Schedules of the depthwise kernels: the taps of a run, blocks of rows, and what copied borders take."""
+
+import dataclasses
+import math
+
+from .kernels.cpu.depthwise import NEAR
+from .kernels.cpu.machine import Machine
+from .phases import triple
+from .problem import ConvProblem, Triple
+from .schedule import Schedule, Sweep, even
+
+# Multiplications of a block of depthwise rows: more take too long to compile.
+CODE = 256
+# Taps that a depthwise micro-kernel unrolls; jobs below which its planes are divided into blocks of rows.
+UNROLLED = 49
+JOBS = 8
+
+
+def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int) -> Schedule:
+    """Micro-kernel of one filter on one channel: a block of rows, or where they are few of vectors, for each of `phases`.
+
+    A block has sums enough to hide the latency of additions, and its unrolled taps are not too much code. Where one row of taps
+    makes a run, rows would share nothing, but neighbouring vectors do.
+    """
+    lanes = machine.vector // itemsize
+    taps = _taps_of_a_run(sweep.kernel, UNROLLED // phases, UNROLLED // phases)
+    most = 8 if sweep.channels == 1 else 16  # the weights of a channel are loaded for each block
+    sums = min(most, max(1, machine.registers // 2 // phases), max(1, CODE // (math.prod(taps) * phases)))
+    rows = 1 if taps[1] == 1 and taps[2] > lanes else even(sweep.out[1], sums)
+    vectors = max(1, min(sums // rows, -(-sweep.out[2] // lanes)))
+    return Schedule((1, rows, vectors * lanes), 1, 1, register=1, vectors=vectors, lanes=lanes, taps=taps)
+
+
+def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvProblem) -> Schedule:
+    """Micro-kernel of dW of one filter on one channel: as many rows of dy as the sums of all taps of a run leave registers."""
+    room, most = machine.registers - 4, 8
+    if math.prod(sweep.kernel) > room:
+        room, most = room - 6, 3  # rows of dy: 7x7 takes 3.4 ms by three rows of taps and of dy, 4.5 by four of taps and one
+    taps = _taps_of_a_run(sweep.kernel, room, machine.registers // 2)
+    rows = even(sweep.out[1], max(1, min(most, machine.registers - math.prod(taps) - 7)))
+    lanes = machine.vector // itemsize
+    schedule = Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes, taps=taps)
+    return dataclasses.replace(schedule, splits=row_blocks("weight_grad", problem, sweep, schedule, itemsize))
+
+
+def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:
+    """All taps or some rows of them, `most` at the most, or a part of a row.
+
+    What many sums of a row read takes registers too: dW of 301 taps in parts of 16 takes 21 ms, in parts of 22 30 ms.
+    """
+    if math.prod(kernel) <= most:
+        return kernel
+    if kernel[2] <= most:
+        return 1, even(kernel[1], most // kernel[2]), kernel[2]
+    return 1, 1, even(kernel[2], part)
+
+
+def row_blocks(direction: str, problem: ConvProblem, sweep: Sweep, schedule: Schedule, itemsize: int) -> int:
+    """Blocks of rows, where planes are one slice: so many that what is read again stays in cache, and few planes make jobs enough.
+
+    A job is a block of one plane of results, or for dW of all images. One row is divided too, but not between copied borders, nor
+    are planes whose gradient is folded.
+    """
+    copied = problem.mode != "zeros"
+    of_result = problem.size if direction == "input_grad" else problem.out
+    axis = 2 if of_result[1] == 1 else 1
+    if sweep.out[0] > 1 or (copied and (axis == 2 or direction == "input_grad" or framed(problem).size[0] > 1)):
+        return 1
+    planes = 1 if direction == "weight_grad" else problem.batch
+    cells = (math.prod(problem.size) + math.prod(problem.out)) * problem.batch // planes
+    again = cells * itemsize // NEAR if copied or schedule.taps != sweep.kernel else 1
+    wanted = max(again, JOBS // max(1, planes * problem.groups))
+    return max(1, min(wanted, sweep.out[axis] // schedule.tile[axis]))
+
+
+def framed(problem: ConvProblem) -> ConvProblem:
+    """The same convolution over an input that holds its copied border."""
+    if problem.mode == "zeros":
+        return problem
+    padded = triple(map(sum, zip(problem.before, problem.size, problem.after, strict=True)))
+    none = (0, 0, 0)
+    return dataclasses.replace(problem, mode="zeros", size=padded, before=none, after=none)
+
+
+def framed_cells(direction: str, problem: ConvProblem, unit: int, blocks: int) -> int:
+    """Cells of a thread's scratch for planes with copied borders: the rows that a block reads, or a whole plane."""
+    slices, rows, columns = framed(problem).size
+    if direction == "input_grad":
+        return slices * rows * columns
+    units = -(-problem.out[1] // unit)
+    most = min(-(-units // blocks) * unit, problem.out[1])
+    read = (most - 1) * problem.stride[1] + (problem.kernel[1] - 1) * problem.dilation[1] + 1 if slices == 1 else rows
+    return (problem.batch if direction == "weight_grad" else 1) * slices * read * columns
