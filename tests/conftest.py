@@ -1,5 +1,13 @@
 import pytest
 from cases import CASES
+from hypothesis import HealthCheck, settings
+
+# `--hypothesis-profile long` draws as many calls as a night allows
+for _profile, _examples in (("short", 250), ("long", 20_000)):
+    settings.register_profile(
+        _profile, max_examples=_examples, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck)
+    )
+settings.load_profile("short")
 
 DTYPES = ("float32", "float64", "complex64", "complex128", "float16", "int8", "int16", "int32", "int64")
 DTYPES += ("uint8", "uint16", "uint32", "uint64")

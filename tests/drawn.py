@@ -1,0 +1,231 @@
+"""Drawn calls: a direction of a problem on arrays of any layout, as data that can be printed, sent to a process, and run again."""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import numpy as np
+import oracle
+from conftest import DTYPES
+from hypothesis import strategies as st
+
+import nbconv
+from nbconv import dispatch
+from nbconv.arrays import accumulator
+from nbconv.kernels.padding import MODES
+
+DIRECTIONS = (*dispatch.DIRECTIONS, "transpose")
+ACTIVATIONS = {
+    None: lambda y: y,
+    "relu": lambda y: np.maximum(y, 0),
+    "sigmoid": lambda y: 1 / (1 + np.exp(-y)),
+}
+LAYOUTS = ("plain", "plain", "apart", "fortran", "within", "reversed", "unaligned", "swapped")
+MICRO = ("float32", "float64")  # what micro-kernels serve
+FLOPS = 5e6  # of the reference's loops
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One call. `layouts` are those of the first array, the second, and `out` or None; `small` asks for tiles of a few cells."""
+
+    direction: str
+    input_shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+    options: dict[str, Any]
+    dtype: str = "float32"
+    algorithm: str = "auto"
+    activation: str | None = None
+    layouts: tuple[str | None, ...] = ("plain", "plain", None)
+    threads: int = 1
+    small: bool = False
+    prepared: bool = False
+    seed: int = 0
+
+    @property
+    def problem(self):
+        return nbconv.ConvProblem.make(self.input_shape, self.weight_shape, **self.options)
+
+    @property
+    def planned(self):
+        """Name of the kernel that serves the call."""
+        direction = "input_grad" if self.direction == "transpose" else self.direction
+        with tiles(self.small):
+            return dispatch.select(direction, self.problem, np.dtype(self.dtype), None, dispatch.Wish(self.algorithm))
+
+
+def laid(array, layout):
+    """A copy of an array in a memory layout; what lies between its cells is poison."""
+    if layout == "fortran":
+        return np.asfortranarray(array)
+    if layout == "swapped":
+        return array.astype(array.dtype.newbyteorder())
+    if layout == "unaligned":
+        memory = np.empty(array.nbytes + 1, np.uint8)[1:]
+        view = memory.view(array.dtype).reshape(array.shape)
+    elif layout == "apart":
+        view = np.empty((*array.shape[:-1], array.shape[-1] * 3), array.dtype)[..., 1::3]
+    elif layout == "within":
+        view = np.empty([size + 2 for size in array.shape], array.dtype)[(slice(1, -1),) * array.ndim]
+    elif layout == "reversed":
+        view = np.empty(array.shape, array.dtype)[(slice(None, None, -1),) * array.ndim]
+    else:
+        view = np.empty(array.shape, array.dtype)
+    view[...] = array
+    return view
+
+
+@contextlib.contextmanager
+def tiles(small):
+    """Let tiles have a few cells, and every loop over them many turns, if `small`."""
+    table = dispatch.TABLE
+    if small:
+        shrunk = {"sums": 40, "staged": 6000, "filters": 3, "held": 3000, "jobs": 7, "parallel": 0}
+        dispatch.TABLE = tuple(row._replace(limits=row.limits._replace(**shrunk)) for row in table)
+        dispatch.select.cache_clear()
+    try:
+        yield
+    finally:
+        if small:
+            dispatch.TABLE = table
+            dispatch.select.cache_clear()
+
+
+def run(call, first, second, bias, out):
+    """The result of a call on arrays of the caller's."""
+    p, options = call.problem, call.options | {"algorithm": call.algorithm, "out": out}
+    weight = nbconv.prepare(second) if call.prepared else second
+    with tiles(call.small), nbconv.num_threads(call.threads):
+        if call.direction == "forward":
+            return nbconv.conv(first, weight, bias, activation=call.activation, **options)
+        if call.direction == "input_grad":
+            return nbconv.conv_input_grad(first, weight, p.input_shape, **options)
+        if call.direction == "weight_grad":
+            return nbconv.conv_weight_grad(first, second, p.weight_shape, **options)
+        options.pop("padding_mode", None)
+        return nbconv.conv_transpose(first, weight, bias, output_padding=_rest(p), **options)
+
+
+def _rest(p):
+    """Output padding of the transposed convolution whose problem this is."""
+    sides = zip(p.size, p.out, p.stride, p.before, p.after, p.dilation, p.kernel, strict=True)
+    return tuple(size - ((out - 1) * s - b - a + d * (k - 1) + 1) for size, out, s, b, a, d, k in sides)[3 - p.axes :]
+
+
+def operands(call):
+    """The two arrays of a call, and its bias."""
+    p = call.problem
+    shapes = {"forward": (p.input_shape, p.weight_shape), "weight_grad": (p.output_shape, p.input_shape)}
+    first, second = shapes.get(call.direction, (p.output_shape, p.weight_shape))
+    filters = p.filters if call.direction == "forward" else p.channels
+    return tuple(oracle.random(shape, call.dtype, call.seed + i) for i, shape in enumerate((first, second, (filters,))))
+
+
+def expected(call, first, second, bias):
+    """The exact result, the sum of the terms' absolute values, and the number of terms of a sum."""
+    p = call.problem
+    signed, unsigned = (first, second, bias), tuple(np.abs(oracle.wide(a)).astype(np.float64) for a in (first, second, bias))
+    if call.direction == "forward":
+        return *(oracle.forward(p, *each) for each in (signed, unsigned)), p.taps + 1
+    if call.direction == "weight_grad":
+        return *(oracle.weight_grad(p, *each[:2]) for each in (signed, unsigned)), p.batch * int(np.prod(p.out))
+    folded = np.prod([1 + 2 * (b + a) for b, a in zip(p.before, p.after, strict=True)]) if p.mode != "zeros" else 1
+    terms = p.filters // p.groups * int(np.prod(p.kernel) * folded) + 1
+    results = [oracle.input_grad(p, *each[:2], conjugate=call.direction == "input_grad") for each in (signed, unsigned)]
+    if call.direction == "transpose":
+        column = (slice(None), *(None,) * p.axes)
+        results = [result + oracle.wide(each[2])[column] for result, each in zip(results, (signed, unsigned), strict=True)]
+    return *results, terms
+
+
+def check(call, around=(contextlib.nullcontext,)):
+    """Compute a call, within each of some contexts, and hold its result against the reference."""
+    operand = first, second, bias = operands(call)
+    want, absolute, terms = expected(call, *operand)
+    want = ACTIVATIONS[call.activation if call.direction == "forward" else None](want)
+    if np.dtype(call.dtype).kind in "fc" and (call.planned.algorithm != "direct" or call.activation == "sigmoid"):
+        # other algorithms round where the largest terms are, not each result by its own
+        terms, absolute = terms + 10, np.full_like(absolute, absolute.max(initial=0) + (call.activation == "sigmoid"))
+    for context in around:
+        with context():
+            out = None if call.layouts[2] is None else laid(np.zeros(want.shape, call.dtype), call.layouts[2])
+            got = run(call, laid(first, call.layouts[0]), laid(second, call.layouts[1]), laid(bias, "plain"), out)
+            assert out is None or got is out, "the result is not in out"
+            assert got.dtype.newbyteorder("=") == np.dtype(call.dtype), got.dtype
+            got = got.astype(call.dtype)
+        oracle.assert_sums(got, want, absolute, terms)
+
+
+@st.composite
+def _calls(draw, dtypes):
+    """Calls of kinds that reach every kernel: planes of one filter, sums into one result, short filters, many taps, one output, any other."""
+    kind = draw(st.sampled_from(["any", "any", "any", "planes", "planes", "one result", "short", "long", "one output", "pointwise"]))
+    dtype = draw(st.sampled_from([*[each for each in dtypes if each in MICRO] * 8, *dtypes]))
+    axes = draw(st.integers(1, 3))
+
+    def upto(most):
+        return st.integers(1, most)
+
+    def each(strategy):
+        return tuple(draw(strategy) for _ in range(axes))
+
+    size = each(upto((300, 50, 16)[axes - 1] if draw(st.booleans()) else (20, 20, 9)[axes - 1]))
+    kernel = each(upto(3 if draw(st.booleans()) else (40, 11, 5)[axes - 1]))
+    stride = each(upto(4)) if draw(st.booleans()) else (1,) * axes
+    dilation = each(upto(4)) if draw(st.integers(0, 2)) == 0 else (1,) * axes
+    groups = draw(upto(3))
+    channels, filters = draw(upto(9)), draw(upto(40))
+    algorithm = draw(st.sampled_from(["auto", "direct"]))
+    mode = draw(st.sampled_from(["zeros", *MODES]))
+    if kind == "planes":
+        groups, channels, filters = draw(upto(10)), 1, 1
+    elif kind == "one result":
+        channels, filters = draw(st.sampled_from([(channels, 1), (1, filters)]))
+    elif kind == "short":
+        kernel, stride = each(st.sampled_from([1, 2, 3, 3, 3, 5, 7] if axes < 3 else [1, 2, 3])), (1,) * axes
+        dilation = each(upto(20)) if draw(st.booleans()) else (1,) * axes
+        if max(kernel) > 1 and dtype in ("float32", "float64", "float16"):
+            algorithm = "winograd"
+    elif kind == "long":
+        stride, channels, filters = (1,) * axes, draw(upto(3)), draw(upto(3))
+        if np.dtype(dtype).kind in "fc":
+            algorithm = "fft"
+    elif kind == "one output":
+        size, stride, dilation = kernel, (1,) * axes, (1,) * axes
+    elif kind == "pointwise":
+        kernel, channels = (1,) * axes, draw(upto(40))
+    span = [gap * (taps - 1) for gap, taps in zip(dilation, kernel, strict=True)]
+    padding = []
+    for cells, wide in zip(size, span, strict=True):
+        least = max(0, wide + 1 - cells)
+        total = 0 if kind == "one output" else draw(st.sampled_from([least, max(least, wide // 2), wide, wide + 5]))
+        total = max(total, least)
+        before = draw(st.sampled_from([total // 2, 0, total]))
+        padding.append((before, total - before))
+    direction = draw(st.sampled_from(DIRECTIONS))
+    if direction == "transpose":
+        mode = "zeros"
+        steps = zip(size, padding, span, stride, dilation, strict=True)
+        fits = all((cells + sum(sides) - wide - 1) % step < max(step, gap) for cells, sides, wide, step, gap in steps)
+        direction = direction if fits else "input_grad"
+    options = {"stride": stride, "padding": tuple(padding), "dilation": dilation, "groups": groups, "padding_mode": mode}
+    batch = draw(st.sampled_from([(), (1,), (2,), (3,)]))
+    return Call(
+        direction,
+        (*batch, groups * channels, *size),
+        (groups * filters, channels, *kernel),
+        options,
+        dtype,
+        algorithm,
+        draw(st.sampled_from(list(ACTIVATIONS))) if np.dtype(dtype).kind == "f" else None,
+        (draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from([None, *LAYOUTS]))),
+        draw(st.sampled_from([1, 2])),
+        draw(st.booleans()),
+        draw(st.integers(0, 7)) == 0 and direction != "weight_grad",
+        draw(st.integers(0, 2**16)),
+    )
+
+
+def calls(dtypes=DTYPES):
+    """Calls of every kernel, all options, dtypes and layouts; small enough for the reference's loops."""
+    return _calls(dtypes).filter(lambda call: call.problem.flops <= FLOPS)

@@ -1,0 +1,116 @@
+"""Drawn calls, and every tail of vectors and tiles, against the reference; and nothing outside their arrays is read or written.
+
+On Linux they run between inaccessible pages, in a process of their own (`guard`): a call that kills it fails as a wrong result does,
+and is made as small as it can be. A night's run: `pytest tests/test_drawn.py --hypothesis-profile long`.
+"""
+
+import ctypes
+import dataclasses
+import itertools
+import sys
+
+import numpy as np
+import pytest
+from drawn import Call, calls, check
+from hypothesis import given, settings
+
+from nbconv import dispatch
+from nbconv.kernels.jit import DISABLED
+
+GUARDED = sys.platform == "linux" and not DISABLED
+guarded = pytest.mark.skipif(not GUARDED, reason="needs Linux, and compiled kernels: Python checks its own indices")
+
+
+@pytest.fixture(scope="module")
+def checked():
+    """What checks a call."""
+    if not GUARDED:
+        yield check
+        return
+    from guard import Worker
+
+    worker = Worker()
+    yield worker.check
+    worker.close()
+
+
+@guarded
+@pytest.mark.parametrize("fault", ["read", "write", "scratch"])
+def test_an_overrun_of_one_element_is_found(fault):
+    from guard import Worker
+
+    worker = Worker(fault)
+    try:
+        with pytest.raises(AssertionError, match="died of SIGSEGV"):
+            worker.check(Call("forward", (2, 8, 20, 20), (12, 8, 3, 3), {"padding": 1}, algorithm="direct"))
+    finally:
+        worker.close()
+
+
+@guarded
+def test_a_write_where_no_page_begins_is_found():
+    from guard import Guard
+
+    guard = Guard()
+    with guard(at_end=True):
+        array = np.zeros(5)
+    ctypes.memset(array.ctypes.data - 1, 0, 1)
+    del array
+    assert guard.damage == ["bytes before an array of 40 were written"]
+
+
+def test_drawn_calls(checked):
+    seen = set()
+
+    @given(calls())
+    def run(call):
+        checked(call)
+        seen.add((call.planned.kernel, call.direction))
+
+    run()
+    if not DISABLED and settings().max_examples >= 2000:
+        assert seen >= {(row.name, direction) for row in dispatch.TABLE for direction in row.directions}
+
+
+# A problem of each kernel, as (N, C, H, W) and (K, C, R, S) for one group; its W, K and C then take all values.
+TAILS = {
+    "outer": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1}, "direct"),
+    "outer-1x1": ((2, 5, 3, 9), (7, 5, 1, 1), {}, "direct"),
+    "outer-strided": ((2, 5, 7, 19), (7, 5, 3, 2), {"padding": 1, "stride": 2}, "direct"),
+    "outer-copied": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1, "padding_mode": "reflect"}, "direct"),
+    "depthwise": ((2, 1, 6, 19), (1, 1, 3, 3), {"padding": 1}, "direct"),
+    "depthwise-strided": ((2, 1, 7, 19), (1, 1, 3, 4), {"padding": 2, "stride": 2}, "direct"),
+    "depthwise-long": ((2, 1, 9, 19), (1, 1, 9, 9), {"padding": 4}, "direct"),
+    "winograd": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1}, "winograd"),
+    "fft": ((2, 2, 9, 19), (3, 2, 5, 5), {"padding": 2}, "fft"),
+    "one-output": ((2, 5, 3, 9), (7, 5, 3, 9), {}, "direct"),
+}
+
+
+def tails(name):
+    """Calls whose last axis, filters and channels have every remainder."""
+    x, w, options, algorithm = TAILS[name]
+    planes = name.startswith("depthwise")
+    for axis, most in (("width", 40), ("filters", 33), ("channels", 20)):
+        for size in range(1, most + 1):
+            batch, channels, high, wide = x
+            filters, _, *kernel = w
+            groups = 1
+            if axis == "width":
+                wide = size
+                kernel[1] = size if name == "one-output" else min(kernel[1], size + 2 * options.get("padding", 0))
+            elif planes:
+                groups = size
+            elif axis == "filters":
+                filters = size
+            else:
+                channels = size
+            shape, weight = (batch, channels * groups, high, wide), (filters * groups, channels, *kernel)
+            yield Call("", shape, weight, options | {"groups": groups}, "float32", algorithm, small=size % 2 == 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", TAILS)
+def test_tails(checked, name, dtype):
+    for call, direction in itertools.product(tails(name), dispatch.DIRECTIONS):
+        checked(dataclasses.replace(call, direction=direction, dtype=dtype))
