@@ -23,6 +23,7 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import caching, config
@@ -56,7 +57,7 @@ def source_hash() -> str:
 def cache_folder() -> Path:
     """The folder that holds nbconv's machine code: ``NBCONV_CACHE_DIR``, else the user's cache folder."""
     if given := os.environ.get("NBCONV_CACHE_DIR"):
-        return Path(given)
+        return Path(given).expanduser()
     from platformdirs import user_cache_path
 
     return user_cache_path("nbconv", appauthor=False)
@@ -67,6 +68,21 @@ def _warn(problem: str) -> None:
     warnings.warn(f"nbconv: {problem}", RuntimeWarning, 2)
 
 
+def _is_own(status: os.stat_result) -> bool:
+    """Whether nobody but this user can write to a file or folder."""
+    return sys.platform == "win32" or (status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
+
+
+def _open_own(path: str, flags: int) -> int:
+    """Open a file that nobody else can write or has put there: who can write to a folder above may have moved another in its place."""
+    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
+    status = os.fstat(descriptor)
+    if _is_own(status) and status.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    raise PermissionError(path)
+
+
 @functools.cache
 def _usable_folder() -> Path | None:
     """Create this version's cache folder; None, with a warning, where its content could be written by somebody else."""
@@ -75,9 +91,7 @@ def _usable_folder() -> Path | None:
         folder.parent.parent.mkdir(parents=True, exist_ok=True)
         for level in (folder.parent, folder):
             level.mkdir(mode=0o700, exist_ok=True)
-            status = level.stat()
-            foreign = sys.platform != "win32" and status.st_uid != os.getuid()
-            if foreign or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            if not _is_own(level.stat()):
                 _warn(f"compiled kernels are not cached: others can write to {level}")
                 return None
         if not os.access(folder, os.W_OK):
@@ -96,7 +110,8 @@ def _read(name: str) -> bytes | None:
     """What `_write` has put into a file of the cache; None where there is none, or something else."""
     if folder := _usable_folder():
         with contextlib.suppress(OSError):
-            digest, content = (stored := (folder / name).read_bytes())[:32], stored[32:]
+            with open(folder / name, "rb", opener=_open_own) as file:
+                digest, content = file.read(32), file.read()
             if _checksum(name, content) == digest:
                 return content
             (folder / name).unlink()  # the next process finds none, even where warnings are errors
@@ -167,8 +182,15 @@ def entry(dispatcher: Any, *arguments: types.Type) -> Callable[..., Any]:
     Calling the entry point skips numba's look-up by argument types, and one signature then serves every layout of an array. It
     unpacks what it is given as `arguments` without checking, so callers pass arrays of these very dtypes and dimensions.
     """
-    function: Callable[..., Any] = dispatcher if DISABLED else _compile(dispatcher, arguments).entry_point
-    return function
+    if not DISABLED:
+        function: Callable[..., Any] = _compile(dispatcher, arguments).entry_point
+        return function
+
+    def interpreted(*values: Any) -> None:
+        with np.errstate(all="ignore"):  # integers wrap and floats overflow without a word, as they do in machine code
+            dispatcher(*values)
+
+    return interpreted
 
 
 @functools.cache

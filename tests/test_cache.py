@@ -119,6 +119,38 @@ def test_folder_of_somebody_else(folder):
     refused(folder, "others can write to")
 
 
+def lend(path):
+    path.chmod(0o620)
+
+
+def give(path):
+    os.chown(path, 1, -1)
+
+
+def link(path):
+    os.link(path, path.parent.parent / path.name)
+
+
+def point(path):
+    path.rename(path.parent.parent / path.name)
+    path.symlink_to(path.parent.parent / path.name)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX permissions")
+@pytest.mark.parametrize("change", [lend, give, link, point])
+def test_file_that_others_may_have_written(folder, change):
+    """Not what the folder held when it was looked at, for who can write to a folder above can exchange it: made again."""
+    if change is give and os.geteuid() != 0:
+        pytest.skip("only root can give a file away")
+    compiled, _ = run(folder)
+    assert compiled == 0
+    for path in files(folder):
+        change(path)
+    compiled, _ = run(folder)
+    assert compiled > 0
+    assert run(folder)[0] == 0
+
+
 def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
     refused(tmp_path / "file" / "below", "")
@@ -158,6 +190,12 @@ def test_relative_folder_stays_where_it_is(tmp_path):
     process = start(os.curdir, CALL + moved, tmp_path)
     assert finish(process)[1] == []
     assert len([path for path in files(tmp_path) if path.suffix == ".nbc"]) == 2
+
+
+def test_folder_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("NBCONV_CACHE_DIR", "~/kernels")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert jit.cache_folder() == tmp_path / "kernels"
 
 
 def truncate(path, others):
