@@ -143,9 +143,12 @@ def check(call, around=(contextlib.nullcontext,)):
     operand = first, second, bias = operands(call)
     want, absolute, terms = expected(call, *operand)
     want = ACTIVATIONS[call.activation if call.direction == "forward" else None](want)
-    if np.dtype(call.dtype).kind in "fc" and (call.planned.algorithm != "direct" or call.activation == "sigmoid"):
-        # other algorithms round where the largest terms are, not each result by its own
-        terms, absolute = terms + 10, np.full_like(absolute, absolute.max(initial=0) + (call.activation == "sigmoid"))
+    if np.dtype(call.dtype).kind in "fc":
+        if call.planned.algorithm != "direct":  # rounds where the operands are large, not where a result's own terms are
+            terms = 10 * int(np.log2(first.size + second.size + 2))
+            absolute = np.full_like(absolute, np.linalg.norm(oracle.wide(first)) * np.linalg.norm(oracle.wide(second)))
+        if call.activation == "sigmoid" and call.direction == "forward":
+            terms, absolute = terms + 10, absolute + 1
     for context in around:
         with context():
             out = None if call.layouts[2] is None else laid(np.zeros(want.shape, call.dtype), call.layouts[2])

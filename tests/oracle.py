@@ -7,6 +7,8 @@ from nbconv.kernels import reference
 from nbconv.kernels.padding import MODES
 
 POISON = 666.666
+# Without compilation numpy would warn of integers that wrap.
+silent = np.errstate(all="ignore")
 
 
 def wide(array):
@@ -26,6 +28,7 @@ def _padded(problem, x):
     return xp
 
 
+@silent
 def forward(problem, x, w, b=None):
     x, w = _lift(wide(x), problem.axes, problem.batched), _lift(wide(w), problem.axes)
     b = np.zeros(problem.filters, w.dtype) if b is None else wide(b)
@@ -34,6 +37,7 @@ def forward(problem, x, w, b=None):
     return y.reshape(problem.output_shape)
 
 
+@silent
 def input_grad(problem, dy, w, conjugate=True):
     dy, w = _lift(wide(dy), problem.axes, problem.batched), _lift(wide(w), problem.axes)
     w = np.conj(w) if conjugate else w
@@ -44,6 +48,7 @@ def input_grad(problem, dy, w, conjugate=True):
     return dx.reshape(problem.input_shape)
 
 
+@silent
 def weight_grad(problem, dy, x):
     dy, x = _lift(wide(dy), problem.axes, problem.batched), _lift(wide(x), problem.axes, problem.batched)
     dw = np.full((problem.filters, problem.channels // problem.groups, *problem.kernel), POISON).astype(x.dtype)
@@ -51,6 +56,7 @@ def weight_grad(problem, dy, x):
     return dw.reshape(problem.weight_shape)
 
 
+@silent
 def bias_grad(problem, dy):
     dy = _lift(wide(dy), problem.axes, problem.batched)
     db = np.full(problem.filters, POISON).astype(dy.dtype)

@@ -1,0 +1,137 @@
+"""What rounding may do to a result, where special values land, and that nothing but a call's arguments decides its bits."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import oracle
+import pytest
+from drawn import LAYOUTS, Call, expected, laid, operands, run
+from test_drawn import TAILS
+
+from nbconv import dispatch
+
+# A problem of each kernel, in every direction.
+CALLS = [
+    pytest.param(Call(direction, x, w, options, algorithm=algorithm), id=f"{name}-{direction}")
+    for (name, (x, w, options, algorithm)), direction in itertools.product(TAILS.items(), dispatch.DIRECTIONS)
+]
+DIRECT = [each for each in CALLS if each.values[0].algorithm == "direct"]
+
+
+def arrays(call, dtype):
+    return tuple(array.astype(dtype) for array in operands(dataclasses.replace(call, dtype="float64")))
+
+
+def whole(shape, dtype, seed):
+    """Whole numbers whose sums of products, of any length here, are exact as integers and not as floating point."""
+    most = 2**28 if dtype == "float64" else 2**22
+    return np.random.default_rng(seed).integers(-most, most, shape)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("call", CALLS)
+def test_error_bound(call, dtype):
+    """Against the exact sum of n products: n eps sum |a| |b|; where each result's own terms count, if it is summed directly."""
+    call = dataclasses.replace(call, dtype=dtype)
+    first, second, bias = (whole(array.shape, dtype, i) for i, array in enumerate(operands(call)))
+    want, _, terms = expected(call, first, second, bias)
+    absolute = expected(call, abs(first), abs(second), abs(bias))[0].astype(np.float64)
+    if call.algorithm != "direct":
+        absolute = np.full_like(absolute, absolute.max())
+    got = run(call, *(array.astype(dtype) for array in (first, second, bias)), None)
+    error = np.abs(got.astype(np.longdouble) - want.astype(np.longdouble))
+    assert error.max() > 0, "exact, so that nothing is proved"
+    assert (error <= terms * np.finfo(dtype).eps * absolute).all(), (error / (np.finfo(dtype).eps * absolute)).max() / terms
+
+
+def kinds(array):
+    """Of each value: 0 if it is finite, else 1, 2, 3 for infinity, -infinity and NaN."""
+    return np.isposinf(array) + 2 * np.isneginf(array) + 3 * np.isnan(array)
+
+
+def scattered(call, dy, w):
+    """dI as the formula has it: no sum over taps that meet no output."""
+    p = call.problem
+    inner, groups = slice(3 - p.axes, 3), p.groups
+    dxp = np.zeros((p.batch, p.channels, *(s + b + a for s, b, a in zip(p.size, p.before, p.after, strict=True))))
+    for tap in np.ndindex(*p.kernel):
+        place = tuple(
+            slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, p.dilation, p.out, p.stride, strict=True)
+        )
+        for group in range(groups):
+            k = slice(group * p.filters // groups, (group + 1) * p.filters // groups)
+            c = slice(group * p.channels // groups, (group + 1) * p.channels // groups)
+            for filter in range(k.start, k.stop):
+                share = dy[:, filter, None] * w[filter][(slice(None), *tap[inner])][:, *(None,) * p.axes]
+                dxp[(slice(None), c, *place)] += share.reshape(p.batch, -1, *p.out)
+    dx = np.zeros((p.batch, p.channels, *p.size))
+    oracle.reference.unpad(dxp, p.before, oracle.MODES.index(p.mode), dx)
+    return dx.reshape(p.input_shape)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("call", DIRECT)
+def test_infinities_and_nan(call, dtype, value):
+    """In one cell of either operand: in the results that read it, and in no other.
+
+    dI reads dy as zeros beyond its edges, and 0 * inf is NaN; where the weight has them, a kernel may leave out those products.
+    """
+    for place, seed in itertools.product((0, 1), range(3)):
+        first, second, bias = arrays(call, dtype)
+        cells = (first, second)[place].reshape(-1)
+        cells[np.random.default_rng(seed).integers(cells.size)] = value
+        with np.errstate(invalid="ignore"):
+            want = kinds(expected(call, first, second, bias)[0])
+            got = kinds(run(call, first, second, bias, None))
+            if call.direction == "input_grad" and place == 1:
+                without = kinds(scattered(call, first.astype(np.float64), second.astype(np.float64)))
+                assert ((got == want) | (got == without)).all()
+            else:
+                np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("call", DIRECT)
+def test_zeros_have_the_references_sign(call, dtype):
+    call = dataclasses.replace(call, dtype=dtype)
+    first, second, bias = operands(call)
+    first[...], bias[...] = -0.0, 0.0
+    got = run(call, first, second, bias, None)
+    np.testing.assert_array_equal(got, 0)
+    np.testing.assert_array_equal(np.signbit(got), np.signbit(expected(call, first, second, bias)[0]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("call", DIRECT)
+def test_subnormal_numbers(call, dtype):
+    """They are neither read nor written as zeros."""
+    limits = np.finfo(dtype)
+    first, second, bias = arrays(call, dtype)
+    first, bias = first * (limits.tiny / 8), bias * limits.tiny
+    got = run(call, first, second, bias, None)
+    want, _, terms = expected(call, first, second, bias)
+    assert (np.abs(want) < limits.tiny).any()
+    np.testing.assert_array_less(np.abs(got - want), 2 * (terms + 1) * limits.smallest_subnormal)
+
+
+def bits(result):
+    return np.ascontiguousarray(result).view(np.uint8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("call", CALLS)
+def test_bits_depend_on_nothing_else(call, dtype):
+    """Not on threads, memory layout, what is allocated elsewhere, or how often it was computed: 50 times the same bits."""
+    call = dataclasses.replace(call, dtype=dtype, small=True)  # of many jobs, on all threads
+    first, second, bias = operands(call)
+    want = run(call, first, second, bias, None)
+    for turn in range(50):
+        layouts = [LAYOUTS[turn // len(LAYOUTS) ** place % len(LAYOUTS)] for place in range(2)]
+        changed = dataclasses.replace(call, threads=1 + turn % 2)
+        moved = [np.empty(8 * turn + 1)]
+        out = laid(np.zeros_like(want), LAYOUTS[turn % 7]) if turn % 3 else None
+        got = run(changed, laid(first, layouts[0]), laid(second, layouts[1]), bias, out)
+        np.testing.assert_array_equal(bits(got.astype(dtype)), bits(want))
+        del moved
