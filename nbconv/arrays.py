@@ -41,7 +41,7 @@ def check_dtype(dtype: npt.DTypeLike, name: str = "dtype") -> np.dtype[Any]:
     """`dtype` as a native numpy dtype that nbconv computes with."""
     try:
         found = np.dtype(dtype).newbyteorder("=")
-    except TypeError:
+    except (TypeError, ValueError, OverflowError, SyntaxError):  # numpy evaluates texts, such as "(2,)f4"
         raise TypeError(f"{name} must be a numpy dtype, got {dtype!r}") from None
     if found not in DTYPES:
         raise TypeError(f"{name} must be a float16/32/64, complex64/128 or integer dtype, got {dtype!r}")

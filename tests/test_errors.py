@@ -76,6 +76,8 @@ BAD = [
     (weight_grad(DY, X.astype("c16")), TypeError, r"input must have the dtype of grad_output, float64, got complex128"),
     (transpose(X, T.astype("f4")), TypeError, r"weight must have the dtype of input, float64, got float32"),
     (conv(X, W, dtype="text"), TypeError, r"dtype must be a numpy dtype, got 'text'"),
+    (conv(X, W, dtype="(,)f4"), TypeError, r"dtype must be a numpy dtype, got '\(,\)f4'"),
+    (conv(X, W, dtype={"names": 1}), TypeError, r"dtype must be a numpy dtype, got \{'names': 1\}"),
     (conv(X, W, dtype=bool), TypeError, r"dtype must be .*, got <class 'bool'>"),
     (conv(X, W, dtype=np.int32), TypeError, r"input of dtype float64 cannot be cast to dtype int32"),
     (conv(X.astype("c16"), W.astype("c16"), dtype="f8"), TypeError, r"input of dtype complex128 cannot be cast to dtype float64"),
