@@ -12,11 +12,13 @@ import importlib.metadata
 import importlib.util
 import os
 import pickle
+import signal
 import stat
 import sys
+import threading
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +171,28 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     return numba.njit(**{**OPTIONS, **options})(function)
 
 
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let Ctrl-C wait for the body: interrupted while it fills its own tables, numba cannot compile any more in that process."""
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    caught: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda *given: caught.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if caught:
+        handler(*caught[0])
+
+
 def _compile(dispatcher: Any, arguments: tuple[types.Type, ...]) -> Any:
     if not isinstance(dispatcher._cache, _Cache):
         dispatcher._cache = _Cache(dispatcher.py_func)
-    return dispatcher.get_compile_result(types.void(*arguments))
+    with uninterrupted():
+        return dispatcher.get_compile_result(types.void(*arguments))
 
 
 @functools.cache

@@ -103,7 +103,7 @@ def _filtered(
         raise ValueError(f"weights must have 1 to 3 axes, got shape {w.shape}")
     if w.size == 0:
         raise ValueError(f"weights must not be empty, got shape {w.shape}")
-    shifts = list(origin) if isinstance(origin, Sequence | np.ndarray) else [origin] * w.ndim
+    shifts = origin if isinstance(origin, Sequence | np.ndarray) else [origin] * w.ndim
     if len(shifts) != w.ndim:
         raise ValueError(f"origin must be an int or {w.ndim} ints, got {origin!r}")
     if w.ndim < x.ndim:  # SciPy takes origins in the order of `axes` where these are not all
@@ -141,9 +141,9 @@ def _axes(axes: Any, ndim: int) -> list[int]:
         axis = whole(axis, "axes", -ndim)
         if axis >= ndim:
             raise ValueError(f"axes must be below {ndim}, the input's number of axes, got {axes!r}")
+        if axis % ndim in found:
+            raise ValueError(f"axes must be different ones, got {axes!r}")
         found.append(axis % ndim)
-    if len(set(found)) < len(found):
-        raise ValueError(f"axes must be different ones, got {axes!r}")
     return found
 
 

@@ -138,6 +138,8 @@ def test_errors():
         (TypeError, "output must have a complex dtype", lambda: ndimage.correlate(x + 1j, w, np.zeros((4, 4)))),
         (ValueError, "axes must be below 2", lambda: ndimage.correlate(x, w[0], axes=2)),
         (ValueError, "axes must be different", lambda: ndimage.correlate(x, w, axes=(0, -2))),
+        (ValueError, "axes must be different", lambda: ndimage.correlate(x, w, axes=np.broadcast_to(0, 2**40))),
+        (ValueError, "origin must be an int or 2 ints", lambda: ndimage.correlate(x, w, origin=np.broadcast_to(0, 2**40))),
         (TypeError, "input must have a float16/32/64", lambda: ndimage.correlate(x.astype(np.longdouble), w)),
     ]
     for error, text, call in wrong:

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..jit import DISABLED
+from ..jit import DISABLED, uninterrupted
 from .builder import WORD
 
 if DISABLED:
@@ -104,7 +104,8 @@ class Epilogue:
                 row[i] = activation(row[i])
 
         signature = types.void(types.intp, types.CPointer(dtype), types.intp, types.intp)
-        self._compiled = numba.cfunc(signature, nopython=True, error_model="numpy")(apply)
+        with uninterrupted():
+            self._compiled = numba.cfunc(signature, nopython=True, error_model="numpy")(apply)
         self._descriptor = np.array([self._compiled.address, 0, 0], np.int64)
         self.address = self._descriptor.ctypes.data
 

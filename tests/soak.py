@@ -1,0 +1,122 @@
+"""Calls of all kinds from many threads at once, some cancelled at any moment: `python tests/soak.py --minutes 10`.
+
+Every result has the bits that it had before the threads began. Each minute a line tells calls, cancellations, and resident memory.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import random
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from drawn import Call, operands, run
+from test_drawn import TAILS
+
+from nbconv import dispatch
+
+
+class Cancelled(BaseException):
+    """What a thread is interrupted with."""
+
+
+def resident():
+    """Bytes of memory that the process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+def prepared():
+    """Calls, small and large, with their arguments and results; large ones launch threads."""
+    calls = []
+    for x, w, options, algorithm in TAILS.values():
+        for direction in dispatch.DIRECTIONS:
+            for scale in (1, 5):
+                sizes = x[2:] if options == {} else tuple(scale * size for size in x[2:])
+                call = Call(direction, (*x[:2], *sizes), w, options, random.choice(["float32", "float64"]), algorithm, threads=2)
+                given = *operands(call), None
+                calls.append((call, given, run(call, *given)))
+    return calls
+
+
+class Soak:
+    """Threads that compute `prepared()` calls until `stop`; `wrong` tells what went wrong."""
+
+    def __init__(self, threads):
+        self.calls, self.done, self.cancelled, self.wrong = prepared(), 0, 0, []
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._work, args=(number,)) for number in range(threads)]
+        self._inside = set()  # threads that may be cancelled
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def cancel(self):
+        """Interrupt a thread that is in a call, wherever it is."""
+        for identity in random.sample(sorted(self._inside), min(1, len(self._inside))):
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(identity), ctypes.py_object(Cancelled))
+
+    def _work(self, number):
+        chosen, identity = random.Random(number), threading.get_ident()
+        while not self._stop.is_set():
+            try:
+                self._compute(*chosen.choice(self.calls), chosen.choice([1, 2]), identity)
+            except Cancelled:
+                self.cancelled += 1
+
+    def _compute(self, call, given, want, threads, identity):
+        try:
+            self._inside.add(identity)
+            got = run(dataclasses.replace(call, threads=threads), *given)
+        except Exception as error:
+            self.wrong.append(f"{call}: {type(error).__name__}: {error}")
+        else:
+            self.done += 1
+            if not np.array_equal(got, want):
+                self.wrong.append(f"{call}: other bits")
+        finally:
+            self._inside.discard(identity)
+
+
+def soak(seconds, threads=16, report=None, pause=0.002):
+    """Run for some seconds; the finished `Soak`, and the resident memory after each tenth of the time."""
+    memory = []
+    with Soak(threads) as state:
+        start = time.monotonic()
+        for tenth in range(1, 11):
+            while time.monotonic() - start < seconds * tenth / 10:
+                time.sleep(pause)
+                state.cancel()
+            memory.append(resident())
+            if report:
+                report(state, memory[-1], time.monotonic() - start)
+    return state, memory
+
+
+def main():
+    """Run, and tell."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--threads", type=int, default=16)
+    chosen = parser.parse_args()
+
+    def report(state, memory, seconds):
+        rows = f"{seconds:6.0f} s {state.done:9,} calls {state.cancelled:7,} cancelled {memory / 2**20:7.1f} MiB {len(state.wrong)} wrong"
+        print(rows, flush=True)
+
+    state, _ = soak(60 * chosen.minutes, chosen.threads, report)
+    for line in state.wrong[:10]:
+        print(line)
+    raise SystemExit(bool(state.wrong))
+
+
+if __name__ == "__main__":
+    main()
