@@ -6,6 +6,7 @@ import pytest
 
 import nbconv
 from nbconv import nn
+from nbconv.kernels.jit import DISABLED
 
 X, W, DY = np.ones((2, 4, 8, 9)), np.ones((6, 4, 3, 3)), np.ones((2, 6, 6, 7))
 X1, W1 = np.ones((2, 4, 8)), np.ones((6, 4, 3))
@@ -198,6 +199,8 @@ def test_the_table_is_long_enough():
 
 @pytest.mark.parametrize(("call", "error", "message"), BAD, ids=[f"{i}-{row[2][:40]}" for i, row in enumerate(BAD)])
 def test_bad_call(call, error, message):
+    if DISABLED and ("cannot be compiled" in message or "got <function" in message):
+        pytest.skip("without compilation any function will do")
     with pytest.raises(error, match=message):
         call()
 
