@@ -76,7 +76,7 @@ def _is_own(status: os.stat_result) -> bool:
 
 
 def _open_own(path: str, flags: int) -> int:
-    """Open a file that nobody else can write or has put there: who can write to a folder above may have moved another in its place."""
+    """Open a file that nobody else can have written: who may write to a folder above may have put another in its place."""
     descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
     status = os.fstat(descriptor)
     if _is_own(status) and status.st_nlink == 1:

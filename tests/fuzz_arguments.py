@@ -1,6 +1,6 @@
-"""Atheris, guided by coverage, looks for arguments that `test_arguments` would fail on: `python tests/fuzz_arguments.py -max_total_time=600`.
+"""Atheris, guided by coverage, looks for arguments that `test_arguments` would fail on.
 
-Its extra is `fuzz`. What numba compiles cannot be watched.
+`python tests/fuzz_arguments.py -max_total_time=600`, with the extra `fuzz`. What numba compiles cannot be watched.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """A process whose numpy arrays lie between inaccessible pages, flush with one of them: to touch what is beside an array kills it.
 
-What an array's pages hold besides it is poison, NaN to floats, and watched: a write to it is found when the array is freed. Arrays are
-allocated by numpy (NEP 49), so that all are guarded: the caller's, scratch, tables of offsets. `Worker` starts such a process, which
-checks the calls of `drawn` that it reads, a line each, and answers with a line each.
+What an array's pages hold besides it is poison, NaN to floats, and watched: a write to it is found when the array is freed. It is
+numpy that allocates arrays (NEP 49), so that all are guarded: the caller's, scratch, tables of offsets. `Worker` starts such a
+process, which checks the calls of `drawn` that it reads, a line each, and answers with a line each.
 """
 
 import contextlib
@@ -58,7 +58,9 @@ class Guard:
     def _malloc(self, _, size):
         size = max(size, 1)
         inner = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
-        first = _libc.mmap(None, inner + 2 * mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANON, -1, 0)
+        first = _libc.mmap(
+            None, inner + 2 * mmap.PAGESIZE, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANON, -1, 0
+        )
         if first == ctypes.c_void_p(-1).value:
             return None
         low = first + mmap.PAGESIZE
@@ -141,7 +143,7 @@ class Worker:
     def check(self, call):
         """AssertionError if the call has a wrong result, or touches what is not its own."""
         if self._process is None:
-            self._errors = tempfile.TemporaryFile("w+")
+            self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (as long as the process)
             self._process = subprocess.Popen(
                 self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
             )

@@ -109,8 +109,8 @@ def main():
     chosen = parser.parse_args()
 
     def report(state, memory, seconds):
-        rows = f"{seconds:6.0f} s {state.done:9,} calls {state.cancelled:7,} cancelled {memory / 2**20:7.1f} MiB {len(state.wrong)} wrong"
-        print(rows, flush=True)
+        calls = f"{state.done:9,} calls {state.cancelled:7,} cancelled {len(state.wrong)} wrong"
+        print(f"{seconds:6.0f} s {calls} {memory / 2**20:7.1f} MiB", flush=True)
 
     state, _ = soak(60 * chosen.minutes, chosen.threads, report)
     for line in state.wrong[:10]:

@@ -1,7 +1,7 @@
 """Drawn calls, and every tail of vectors and tiles, against the reference; and nothing outside their arrays is read or written.
 
-On Linux they run between inaccessible pages, in a process of their own (`guard`): a call that kills it fails as a wrong result does,
-and is made as small as it can be. A night's run: `pytest tests/test_drawn.py --hypothesis-profile long`.
+On Linux they run between inaccessible pages, in a process of their own (`guard`): a call that kills it fails as a wrong result
+does, and is made as small as it can be. A night's run: `pytest tests/test_drawn.py --hypothesis-profile long`.
 """
 
 import ctypes

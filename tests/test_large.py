@@ -1,4 +1,4 @@
-"""More elements than 32 bits can count, and cells further apart. Strides of 0 and pages that are never touched keep the memory small.
+"""More elements than 32 bits can count, and cells further apart; strides of 0 and untouched pages keep the memory small.
 
 `pytest -m large` runs those that need all of it, up to 20 GiB.
 """

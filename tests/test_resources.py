@@ -1,4 +1,4 @@
-"""Too little memory, Ctrl-C at any moment, very many calls, very many threads: a call fails cleanly or is right, and so is the next.
+"""Too little memory, Ctrl-C at any moment, very many calls and threads: a call fails cleanly or is right, and so is the next.
 
 Each test runs processes of its own; `soak.py` runs for longer.
 """
@@ -27,8 +27,8 @@ def pages(which):
     return int(Path("/proc/self/statm").read_text().split()[which])
 
 def small():
-    x, w = np.ones((1, 2, 9, 9), np.float32), np.ones((3, 2, 3, 3), np.float32)
-    return (nbconv.conv2d(x, w) == 18).all() and (nbconv.conv2d_weight_grad(np.ones((1, 3, 7, 7), np.float32), x, w.shape) == 49).all()
+    x, w, dy = (np.ones(shape, np.float32) for shape in ((1, 2, 9, 9), (3, 2, 3, 3), (1, 3, 7, 7)))
+    return (nbconv.conv2d(x, w) == 18).all() and (nbconv.conv2d_weight_grad(dy, x, w.shape) == 49).all()
 """
 
 
@@ -146,7 +146,11 @@ print("usable", flush=True)
 def interrupt(code, delay, **environment):
     """What a process prints that gets Ctrl-C some time after it has begun."""
     process = subprocess.Popen(
-        [sys.executable, "-c", BEGIN + code], env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", BEGIN + code],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert process.stdout.readline() == "begun\n"
     time.sleep(delay)
