@@ -25,9 +25,14 @@ def check_array(value: Any, name: str) -> Array:
         if found is None:
             raise TypeError(f"{name} must be a numpy.ndarray or an array on a GPU, got {type(value)!r}")
         return found  # type: ignore[return-value]
-    if value.dtype not in _KNOWN:
-        raise TypeError(f"{name} must have a float16/32/64, complex64/128 or integer dtype, got {value.dtype}")
+    if value.dtype not in _KNOWN and not _is_bfloat16(value.dtype):
+        raise TypeError(f"{name} must have a float16/32/64, bfloat16, complex64/128 or integer dtype, got {value.dtype}")
     return value
+
+
+def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+    """Whether a dtype is that of ml_dtypes, which numpy knows by this name once that is imported."""
+    return dtype.kind == "V" and dtype.name == "bfloat16"
 
 
 def check_numpy(value: Any, name: str) -> Array:
@@ -43,8 +48,8 @@ def check_dtype(dtype: npt.DTypeLike, name: str = "dtype") -> np.dtype[Any]:
         found = np.dtype(dtype).newbyteorder("=")
     except (TypeError, ValueError, OverflowError, SyntaxError):  # numpy evaluates texts, such as "(2,)f4"
         raise TypeError(f"{name} must be a numpy dtype, got {dtype!r}") from None
-    if found not in DTYPES:
-        raise TypeError(f"{name} must be a float16/32/64, complex64/128 or integer dtype, got {dtype!r}")
+    if found not in DTYPES and not _is_bfloat16(found):
+        raise TypeError(f"{name} must be a float16/32/64, bfloat16, complex64/128 or integer dtype, got {dtype!r}")
     return found
 
 
@@ -65,11 +70,11 @@ def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype that results of `dtype` are summed in."""
-    return _FLOAT32 if dtype.char == "e" else dtype
+    return _FLOAT32 if dtype.char in "eE" else dtype  # numpy's float16, ml_dtypes' bfloat16
 
 
 def computable(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
-    """A plain array that a kernel can read: native byte order, aligned, not float16; converted to `dtype` if given."""
+    """A plain array that a kernel can read: native byte order, aligned, no float of 16 bits; converted to `dtype` if given."""
     if type(array) is not np.ndarray:
         array = np.asarray(array)
     target = accumulator(native(array.dtype)) if dtype is None else dtype

@@ -190,7 +190,7 @@ def plan(
         The convolution, its gradient for the input, or its gradient for the weight.
     input_shape, weight_shape : tuple of ints
         ([N,] C, *size) and (K, C / groups, *kernel).
-    dtype : numpy dtype, or "bfloat16" on a GPU
+    dtype : numpy dtype, or "bfloat16" on a GPU; on a CPU that of ml_dtypes
         Of the result.
     device : {"cpu", "cuda"}
         Where.
@@ -261,7 +261,7 @@ def select(
     def designs(algorithm: str) -> list[tuple[float, Row, Design]]:
         for row in TABLE:
             ask = Ask(direction, problem, acc, row.limits, machine, room)
-            if row.algorithm == algorithm and direction in row.directions and dtype.kind in row.dtypes and row.takes(ask):
+            if row.algorithm == algorithm and direction in row.directions and acc.kind in row.dtypes and row.takes(ask):
                 return [(cost(algorithm, ask, design), row, design) for design in row.make(ask)]
         return []
 

@@ -69,7 +69,8 @@ def _conv(
         What the border holds.
     dtype : dtype, optional
         Of the accumulator and the result, as in `numpy.sum`; input, weight and bias are cast to it within the same kind, and may
-        then differ. By default the dtype of the inputs. float16 is accumulated in float32. Integers wrap as in numpy.
+        then differ. By default the dtype of the inputs. float16 and bfloat16 (ml_dtypes') are accumulated in float32. Integers
+        wrap as in numpy.
     activation : str or scalar njit function, optional
         Applied to each output before it is stored: "relu", "relu6", "leaky_relu", "elu", "gelu", "sigmoid", "silu", "softplus",
         "tanh", or any function compiled by `numba.njit` that maps a scalar to a scalar. It must not raise.

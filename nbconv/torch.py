@@ -10,7 +10,7 @@ Memory is shared with NumPy on the CPU and handed over as it is on a GPU; nothin
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,12 +31,25 @@ def _given(tensor: Tensor) -> Any:
     if tensor.device.type != "cpu":
         raise ValueError(f"tensors must be on a CPU or a CUDA device, got {tensor.device}")
     if tensor.dtype == torch.bfloat16:
-        raise TypeError("bfloat16 tensors must be on a GPU")
+        return tensor.view(torch.int16).numpy().view(_bfloat16())
     return tensor.resolve_conj().resolve_neg().numpy()
 
 
 def _taken(result: Any) -> Tensor:
-    return torch.from_numpy(result) if isinstance(result, np.ndarray) else result
+    if not isinstance(result, np.ndarray):
+        return cast(Tensor, result)
+    if result.dtype.kind == "V":
+        return torch.from_numpy(result.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(result)
+
+
+def _bfloat16() -> Any:
+    """numpy's dtype for it."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError("bfloat16 tensors on a CPU need the package ml_dtypes") from None
+    return ml_dtypes.bfloat16
 
 
 def _arguments(

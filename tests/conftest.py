@@ -1,3 +1,4 @@
+import ml_dtypes  # tells numpy of bfloat16
 import pytest
 from cases import CASES
 from hypothesis import HealthCheck, settings
@@ -9,7 +10,18 @@ for _profile, _examples in (("short", 250), ("long", 20_000)):
     )
 settings.load_profile("short")
 
-DTYPES = ("float32", "float64", "complex64", "complex128", "float16", "int8", "int16", "int32", "int64")
+DTYPES = (
+    "float32",
+    "float64",
+    "complex64",
+    "complex128",
+    "float16",
+    ml_dtypes.bfloat16.__name__,
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+)
 DTYPES += ("uint8", "uint16", "uint32", "uint64")
 
 

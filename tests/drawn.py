@@ -57,11 +57,16 @@ class Call:
             return dispatch.select(direction, self.problem, np.dtype(self.dtype), None, dispatch.Wish(self.algorithm))
 
 
+def is_float(dtype):
+    """Whether a dtype is a real floating-point one."""
+    return np.dtype(dtype).kind in "fV"
+
+
 def laid(array, layout):
     """A copy of an array in a memory layout; what lies between its cells is poison."""
     if layout == "fortran":
         return np.asfortranarray(array)
-    if layout == "swapped":
+    if layout == "swapped" and array.dtype.kind != "V":  # bfloat16 has but one byte order
         return array.astype(array.dtype.newbyteorder())
     if layout == "unaligned":
         memory = np.empty(array.nbytes + 1, np.uint8)[1:]
@@ -173,7 +178,7 @@ def check(call, around=(contextlib.nullcontext,)):
     operand = first, second, bias = operands(call)
     want, absolute, terms = expected(call, *operand)
     want = ACTIVATIONS[call.activation if call.direction == "forward" else None](want)
-    if np.dtype(call.dtype).kind in "fc":
+    if is_float(call.dtype) or np.dtype(call.dtype).kind == "c":
         if call.planned.algorithm != "direct":  # rounds where the operands are large, not where a result's own terms are
             terms = 10 * int(np.log2(first.size + second.size + 2))
             absolute = np.full_like(absolute, np.linalg.norm(oracle.wide(first)) * np.linalg.norm(oracle.wide(second)))
@@ -217,11 +222,11 @@ def _calls(draw, dtypes):
     elif kind == "short":
         kernel, stride = each(st.sampled_from([1, 2, 3, 3, 3, 5, 7] if axes < 3 else [1, 2, 3])), (1,) * axes
         dilation = each(upto(20)) if draw(st.booleans()) else (1,) * axes
-        if max(kernel) > 1 and np.dtype(dtype).kind == "f" and not DISABLED:
+        if max(kernel) > 1 and is_float(dtype) and not DISABLED:
             algorithm = "winograd"
     elif kind == "long":
         stride, channels, filters = (1,) * axes, draw(upto(3)), draw(upto(3))
-        if np.dtype(dtype).kind in "fc":
+        if is_float(dtype) or np.dtype(dtype).kind == "c":
             algorithm = "fft"
     elif kind == "one output":
         size, stride, dilation = kernel, (1,) * axes, (1,) * axes
@@ -258,7 +263,7 @@ def _calls(draw, dtypes):
         return dataclasses.replace(call, compiled=True)
     return dataclasses.replace(
         call,
-        activation=draw(st.sampled_from(list(ACTIVATIONS))) if np.dtype(dtype).kind == "f" else None,
+        activation=draw(st.sampled_from(list(ACTIVATIONS))) if is_float(dtype) else None,
         layouts=(draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from([None, *LAYOUTS]))),
         prepared=direction != "weight_grad" and draw(st.integers(0, 7)) == 0,
     )

@@ -1,5 +1,6 @@
 """What the engines are held against: the reference loops, fed with arrays wide enough to count as exact."""
 
+import ml_dtypes
 import numpy as np
 
 from nbconv.arrays import accumulator
@@ -13,7 +14,7 @@ silent = np.errstate(all="ignore")
 
 def wide(array):
     """`array` as float64, complex128 or int64; int64 wraps as every narrower integer does."""
-    target = {"f": np.float64, "c": np.complex128, "i": np.int64, "u": np.int64}[array.dtype.kind]
+    target = {"f": np.float64, "V": np.float64, "c": np.complex128, "i": np.int64, "u": np.int64}[array.dtype.kind]
     return np.ascontiguousarray(array.astype(target))
 
 
@@ -85,7 +86,8 @@ def assert_sums(got, want, absolute, terms):
     if got.dtype.kind in "iu":
         np.testing.assert_array_equal(got, want.astype(got.dtype))
         return
-    eps = np.finfo(accumulator(got.dtype)).eps
-    allowed = (terms + 8) * eps * absolute + np.finfo(got.dtype).eps * np.abs(want) + np.finfo(got.dtype).smallest_subnormal
-    wrong = ~(np.abs(got.astype(want.dtype) - want) <= allowed)
-    assert not wrong.any(), f"{wrong.sum()} of {wrong.size} differ, by up to {np.abs(got - want)[wrong].max():.3g}"
+    eps, limits = np.finfo(accumulator(got.dtype)).eps, ml_dtypes.finfo(got.dtype)
+    allowed = (terms + 8) * eps * absolute + float(limits.eps) * np.abs(want) + float(limits.smallest_subnormal)
+    error = np.abs(got.astype(want.dtype) - want)
+    wrong = ~(error <= allowed)
+    assert not wrong.any(), f"{wrong.sum()} of {wrong.size} differ, by up to {error[wrong].max():.3g}"

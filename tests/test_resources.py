@@ -116,7 +116,7 @@ def test_memory_that_runs_short():
     refused, reserved, resident, embedded = map(int, python(SHORT))
     assert refused == 35
     assert embedded == 5
-    assert reserved * 4096 < 16 << 20
+    assert reserved * 4096 < 100 << 20  # malloc may reserve 64 MiB for a thread
     assert resident * 4096 < 16 << 20
 
 

@@ -241,7 +241,6 @@ def test_errors():
         (ValueError, "padding_mode must be one of", lambda: functions.conv2d(x, w, padding_mode="mirror")),
         (TypeError, "weight must have the dtype of input", lambda: functions.conv2d(x, w.double())),
         (ValueError, "weight must have C/groups = 1", lambda: functions.conv2d(x[:, :1], w)),
-        (TypeError, "bfloat16 tensors must be on a GPU", lambda: functions.conv2d(x.bfloat16(), w.bfloat16())),
         (ValueError, "padding must be ints", lambda: functions.conv_transpose2d(x, w, padding="same")),
         (ValueError, "output_padding must be smaller", lambda: functions.conv_transpose2d(x, w, output_padding=1)),
         (
@@ -258,3 +257,14 @@ def test_errors():
     for error, text, call in wrong:
         with pytest.raises(error, match=re.escape(text)):
             call()
+
+
+def test_bfloat16():
+    """On a CPU by numpy's arrays of ml_dtypes: float32's results and gradients, rounded."""
+    x, w, b = (tensor.detach().bfloat16().requires_grad_() for tensor in tensors((2, 4, 9, 9), (6, 4, 3, 3), (6,)))
+    wide = [tensor.detach().float().requires_grad_() for tensor in (x, w, b)]
+    got, want = functions.conv2d(x, w, b, padding=1), F.conv2d(*wide, padding=1)
+    gradients = zip(torch.autograd.grad(got.sum(), (x, w, b)), torch.autograd.grad(want.sum(), wide), strict=True)
+    for result, exact in ((got, want), *gradients):
+        assert result.dtype == torch.bfloat16
+        torch.testing.assert_close(result.float(), exact, rtol=2**-8, atol=1e-5)
