@@ -1,4 +1,4 @@
-"""The tests that need no GPU on other machines than this: `nox` runs all that this one can, `nox -s numba-0.62` one of them.
+"""The tests that need no GPU on other machines than this: `nox` runs all that this one can, `nox -s "numba(0.62)"` one of them.
 
 What is compiled for a GPU does not depend on the CPU and is left to `.ci/run`.
 """
@@ -36,9 +36,9 @@ def _install(session: nox.Session, *wanted: str) -> None:
     session.install("-e", ".[test]", *wanted)
 
 
-@nox.session(python=["3.11", "3.12", "3.13"])
+@nox.session(python=["3.11", "3.12", "3.13", "3.14"])
 def python(session: nox.Session) -> None:
-    """The oldest, the newest and other versions of Python."""
+    """Versions of Python that a machine may have."""
     _install(session)
     _test(session)
 

@@ -15,7 +15,6 @@ import pickle
 import signal
 import stat
 import sys
-import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -59,7 +58,7 @@ def source_hash() -> str:
 def cache_folder() -> Path:
     """The folder that holds nbconv's machine code: ``NBCONV_CACHE_DIR``, else the user's cache folder."""
     if given := os.environ.get("NBCONV_CACHE_DIR"):
-        return Path(given).expanduser()
+        return Path(os.path.expanduser(given))
     from platformdirs import user_cache_path
 
     return user_cache_path("nbconv", appauthor=False)
@@ -70,6 +69,10 @@ def _warn(problem: str) -> None:
     warnings.warn(f"nbconv: {problem}", RuntimeWarning, 2)
 
 
+# Neither through a link nor, as a pipe has it, only once somebody writes.
+_PLAINLY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
 def _is_own(status: os.stat_result) -> bool:
     """Whether nobody but this user can write to a file or folder."""
     return sys.platform == "win32" or (status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH))
@@ -77,9 +80,9 @@ def _is_own(status: os.stat_result) -> bool:
 
 def _open_own(path: str, flags: int) -> int:
     """Open a file that nobody else can have written: who may write to a folder above may have put another in its place."""
-    descriptor = os.open(path, flags | getattr(os, "O_NOFOLLOW", 0))
+    descriptor = os.open(path, flags | _PLAINLY)
     status = os.fstat(descriptor)
-    if _is_own(status) and status.st_nlink == 1:
+    if stat.S_ISREG(status.st_mode) and _is_own(status) and status.st_nlink <= 1:  # 0 where it has just been replaced
         return descriptor
     os.close(descriptor)
     raise PermissionError(path)
@@ -126,8 +129,8 @@ def _write(name: str, content: bytes) -> None:
     if folder := _usable_folder():
         temporary = folder / uuid.uuid4().hex
         try:
-            temporary.touch(0o600)
-            temporary.write_bytes(_checksum(name, content) + content)
+            with open(temporary, "xb", opener=lambda path, flags: os.open(path, flags | _PLAINLY, 0o600)) as file:
+                file.write(_checksum(name, content) + content)
             temporary.replace(folder / name)
         except OSError as error:
             with contextlib.suppress(OSError):
@@ -174,18 +177,19 @@ def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
     """Let Ctrl-C wait for the body: interrupted while it fills its own tables, numba cannot compile any more in that process."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+    handler, caught = signal.getsignal(signal.SIGINT), list[tuple[int, Any]]()
+    if not callable(handler):
         yield
         return
-    caught: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda *given: caught.append(given))
     try:
+        with contextlib.suppress(ValueError):  # another thread than the one that handles signals
+            signal.signal(signal.SIGINT, lambda *given: caught.append(given))
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-    if caught:
-        handler(*caught[0])
+        with contextlib.suppress(ValueError):
+            signal.signal(signal.SIGINT, handler)
+        for given in caught:
+            handler(*given)
 
 
 def _compile(dispatcher: Any, arguments: tuple[types.Type, ...]) -> Any:

@@ -25,12 +25,12 @@ def check_array(value: Any, name: str) -> Array:
         if found is None:
             raise TypeError(f"{name} must be a numpy.ndarray or an array on a GPU, got {type(value)!r}")
         return found  # type: ignore[return-value]
-    if value.dtype not in _KNOWN and not _is_bfloat16(value.dtype):
+    if value.dtype not in _KNOWN and not is_bfloat16(value.dtype):
         raise TypeError(f"{name} must have a float16/32/64, bfloat16, complex64/128 or integer dtype, got {value.dtype}")
     return value
 
 
-def _is_bfloat16(dtype: np.dtype[Any]) -> bool:
+def is_bfloat16(dtype: np.dtype[Any]) -> bool:
     """Whether a dtype is that of ml_dtypes, which numpy knows by this name once that is imported."""
     return dtype.kind == "V" and dtype.name == "bfloat16"
 
@@ -48,7 +48,7 @@ def check_dtype(dtype: npt.DTypeLike, name: str = "dtype") -> np.dtype[Any]:
         found = np.dtype(dtype).newbyteorder("=")
     except (TypeError, ValueError, OverflowError, SyntaxError):  # numpy evaluates texts, such as "(2,)f4"
         raise TypeError(f"{name} must be a numpy dtype, got {dtype!r}") from None
-    if found not in DTYPES and not _is_bfloat16(found):
+    if found not in DTYPES and not is_bfloat16(found):
         raise TypeError(f"{name} must be a float16/32/64, bfloat16, complex64/128 or integer dtype, got {dtype!r}")
     return found
 
@@ -61,6 +61,11 @@ def common_dtype(**arrays: Array | None) -> np.dtype[Any]:
         if other != dtype:
             raise TypeError(f"{name} must have the dtype of {first}, {dtype}, got {other}")
     return dtype
+
+
+def castable(given: np.dtype[Any], dtype: np.dtype[Any]) -> bool:
+    """Whether arrays of one dtype may be cast to another: within the same kind, as numpy has it for its own dtypes."""
+    return np.can_cast(given, dtype, "same_kind") and (given.kind != "c" or dtype.kind == "c")  # ml_dtypes drops imaginary parts
 
 
 def native(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -230,10 +230,10 @@ def plan(
 
 def wish(algorithm: str, precision: str | None, workspace_limit: int | None) -> Wish:
     """A valid wish, or ValueError or TypeError."""
-    if algorithm == "auto" and precision is None and workspace_limit is None:
+    if isinstance(algorithm, str) and algorithm == "auto" and precision is None and workspace_limit is None:
         return AUTO
     for value, choices, name in ((algorithm, ALGORITHMS, "algorithm"), (precision, PRECISIONS, "precision")):
-        if value not in choices:
+        if not isinstance(value, str | None) or value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
     if precision == "highest" and algorithm not in ("auto", "direct"):
         raise ValueError(f"precision 'highest' allows no algorithm but 'direct', got {algorithm!r}")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from numba.extending import is_jitted
 
 from . import engine as cpu_engine
-from .arrays import Array, accumulator, check_array, check_dtype, common_dtype
+from .arrays import Array, accumulator, castable, check_array, check_dtype, common_dtype, is_bfloat16
 from .cuda.arrays import View
 from .dispatch import wish
 from .kernels import activations, jit
@@ -403,8 +403,10 @@ def result_dtype(dtype: npt.DTypeLike | None, **arrays: Array | None) -> np.dtyp
     if dtype is None:
         return common_dtype(**arrays)
     result = check_dtype(dtype)
+    if is_bfloat16(result) and any(isinstance(array, View) for array in arrays.values()):
+        raise TypeError("dtype must be a dtype of numpy's own for arrays on a GPU, got bfloat16, which only arrays can have there")
     for name, array in arrays.items():
-        if array is not None and not np.can_cast(array.dtype, result, "same_kind"):
+        if array is not None and not castable(array.dtype, result):
             raise TypeError(f"{name} of dtype {array.dtype} cannot be cast to dtype {result} within the same kind")
     return result
 

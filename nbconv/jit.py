@@ -18,7 +18,7 @@ from numba.core.typing.npydecl import parse_dtype
 from numba.extending import overload
 
 from . import calls, functional
-from .arrays import DTYPES
+from .arrays import DTYPES, castable
 from .kernels import hooks, program
 from .kernels.jit import DISABLED
 from .kernels.program import HOOK, LONGEST, SCRATCH
@@ -190,7 +190,7 @@ def _cast_implementation(name: str, verb: str, parameters: dict[str, Any], given
     for each in VERBS[verb]:
         if isinstance(given[each], types.Array):
             found = numba.np.numpy_support.as_dtype(given[each].dtype)
-            if not np.can_cast(found, dtype, "same_kind"):
+            if not castable(found, dtype):
                 raise TypingError(f"nbconv: {each} of dtype {found} cannot be cast to dtype {dtype} within the same kind")
     options = [each for each in parameters if each not in (*VERBS[verb], "dtype") and not _absent(given[each])]
     arrays = ", ".join(

@@ -187,7 +187,7 @@ def borders(padding: Any, span: Sequence[int], stride: Sequence[int]) -> tuple[t
 
 def padding_mode_name(mode: Any) -> str:
     """`mode`, one of the four names."""
-    if mode not in MODES:
+    if not isinstance(mode, str) or mode not in MODES:
         raise ValueError(f"padding_mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}")
     return str(mode)
 

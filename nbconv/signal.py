@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, check_dtype
+from .arrays import Array, accumulator, check_dtype
 from .functional import conv
 
 __all__ = ["convolve", "correlate"]
@@ -56,7 +56,11 @@ def _promoted(in1: npt.ArrayLike, in2: npt.ArrayLike) -> tuple[Array, Array]:
         raise ValueError(f"in1 and in2 must have as many axes, got shapes {one.shape} and {two.shape}")
     if one.ndim > 3:
         raise ValueError(f"in1 must have at most 3 axes, got shape {one.shape}")
-    dtype = check_dtype(np.result_type(one, two), "in1 and in2's common dtype")
+    try:
+        common = np.result_type(one, two)
+    except TypeError:
+        raise TypeError(f"in1 and in2 must have a common dtype, got {one.dtype} and {two.dtype}") from None
+    dtype = check_dtype(common, "in1 and in2's common dtype")
     return one.astype(dtype, copy=False), two.astype(dtype, copy=False)
 
 
@@ -84,6 +88,6 @@ def _computed(one: Array, weight: Array, mode: str, method: str) -> Array:
         sides = [(span - span // 2, span // 2) for span in reach]
     elif mode == "valid":
         sides = 0
-    algorithm = method if one.dtype.kind in "fc" else "direct"
+    algorithm = method if accumulator(one.dtype).kind in "fc" else "direct"
     result = conv(one[None, None], weight[None, None], padding=sides, algorithm=algorithm)[0, 0]
     return np.ascontiguousarray(np.flip(result)) if swapped else result

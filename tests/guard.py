@@ -65,7 +65,8 @@ class Guard:
             return None
         low = first + mmap.PAGESIZE
         for page in (first, low + inner):
-            _libc.mprotect(page, mmap.PAGESIZE, 0)
+            if _libc.mprotect(page, mmap.PAGESIZE, 0):
+                raise OSError(ctypes.get_errno(), "mprotect")
         ctypes.memset(low, POISON, inner)
         start = low + inner - size if self.at_end else low
         self._regions[start] = low, inner, size
@@ -162,12 +163,13 @@ class Worker:
 
     def close(self):
         """End the process."""
-        if self._process:
-            self._process.stdin.close()
-            self._process.stdout.close()
-            self._process.wait()
+        process, self._process = self._process, None
+        if process:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdout.close()
+            process.wait()
             self._errors.close()
-            self._process = None
 
 
 def main():
@@ -178,6 +180,7 @@ def main():
     guard = Guard()
     for line in sys.stdin:
         call = eval(line, {"Call": Call})
+        signal.alarm(120)  # which ends the process
         try:
             check(call, [functools.partial(guard, at_end) for at_end in (True, False)])
             assert not guard.damage, guard.damage

@@ -6,16 +6,15 @@ Every result has the bits that it had before the threads began. Each minute a li
 import argparse
 import ctypes
 import dataclasses
+import mmap
 import random
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
-from drawn import Call, operands, run
-from test_drawn import TAILS
-
-from nbconv import dispatch
+from drawn import operands, run
+from test_drawn import problems
 
 
 class Cancelled(BaseException):
@@ -24,19 +23,21 @@ class Cancelled(BaseException):
 
 def resident():
     """Bytes of memory that the process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def prepared():
     """Calls, small and large, with their arguments and results; large ones launch threads."""
     calls = []
-    for x, w, options, algorithm in TAILS.values():
-        for direction in dispatch.DIRECTIONS:
-            for scale in (1, 5):
-                sizes = x[2:] if options == {} else tuple(scale * size for size in x[2:])
-                call = Call(direction, (*x[:2], *sizes), w, options, random.choice(["float32", "float64"]), algorithm, threads=2)
-                given = *operands(call), None
-                calls.append((call, given, run(call, *given)))
+    for _, call in problems():
+        if call.portable:  # that is asked of the whole process
+            continue
+        for scale in (1, 5):
+            batch, channels, *sizes = call.input_shape
+            sizes = sizes if call.options == {} else [scale * size for size in sizes]
+            call = dataclasses.replace(call, input_shape=(batch, channels, *sizes), dtype=random.choice(["float32", "float64"]))
+            given = *operands(call), None
+            calls.append((call, given, run(call, *given)))
     return calls
 
 
@@ -61,7 +62,8 @@ class Soak:
 
     def cancel(self):
         """Interrupt a thread that is in a call, wherever it is."""
-        for identity in random.sample(sorted(self._inside), min(1, len(self._inside))):
+        if inside := list(self._inside):
+            identity = random.choice(inside)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(identity), ctypes.py_object(Cancelled))
 
     def _work(self, number):

@@ -8,6 +8,7 @@ import inspect
 import sys
 import warnings
 
+import ml_dtypes
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,9 @@ from nbconv import ndimage, nn, signal
 
 REFUSALS = (ValueError, TypeError, MemoryError, OverflowError)
 ROOM = 512 << 20  # bytes that a call may allocate
+
+
+BFLOAT16 = ml_dtypes.bfloat16
 
 
 class Odd:
@@ -58,6 +62,7 @@ TARGETS = {
     nbconv.conv_transpose: {"input": dy, "weight": w, "stride": 2, "output_padding": 1},
     nbconv.plan: {"direction": "forward", "input_shape": x.shape, "weight_shape": w.shape, "dtype": "f4"},
     nbconv.ConvProblem.make: {"input_shape": x.shape, "weight_shape": w.shape, "stride": 2},
+    nbconv.conv3d: {"input": x[:, None].astype("c8"), "weight": w[:, None, :1].astype("c8"), "groups": 1, "dtype": "c16"},
     nbconv.prepare: {"weight": w},
     nbconv.set_num_threads: {"n": 2},
     nn.Conv2d: {"in_channels": 4, "out_channels": 6, "kernel_size": 3},
@@ -70,7 +75,28 @@ TARGETS = {
 
 SIZES = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 7, 9, -1, -7, 2**31 - 1, 2**31, 2**32 + 1, 2**59, 2**60, 2**62, 2**63, 2**64, 10**30])
 DTYPES = st.sampled_from(
-    ["f4", "f8", ">f4", "f2", "g", "c8", "i1", "u8", "?", "O", "U3", "S1", "M8[s]", "i4,f4", "V5", "m8", "nonsense", float, None]
+    [
+        "f4",
+        "f8",
+        ">f4",
+        "f2",
+        "g",
+        "c8",
+        "i1",
+        "u8",
+        "?",
+        "O",
+        "U3",
+        "S1",
+        "M8[s]",
+        "i4,f4",
+        "V5",
+        "m8",
+        "nonsense",
+        float,
+        ml_dtypes.bfloat16,
+        None,
+    ]
 )
 ARRAYS = st.builds(
     lambda shape, dtype, layout: _array(shape, dtype, layout),

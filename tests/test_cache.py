@@ -196,6 +196,32 @@ def test_folder_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("NBCONV_CACHE_DIR", "~/kernels")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert jit.cache_folder() == tmp_path / "kernels"
+    monkeypatch.setenv("NBCONV_CACHE_DIR", "~nobody-of-that-name/kernels")  # as a shell leaves it
+    assert jit.cache_folder() == Path("~nobody-of-that-name/kernels")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX's pipes")
+def test_pipe_in_the_place_of_a_file(folder):
+    """Nobody waits for somebody to write to it."""
+    for path in files(folder):
+        path.unlink()
+        os.mkfifo(path)
+    assert run(folder)[0] > 0
+    assert run(folder) == (0, [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX's links")
+def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
+    """That somebody has put where a file is about to be written."""
+    (tmp_path / "kept").write_text("content")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "name").symlink_to(tmp_path / "kept")
+    monkeypatch.setattr(jit, "_usable_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(jit.uuid, "uuid4", lambda: type("Known", (), {"hex": "name"}))
+    jit._warn.cache_clear()
+    with pytest.warns(RuntimeWarning, match="not cached"):
+        jit._write("kernel", b"code")
+    assert (tmp_path / "kept").read_text() == "content"
 
 
 def truncate(path, others):

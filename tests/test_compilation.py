@@ -4,10 +4,15 @@ Each test runs a process of its own, with an empty cache, so that nothing is com
 """
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
+
+from nbconv.cuda import driver
+from nbconv.kernels.jit import uninterrupted
 
 # Few channels, many, one filter on each, one output; small enough for one thread, and worth a launch: all drivers of a direction.
 FIRST = """((1, 4, 8, 8), (4, 4, 3, 3), {}), ((1, 8, 8, 8), (8, 8, 3, 3), {}), ((1, 8, 8, 8), (8, 1, 3, 3), {'groups': 8}),
@@ -70,3 +75,51 @@ def test_new_shapes_compile_nothing(tmp_path, direction, dtype):
     first, *later = result.stdout.splitlines()
     assert int(first) > 0, "nothing was seen to compile, so nothing was proved"
     assert later == []
+
+
+def interrupted(reached, error=None):
+    """Ctrl-C where it has to wait."""
+    with uninterrupted(), uninterrupted():
+        signal.raise_signal(signal.SIGINT)
+        reached.append(1)
+        if error:
+            raise error
+
+
+@pytest.mark.parametrize("error", [None, ValueError("of the body")])
+def test_ctrl_c_waits(error):
+    """Until the body is through, or has failed."""
+    handler, reached = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt) as caught:
+        interrupted(reached, error)
+    assert reached
+    assert caught.value.__context__ is error
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_threads_that_may_not_handle_signals_compile():
+    reached = []
+
+    def work():
+        with uninterrupted():
+            reached.append(1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert reached
+
+
+def test_ctrl_c_waits_for_a_gpus_kernel(monkeypatch):
+    cuda, reached = pytest.importorskip("numba.cuda"), []
+
+    def compile(*given, **options):
+        signal.raise_signal(signal.SIGINT)
+        reached.append(1)
+        return "", None
+
+    monkeypatch.setattr(cuda, "compile", compile)
+    code = type("Code", (), {"function": lambda self: (None, ()), "threads": 32, "blocks": 1})()
+    with pytest.raises(KeyboardInterrupt):
+        driver.compile_ptx(code, (9, 0))
+    assert reached

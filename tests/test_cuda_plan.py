@@ -1,10 +1,12 @@
 """The dispatcher of the CUDA engine: from shapes to kernel, tile and splits, computing nothing and without a GPU."""
 
 import forced
+import ml_dtypes
 import numpy as np
 import pytest
 from cases import Case
 
+import nbconv
 from nbconv import ConvProblem
 from nbconv.bench.shapes import find
 from nbconv.cuda import builder, engine, prepare
@@ -233,3 +235,9 @@ def test_elements_far_apart_take_the_plain_loops(monkeypatch, direction):
             direction, problem, np.dtype(np.float32), AUTO, 0, (True, True, True), (strides, (72, 9, 3, 1), near)
         )
     assert [plan.kernel for plan in found] == ["tiled", "direct"]
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.dtype("bfloat16")], ids=["class", "dtype"])
+def test_bfloat16_by_any_name(dtype):
+    wanted = nbconv.plan("forward", (8, 64, 56, 56), (64, 64, 3, 3), "bfloat16", device="cuda", cc=(9, 0))
+    assert nbconv.plan("forward", (8, 64, 56, 56), (64, 64, 3, 3), dtype, device="cuda", cc=(9, 0)) is wanted

@@ -72,24 +72,33 @@ def test_drawn_calls(checked):
         assert seen >= {(row.name, direction) for row in dispatch.TABLE for direction in row.directions}
 
 
+DIRECT, BY_LOOPS = {"algorithm": "direct"}, {"algorithm": "direct", "portable": True}
 # A problem of each kernel, as (N, C, H, W) and (K, C, R, S) for one group; its W, K and C then take all values.
 TAILS = {
-    "outer": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1}, "direct"),
-    "outer-1x1": ((2, 5, 3, 9), (7, 5, 1, 1), {}, "direct"),
-    "outer-strided": ((2, 5, 7, 19), (7, 5, 3, 2), {"padding": 1, "stride": 2}, "direct"),
-    "outer-copied": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1, "padding_mode": "reflect"}, "direct"),
-    "depthwise": ((2, 1, 6, 19), (1, 1, 3, 3), {"padding": 1}, "direct"),
-    "depthwise-strided": ((2, 1, 7, 19), (1, 1, 3, 4), {"padding": 2, "stride": 2}, "direct"),
-    "depthwise-long": ((2, 1, 9, 19), (1, 1, 9, 9), {"padding": 4}, "direct"),
-    "winograd": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1}, "winograd"),
-    "fft": ((2, 2, 9, 19), (3, 2, 5, 5), {"padding": 2}, "fft"),
-    "one-output": ((2, 5, 3, 9), (7, 5, 3, 9), {}, "direct"),
+    "outer": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1}, DIRECT),
+    "outer-1x1": ((2, 5, 3, 9), (7, 5, 1, 1), {}, DIRECT),
+    "outer-strided": ((2, 5, 7, 19), (7, 5, 3, 2), {"padding": 1, "stride": 2}, DIRECT),
+    "outer-copied": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1, "padding_mode": "reflect"}, DIRECT),
+    "panels": ((2, 17, 4, 19), (18, 17, 3, 2), {"padding": 1}, DIRECT),
+    "depthwise": ((2, 1, 6, 19), (1, 1, 3, 3), {"padding": 1}, DIRECT),
+    "depthwise-strided": ((2, 1, 7, 19), (1, 1, 3, 4), {"padding": 2, "stride": 2}, DIRECT),
+    "depthwise-long": ((2, 1, 9, 19), (1, 1, 9, 9), {"padding": 4}, DIRECT),
+    "winograd": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1}, {"algorithm": "winograd"}),
+    "fft": ((2, 2, 9, 19), (3, 2, 5, 5), {"padding": 2}, {"algorithm": "fft"}),
+    "one-output": ((2, 5, 3, 9), (7, 5, 3, 9), {}, DIRECT),
+    "loops": ((2, 3, 5, 19), (4, 3, 3, 3), {"padding": 1, "stride": (2, 1)}, BY_LOOPS),
 }
+
+
+def problems():
+    """The calls of `TAILS` as they stand there, in every direction."""
+    for (name, (x, w, options, how)), direction in itertools.product(TAILS.items(), dispatch.DIRECTIONS):
+        yield f"{name}-{direction}", Call(direction, x, w, options, **how)
 
 
 def tails(name):
     """Calls whose last axis, filters and channels have every remainder."""
-    x, w, options, algorithm = TAILS[name]
+    x, w, options, how = TAILS[name]
     planes = name.startswith("depthwise")
     for axis, most in (("width", 40), ("filters", 33), ("channels", 20)):
         for size in range(1, most + 1):
@@ -106,7 +115,13 @@ def tails(name):
             else:
                 channels = size
             shape, weight = (batch, channels * groups, high, wide), (filters * groups, channels, *kernel)
-            yield Call("", shape, weight, options | {"groups": groups}, "float32", algorithm, small=size % 2 == 1)
+            yield Call("", shape, weight, options | {"groups": groups}, small=size % 2 == 1, **how)
+
+
+@pytest.mark.skipif(DISABLED, reason="the portable loops have no vectors")
+def test_every_kernel_has_its_tails():
+    found = {(call.planned.kernel, call.direction) for _, call in problems()}
+    assert found == {(row.name, direction) for row in dispatch.TABLE for direction in row.directions}
 
 
 @pytest.mark.skipif(DISABLED, reason="the portable loops have no vectors")

@@ -1,5 +1,6 @@
 """Every bad call raises the right exception, with a message that names the argument, what came and what was expected."""
 
+import ml_dtypes
 import numba
 import numpy as np
 import pytest
@@ -79,6 +80,9 @@ BAD = [
     (conv(X, W, dtype="text"), TypeError, r"dtype must be a numpy dtype, got 'text'"),
     (conv(X, W, dtype="(,)f4"), TypeError, r"dtype must be a numpy dtype, got '\(,\)f4'"),
     (conv(X, W, dtype={"names": 1}), TypeError, r"dtype must be a numpy dtype, got \{'names': 1\}"),
+    (conv(X.astype("c16"), W.astype("c16"), dtype=ml_dtypes.bfloat16), TypeError, r"input of dtype complex128 cannot be cast to dtype bfloat16"),
+    (conv(padding_mode=np.array(["zeros", "reflect"])), ValueError, r"padding_mode must be one of .*, got array"),
+    (conv(algorithm=np.array(["fft", "direct"])), ValueError, r"algorithm must be one of .*, got array"),
     (conv(X, W, dtype=bool), TypeError, r"dtype must be .*, got <class 'bool'>"),
     (conv(X, W, dtype=np.int32), TypeError, r"input of dtype float64 cannot be cast to dtype int32"),
     (conv(X.astype("c16"), W.astype("c16"), dtype="f8"), TypeError, r"input of dtype complex128 cannot be cast to dtype float64"),

@@ -44,14 +44,14 @@ def test_input(dtype, algorithm):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_cells_far_apart(dtype):
     """Neighbours 2**31 bytes and more from each other, on any axis, in the input and in the output."""
-    x, w = random((1, 2, 3, 5), dtype, 0), random((3, 2, 2, 3), dtype, 1)
-    memory = np.empty(6 * MANY, np.uint8)
+    x, w = random((1, 2, 3, 4), dtype, 0), random((3, 2, 2, 3), dtype, 1)
+    memory = np.empty(4 * MANY, np.uint8)
     want = nbconv.conv2d(x, w, padding=1)
     itemsize = x.itemsize
     for axis in range(1, 4):
         steps = [np.prod(x.shape[i + 1 :], dtype=int) * itemsize for i in range(4)]
         steps[axis] = MANY + 4096
-        far = as_strided(memory[: memory.size // 8 * 8].view(dtype), x.shape, steps)
+        far = as_strided(memory.view(dtype), x.shape, steps)
         far[...] = x
         np.testing.assert_array_equal(nbconv.conv2d(far, w, padding=1), want)
         np.testing.assert_array_equal(

@@ -3,6 +3,7 @@
 Each test runs processes of its own; `soak.py` runs for longer.
 """
 
+import mmap
 import os
 import signal
 import subprocess
@@ -48,7 +49,8 @@ def compiled(x, w):
     return nbconv.conv2d(x, w)
 
 def allowed(room):
-    resource.setrlimit(resource.RLIMIT_AS, (pages(0) * 4096 + room if room else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    most = pages(0) * resource.getpagesize() + room if room else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 # results, scratch of each algorithm, copies; the input takes what a view of one cell takes
 one = np.ones(1, np.float32)
@@ -118,8 +120,8 @@ def test_memory_that_runs_short():
     refused, reserved, resident, embedded = map(int, python(SHORT))
     assert refused == 35
     assert embedded == 5
-    assert reserved * 4096 < 100 << 20  # malloc may reserve 64 MiB for a thread
-    assert resident * 4096 < 16 << 20
+    assert reserved * mmap.PAGESIZE < 100 << 20  # malloc may reserve 64 MiB for a thread
+    assert resident * mmap.PAGESIZE < 16 << 20
 
 
 INTERRUPTED = """
@@ -205,7 +207,7 @@ for turn in range(6):
 print(sizes[-1] - sizes[0])
 """
     (grown,) = map(int, python(code))
-    assert grown * 4096 < 1 << 20
+    assert grown * mmap.PAGESIZE < 1 << 20
 
 
 def test_many_threads_some_cancelled():

@@ -136,6 +136,7 @@ def test_errors():
         (ValueError, "mode must be one of", lambda: ndimage.correlate(x, w, mode=["wrap"])),
         (TypeError, "cval must be real", lambda: ndimage.correlate(x, w, mode="constant", cval=1j)),
         (TypeError, "output must have a complex dtype", lambda: ndimage.correlate(x + 1j, w, np.zeros((4, 4)))),
+        (TypeError, "in1 and in2 must have a common dtype", lambda: signal.convolve(x.astype("bfloat16"), w.astype("i4"))),
         (ValueError, "axes must be below 2", lambda: ndimage.correlate(x, w[0], axes=2)),
         (ValueError, "axes must be different", lambda: ndimage.correlate(x, w, axes=(0, -2))),
         (ValueError, "axes must be different", lambda: ndimage.correlate(x, w, axes=np.broadcast_to(0, 2**40))),

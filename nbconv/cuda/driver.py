@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..kernels.jit import cached_bytes
+from ..kernels.jit import cached_bytes, uninterrupted
 
 STATIC_SHARED = 48 << 10  # bytes that a block may take without asking
 
@@ -193,7 +193,7 @@ def compile_ptx(code: Code, cc: tuple[int, int]) -> str:
     if cuda.implementation != "NVIDIA":
         raise ImportError("nbconv needs the package numba-cuda for arrays on a GPU: pip install 'nbconv[cuda13]'")
     function, kinds = code.function()
-    with _compiling_for(cc):
+    with uninterrupted(), _compiling_for(cc):
         ptx, _ = cuda.compile(
             function, kinds, device=False, abi="numba", output="ptx", cc=architecture(cc), launch_bounds=(code.threads, code.blocks)
         )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..arrays import check_dtype
+from ..arrays import check_dtype, is_bfloat16
 from ..dispatch import AUTO, Wish
 from ..families import Direction
 from ..kernels.cuda.tile import CHUNK, Tile
@@ -246,6 +246,7 @@ def plan(
 ) -> CudaPlan:
     """The plan for a compute capability, by default that of device 0."""
     result = BFLOAT16 if dtype == "bfloat16" else check_dtype(dtype)
+    result = BFLOAT16 if is_bfloat16(result) else result
     if cc is None:
         from .driver import device
 
