@@ -19,7 +19,7 @@ from .kernels.cpu.machine import Machine, host
 from .kernels.jit import DISABLED
 from .problem import ConvProblem, Triple
 from .schedule import DIRECT, DOTS, OUTER, PANELS, Limits, Schedule, Sweep
-from .winograd_schedule import GRAD_TILES, TILES
+from .winograd_schedule import GRAD_TILES, PHASES, TILES
 
 if TYPE_CHECKING:
     from .cuda.plan import CudaPlan
@@ -279,10 +279,10 @@ def select(
             least, row, design = price, other, found
     if wish.algorithm in others and row.algorithm != wish.algorithm:
         inner = slice(3 - problem.axes, 3)
+        short = f"kernels of 1, 2, 3, 5 or 7, dilations whose product is at most {PHASES}, " if wish.algorithm == "winograd" else ""
         raise ValueError(
-            f"algorithm {wish.algorithm!r} needs floating point, stride 1, "
-            f"{'kernels of 1, 2, 3, 5 or 7, ' if wish.algorithm == 'winograd' else ''}and room for its workspace; got "
-            f"{dtype}, stride {problem.stride[inner]}, kernel {problem.kernel[inner]}, "
+            f"algorithm {wish.algorithm!r} needs floating point, stride 1, {short}and room for its workspace; got {dtype}, "
+            f"stride {problem.stride[inner]}, kernel {problem.kernel[inner]}, dilation {problem.dilation[inner]}, "
             f"workspace_limit {wish.workspace_limit}"
         )
     if wish.workspace_limit is not None and bytes_of(design) > wish.workspace_limit:

@@ -230,7 +230,7 @@ def _calls(draw, dtypes):
         channels, filters = draw(st.sampled_from([(channels, 1), (1, filters)]))
     elif kind == "short":
         kernel, stride = each(st.sampled_from([1, 2, 3, 3, 3, 5, 7] if axes < 3 else [1, 2, 3])), (1,) * axes
-        dilation = each(upto(20)) if draw(st.booleans()) else (1,) * axes
+        dilation = each(upto(12)) if draw(st.booleans()) else (1,) * axes
         if max(kernel) > 1 and is_float(dtype) and not DISABLED:
             algorithm = "winograd"
     elif kind == "long":
