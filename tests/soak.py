@@ -6,6 +6,7 @@ Every result has the bits that it had before the threads began. Each minute a li
 import argparse
 import ctypes
 import dataclasses
+import faulthandler
 import mmap
 import random
 import threading
@@ -59,8 +60,9 @@ class Soak:
 
     def __exit__(self, *error):
         self._stop.set()
+        end = time.monotonic() + 60
         for thread in self._threads:
-            thread.join(60)
+            thread.join(max(0, end - time.monotonic()))
         if any(thread.is_alive() for thread in self._threads):
             self.wrong.append("a thread does not end")
 
@@ -113,6 +115,7 @@ def main():
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--threads", type=int, default=16)
     chosen = parser.parse_args()
+    faulthandler.dump_traceback_later(60 * chosen.minutes + 120, exit=True)  # where it hangs
 
     def report(state, memory, seconds):
         calls = f"{state.done:9,} calls {state.cancelled:7,} cancelled {len(state.wrong)} wrong"
