@@ -4,7 +4,7 @@ from cases import CASES
 from hypothesis import HealthCheck, settings
 
 # `--hypothesis-profile long` draws as many calls as a night allows
-for _profile, _examples in (("short", 250), ("long", 20_000)):
+for _profile, _examples in (("short", 150), ("long", 20_000)):
     settings.register_profile(
         _profile, max_examples=_examples, deadline=None, database=None, print_blob=True, suppress_health_check=list(HealthCheck)
     )
