@@ -23,6 +23,7 @@ from typing import Any
 import numba
 import numpy as np
 from numba.core import config
+from numba.np.ufunc import parallel
 
 _workqueue = threading.Lock()
 _omp_was_forked = False
@@ -102,7 +103,12 @@ OWN = _reader, _key
 
 def get_num_threads() -> int:
     """The number of threads that a call from this thread may use: numba's, or less where `set_num_threads` said so."""
-    return int(min(numba.get_num_threads(), _get(_key) or sys.maxsize))
+    return min(_numbas_threads(), _get(_key) or sys.maxsize)
+
+
+def _numbas_threads() -> int:
+    """`numba.get_num_threads()`, without its lock, which a thread keeps into which an exception is thrown there."""
+    return int(parallel._get_num_threads() if parallel._is_initialized else numba.get_num_threads())
 
 
 def set_num_threads(n: int) -> None:

@@ -89,3 +89,20 @@ assert (nbconv.conv2d(x - 16, w, activation="relu", algorithm="fft") == nbconv.c
 print(y.sum(), np.vdot(dx, x) == np.vdot(dw, w) == np.vdot(y, y))
 """
     assert lines(code, NUMBA_DISABLE_JIT="1")[1] == "True"
+
+
+def test_numbas_lock_is_not_waited_for():
+    """That of its threads, which a thread keeps that is interrupted as it takes it."""
+    code = (
+        CONVOLVE
+        + """
+import threading
+from numba.np.ufunc import parallel
+assert convolve()
+thread = threading.Thread(target=parallel._backend_init_process_lock.acquire)
+thread.start()
+thread.join()
+print(convolve())
+"""
+    )
+    assert lines(code) == ["True"]
