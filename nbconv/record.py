@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba import types
 
@@ -143,7 +142,7 @@ def recording() -> Iterator[Recorder]:
     global _active
     with _lock:
         threads.prepare()
-        numba.get_num_threads()  # starts numba's threads, which compiled code takes for started
+        threads.get_num_threads()  # starts numba's threads, which compiled code takes for started
         _active = Recorder()
         try:
             yield _active

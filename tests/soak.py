@@ -1,6 +1,6 @@
 """Calls of all kinds from many threads at once, some cancelled at any moment: `python tests/soak.py --minutes 10`.
 
-Every result has the bits that it had before the threads began. Each minute a line tells calls, cancellations, and resident memory.
+Every result has the bits that it had before the threads began. Ten lines tell calls, cancellations, and resident memory.
 """
 
 import argparse
@@ -94,21 +94,6 @@ class Soak:
             self._inside.discard(identity)
 
 
-def soak(seconds, threads=16, report=None, pause=0.002):
-    """Run for some seconds; the finished `Soak`, and the resident memory after each tenth of the time."""
-    memory = []
-    with Soak(threads) as state:
-        start = time.monotonic()
-        for tenth in range(1, 11):
-            while time.monotonic() - start < seconds * tenth / 10:
-                time.sleep(pause)
-                state.cancel()
-            memory.append(resident())
-            if report:
-                report(state, memory[-1], time.monotonic() - start)
-    return state, memory
-
-
 def main():
     """Run, and tell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -116,12 +101,14 @@ def main():
     parser.add_argument("--threads", type=int, default=16)
     chosen = parser.parse_args()
     faulthandler.dump_traceback_later(60 * chosen.minutes + 120, exit=True)  # where it hangs
-
-    def report(state, memory, seconds):
-        calls = f"{state.done:9,} calls {state.cancelled:7,} cancelled {len(state.wrong)} wrong"
-        print(f"{seconds:6.0f} s {calls} {memory / 2**20:7.1f} MiB", flush=True)
-
-    state, _ = soak(60 * chosen.minutes, chosen.threads, report)
+    with Soak(chosen.threads) as state:
+        start = time.monotonic()
+        for tenth in range(1, 11):
+            while (seconds := time.monotonic() - start) < 6 * chosen.minutes * tenth:
+                time.sleep(0.002)
+                state.cancel()
+            calls = f"{state.done:9,} calls {state.cancelled:7,} cancelled {len(state.wrong)} wrong"
+            print(f"{seconds:6.0f} s {calls} {resident() / 2**20:7.1f} MiB", flush=True)
     for line in state.wrong[:10]:
         print(line)
     raise SystemExit(bool(state.wrong))
