@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from .arrays import Array
-from .depthwise_schedule import framed, framed_cells, row_blocks
+from .depthwise_schedule import AROUND, framed, framed_cells, row_blocks
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import depthwise, depthwise_grad, frame, transfer
@@ -53,7 +53,7 @@ def _kernel(plan: Plan, taps: tuple[int, int], stride: Triple, apart: int, colum
     if plan.direction == "weight_grad":
         return at("depthwise_grad", s.tile[1], *shape, columns[0])
     held = math.prod(taps) * sum(map(len, columns)) + s.tile[1] * s.vectors * len(columns)
-    return at("depthwise", s.tile[1], s.vectors, held + 4 <= machine.registers, *shape, columns, adds, plan.sweep.channels > 1)
+    return at("depthwise", s.tile[1], s.vectors, held + AROUND <= machine.registers, *shape, columns, adds, plan.sweep.channels > 1)
 
 
 @functools.lru_cache(maxsize=512)

@@ -14,6 +14,8 @@ CODE = 256
 # Taps that a depthwise micro-kernel unrolls; jobs below which its planes are divided into blocks of rows.
 UNROLLED = 49
 JOBS = 8
+# Registers beside sums and weights; and how many a machine has whose masks take none.
+AROUND, MANY = 4, 32
 
 
 def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int) -> Schedule:
@@ -25,7 +27,11 @@ def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int) -> Sch
     lanes = machine.vector // itemsize
     taps = _taps_of_a_run(sweep.kernel, UNROLLED // phases, UNROLLED // phases)
     most = 8 if sweep.channels == 1 else 16  # the weights of a channel are loaded for each block
-    sums = min(most, max(1, machine.registers // 2 // phases), max(1, CODE // (math.prod(taps) * phases)))
+    room = machine.registers // 2 // phases
+    beside = machine.registers - math.prod(taps) - AROUND
+    if machine.registers < MANY and phases == sweep.channels == 1 and 3 <= beside < room:
+        room = beside  # where the weights stay in registers, 3x3 on 112x112 takes 0.6 of the time
+    sums = min(most, max(1, room), max(1, CODE // (math.prod(taps) * phases)))
     rows = 1 if taps[1] == 1 and taps[2] > lanes else even(sweep.out[1], sums)
     vectors = max(1, min(sums // rows, -(-sweep.out[2] // lanes)))
     return Schedule((1, rows, vectors * lanes), 1, 1, register=1, vectors=vectors, lanes=lanes, taps=taps)
@@ -37,7 +43,8 @@ def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvP
     if math.prod(sweep.kernel) > room:
         room, most = room - 6, 3  # rows of dy: 7x7 takes 3.4 ms by three rows of taps and of dy, 4.5 by four of taps and one
     taps = _taps_of_a_run(sweep.kernel, room, machine.registers // 2)
-    rows = even(sweep.out[1], max(1, min(most, machine.registers - math.prod(taps) - 7)))
+    # masks take registers of their own where there are many
+    rows = even(sweep.out[1], max(1, min(most, machine.registers - math.prod(taps) - (7 if machine.registers >= MANY else AROUND))))
     lanes = machine.vector // itemsize
     schedule = Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes, taps=taps)
     return dataclasses.replace(schedule, splits=row_blocks("weight_grad", problem, sweep, schedule, itemsize))

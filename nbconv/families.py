@@ -14,6 +14,7 @@ from .phases import border_slabs
 from .problem import ConvProblem, Triple
 from .schedule import (
     ALIASED,
+    FEW,
     REUSED,
     Limits,
     Schedule,
@@ -184,14 +185,16 @@ def tiled(ask: Ask) -> list[Design]:
     assert machine is not None
     forward = ask.direction == "forward"
     sweep = folded(forward_sweep(p) if forward else input_grad_sweep(p, True), p, ask.limits, ask.lanes)
-    copied = forward and (p.batch * math.prod(p.out) >= REUSED or p.taps * size % ALIASED == 0)
+    cells = p.batch * math.prod(p.out if forward else p.size)
+    copied = (forward or machine.registers < FEW) and cells >= REUSED or forward and p.taps * size % ALIASED == 0
     place = _pointwise(p) and not sweep.folded
     batch = 1 if sweep.folded else p.batch
     sweep = flat(sweep) if place else sweep
     schedule = outer(sweep, size, ask.limits, machine, p.groups, batch, copied, place)
     shared = _border_bytes(ask)
     if schedule.packed:
-        shared += p.groups * -(-sweep.filters // schedule.register) * schedule.register * p.taps * size
+        rows = -(-sweep.filters // schedule.register) * schedule.register
+        shared += p.groups * rows * sweep.channels * math.prod(p.kernel) * size
     return [Design(sweep, schedule, shared, outer_cells(sweep, schedule, stored_together(p, ask.direction, p.size[2])) * size)]
 
 

@@ -44,6 +44,8 @@ class Schedule:
         Whether weights are copied into the order of a micro-kernel, instead of read where they lie.
     in_place : bool
         Whether a contiguous input is read where it lies, instead of staged.
+    gathered : bool
+        Whether the cells that one call of a micro-kernel reads are first copied next to each other, for all blocks of filters.
     """
 
     tile: Triple
@@ -58,6 +60,7 @@ class Schedule:
     packed: bool = False
     in_place: bool = False
     taps: Triple | None = None
+    gathered: bool = False
 
 
 class Limits(NamedTuple):
@@ -98,6 +101,9 @@ SHUFFLED = 5
 REUSED = 512
 # Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache.
 ALIASED = 4096
+# Registers below which a call of a micro-kernel has so few positions that their cells are worth gathering; bytes of those.
+FEW = 28
+NEAR = 24 * 1024
 # Terms of a call, of few taps and so many channels that a smaller tile is worth them.
 TERMS = 192
 # Outputs of a tile whose input is read once, in place.
@@ -240,16 +246,21 @@ def outer(
         room = limits.staged // (wanted * copies * itemsize)
         limits = limits._replace(sums=max(min(limits.sums, room), min(limits.sums, 4 * vectors * lanes)))
         tile = tile_within(sweep, limits, dense)
-    schedule = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place)
+    gathered = machine.registers < FEW and sweep.filters > 3 * register and (in_place or sweep.channels >= 32)
+    schedule = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place, gathered=gathered)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
     parts = max(-(-sweep.filters // most), min(-(-machine.threads // places), -(-sweep.filters // LEAST)))
     block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
     schedule = dataclasses.replace(schedule, filters=block)
     if in_place:
-        return dataclasses.replace(schedule, channels=sweep.channels)
-    schedule = _with_channels(sweep, schedule, itemsize, limits)
-    return _bundled(sweep, schedule, itemsize, limits, groups, places)
+        channels = sweep.channels
+    else:
+        channels = _with_channels(sweep, schedule, itemsize, limits).channels
+    if gathered:
+        channels = min(channels, even(sweep.channels, max(1, NEAR // (math.prod(k) * vectors * machine.vector))))
+    schedule = dataclasses.replace(schedule, channels=channels)
+    return schedule if in_place else _bundled(sweep, schedule, itemsize, limits, groups, places)
 
 
 def _copies_fit(sweep: Sweep, itemsize: int, limits: Limits) -> bool:
@@ -366,8 +377,15 @@ def sum_cells(sweep: Sweep, schedule: Schedule) -> int:
 
 
 def outer_cells(sweep: Sweep, schedule: Schedule, phases: int) -> int:
-    """Scratch of a micro-kernel: sums of the phases stored together, and staged input."""
-    return phases * sum_cells(sweep, schedule) + (0 if schedule.in_place else staged_cells(sweep, schedule))
+    """Scratch of a micro-kernel: sums of the phases stored together, staged input, and gathered cells."""
+    block = schedule.vectors * schedule.lanes
+    cells = phases * sum_cells(sweep, schedule) + (0 if schedule.in_place else staged_cells(sweep, schedule))
+    return (-(-cells // block) * block if schedule.gathered else cells) + gathered_cells(sweep, schedule)
+
+
+def gathered_cells(sweep: Sweep, schedule: Schedule) -> int:
+    """Cells of a block of positions, for all terms of a block of channels, if they are gathered."""
+    return schedule.channels * math.prod(sweep.kernel) * schedule.vectors * schedule.lanes if schedule.gathered else 0
 
 
 def direct_cells(sweep: Sweep, schedule: Schedule) -> int:

@@ -28,7 +28,6 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
     whole = b.sdiv(a["extent"], f.word(f.lanes))
     left = b.srem(a["extent"], f.word(f.lanes))
     some = b.zext(b.icmp_signed(">", left, f.word(0)), WORD)
-    tail = f.below(left)
     kind = ir.VectorType(INDEX, f.lanes)
 
     def window(low: Any, high: Any) -> tuple[Any, Any]:
@@ -42,10 +41,10 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
     def run(cells: Any, source: Any, target: Any, begin: Any, advance: Any, step: int, pitches: list[Any]) -> None:
         """One row: `cells` gives a vector for each slot; `begin` is the first of them as `window` counts."""
 
-        def put(source: Any, target: Any, first: Any, mask: Any) -> None:
+        def put(source: Any, target: Any, first: Any, count: Any) -> None:
             for value, pitch in zip(cells(source, first), pitches, strict=True):
                 place = b.add(target, pitch)
-                f.store(value, place) if mask is None else f.masked_store(value, place, mask)
+                f.store(value, place) if count is None else f.store_first(value, place, count)
 
         def full(values: list[Any]) -> list[Any]:
             source, target, first = values
@@ -54,7 +53,7 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
 
         def last(values: list[Any]) -> list[Any]:
             source, target, first = values
-            put(source, target, first, tail)
+            put(source, target, first, left)
             return values
 
         f.loop(some, f.loop(whole, [source, target, begin], full), last)
@@ -120,6 +119,36 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
     b.ret_void()
 
 
+def gather(module: ir.Module, name: str, itemsize: int, vector: int, vectors: int) -> None:
+    """Emit `gather` of `vectors` vectors for each term.
+
+    C signature, all 64-bit: (cells, terms, count, target, room): `target[t, i] = cells[terms[t] + i]`, where a term is a pair as
+    that of `outer`, whose first word is an offset in bytes. Of the cells of each term no more than `room` are read.
+    """
+    f = Function(module, name, itemsize, vector, "cells terms count target room")
+    b, a = f.builder, f.arguments
+    whole, part, after = (b.append_basic_block(block) for block in ("whole", "part", "after"))
+
+    def copy(masks: list[Any]) -> None:
+        def step(values: list[Any]) -> list[Any]:
+            terms, target = values
+            place = b.add(a["cells"], f.load(terms, WORD))
+            for v, value in enumerate([f.vector_at(place, v, mask) for v, mask in enumerate(masks)]):
+                f.store(value, target, v * vector)
+            return [f.add(terms, 16), f.add(target, vectors * vector)]
+
+        f.loop(a["count"], [a["terms"], a["target"]], step)
+        b.branch(after)
+
+    b.cbranch(b.icmp_signed(">=", a["room"], f.word(vectors * f.lanes)), whole, part)
+    b.position_at_end(whole)
+    copy([None] * vectors)
+    b.position_at_end(part)
+    copy([f.below(f.add(a["room"], -v * f.lanes)) for v in range(vectors)])
+    b.position_at_end(after)
+    b.ret_void()
+
+
 def split(f: Function, parts: list[Any], phase: int) -> Any:
     """The cells `phase`, `phase` + n ... of n vectors that lie side by side; halves of them serve several phases."""
     if len(parts) == 1:
@@ -181,11 +210,11 @@ def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int
             values.append(b.fadd(f.vector_at(place, 0, mask), bias))
         for m, value in enumerate(interleaved(f, values)):
             place = b.add(target, b.mul(step, f.word(m * f.lanes)))
-            mask = None if count is None else f.below(f.add(count, -m * f.lanes))
+            left = None if count is None else f.add(count, -m * f.lanes)
             if strided:
-                spread(value, place, f.word(f.lanes) if count is None else f.add(count, -m * f.lanes))
-            elif mask:
-                f.masked_store(value, place, mask)
+                spread(value, place, left or f.word(f.lanes))
+            elif left:
+                f.store_first(value, place, left)
             else:
                 f.store(value, place)
 
@@ -233,8 +262,6 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
     f = Function(module, name, itemsize, vector, "source row rows target pitch count")
     b, a = f.builder, f.arguments
     lanes = f.lanes
-    writes = f.below(a["rows"])
-    nothing = ir.Constant(f.mask, None)
     # a row that does not exist is read in place of another: a masked load of pages that do not exist takes 500 cycles
     rows = [b.select(b.icmp_signed("<", f.word(p), a["rows"]), b.mul(a["row"], f.word(p)), f.word(0)) for p in range(lanes)]
 
@@ -243,7 +270,7 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
         place = target
         for value in transposed(f, [f.load(b.add(source, row), f.vector) for row in rows]):
             if exact:
-                f.masked_store(value, place, writes)
+                f.store_first(value, place, a["rows"])
             else:
                 f.store(value, place)
             place = b.add(place, a["pitch"])
@@ -255,7 +282,7 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
         place = target
         for t, value in enumerate(transposed(f, [f.masked_load(b.add(source, row), columns) for row in rows])):
             exists = b.icmp_signed("<", f.word(t), left)
-            f.masked_store(value, place, b.select(exists, writes, nothing))
+            f.store_first(value, place, b.select(exists, a["rows"], f.word(0)))
             place = b.add(place, a["pitch"])
         return [f.add(source, vector), place, f.add(left, -lanes)]
 

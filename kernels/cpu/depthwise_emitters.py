@@ -13,6 +13,7 @@ A block of rows shares its input: each vector of cells is loaded once for all ro
 vectors that mostly lie on two lines of cache: those are made of two neighbouring ones, by a shuffle.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -46,8 +47,10 @@ def slides(f: Function, stride: int, vectors: int, columns: Columns) -> bool:
 class _Rows:
     """The cells of some input rows under one chunk of outputs: loaded when first asked for, then kept."""
 
-    def __init__(self, f: Function, cell: Any, shift: Any, width: Any, stride: int, vectors: int, columns: Columns):
-        self.f, self.stride, self.vectors = f, stride, vectors
+    def __init__(
+        self, f: Function, cell: Any, shift: Any, width: Any, stride: int, vectors: int, columns: Columns, masked: bool = True
+    ):
+        self.f, self.stride, self.vectors, self.masked = f, stride, vectors, masked
         self.slid = slides(f, stride, vectors, columns)
         b, kind = f.builder, ir.VectorType(INDEX, f.lanes)
         self.cell, self.kind = cell, kind
@@ -69,7 +72,7 @@ class _Rows:
     def _load(self, row: Any, at: int) -> Any:
         if (row, at) not in self.raw:
             address = self.f.add(self.f.builder.add(row, self.origin), at * self.f.itemsize)
-            self.raw[row, at] = self.f.masked_load(address, self._mask(at))
+            self.raw[row, at] = self.f.vector_at(address, 0, self._mask(at) if self.masked else None)
         return self.raw[row, at]
 
     def reads(self, columns: Columns) -> list[tuple[Any, list[tuple[int, int, int]]]]:
@@ -102,6 +105,46 @@ class _Rows:
     def outputs(self, count: Any) -> Any:
         """Lanes of the first vector whose output is one of `count`."""
         return self.f.below(self.f.builder.sub(count, self.cell))
+
+
+def _inner(f: Function, cell: Any, left: Any, stride: int, vectors: int, columns: Columns) -> Any:
+    """Whether all that a chunk reads lies inside the row, and all that it writes, of which `left` outputs remain."""
+    b, a = f.builder, f.arguments
+    places = [_place(f, stride, column, v) for part in columns for column in part for v in range(vectors)]
+    reach = max((u + f.lanes for _, u in places), default=0) * stride
+    start = b.add(b.mul(cell, f.word(stride)), a["shift"])
+    conditions = (
+        b.icmp_signed(">=", start, f.word(0)),
+        b.icmp_signed("<=", f.add(start, reach), a["width"]),
+        b.icmp_signed(">=", left, f.word(vectors * f.lanes * len(columns))),
+    )
+    return b.and_(b.and_(*conditions[:2]), conditions[2])
+
+
+def _by_place(f: Function, inner: Any, compute: Callable[[bool], list[Any]]) -> list[Any]:
+    """The values of `compute(masked)`: without masks for a chunk whose cells all lie inside the row.
+
+    Wide vectors know no difference: their masks take no registers, and few chunks are inside.
+    """
+    if f.lanes * f.itemsize == WIDE:
+        return compute(True)
+    b = f.builder
+    plain, masked, after = (b.append_basic_block(name) for name in ("plain", "masked", "computed"))
+    b.cbranch(inner, plain, masked)
+    found = []
+    for block, mask in ((plain, False), (masked, True)):
+        b.position_at_end(block)
+        values = compute(mask)
+        found.append((values, b.block))
+        b.branch(after)
+    b.position_at_end(after)
+    results = []
+    for pair in zip(*(values for values, _ in found), strict=True):
+        phi = b.phi(pair[0].type)
+        for value, (_, block) in zip(pair, found, strict=True):
+            phi.add_incoming(value, block)
+        results.append(phi)
+    return results
 
 
 def _part_of(f: Function, chunks: Any) -> tuple[Any, Any]:
@@ -183,27 +226,25 @@ def depthwise(
     def weight(base: Any, index: int) -> Any:
         return f.splat(f.load(base, f.scalar, index * itemsize))
 
-    def started(row: Any, left: Any, v: int) -> list[Any]:
+    def started(row: Any, left: Any, v: int, masked: bool) -> list[Any]:
         """The sums of all phases of a vector of outputs of y, of which `left` lie from `row` on, as they are before this run."""
         if not adds:
             return [ir.Constant(f.vector, None)] * phases
         every = [v * phases + m for m in range(phases)]
-        parts = [f.masked_load(f.add(row, at * vector), f.below(f.add(left, -at * f.lanes))) for at in every]
+        parts = [f.vector_at(row, at, f.below(f.add(left, -at * f.lanes)) if masked else None) for at in every]
         return [split(f, parts, p) for p in range(phases)]
 
     def block(count: int, plane: Any, table: Any, target: Any, weights: Any, held: list[Any], bias: Any) -> None:
         met = _meetings(count, tall, step, apart)
         addresses = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1 if met else 0, plane)
 
-        def chunk(values: list[Any]) -> list[Any]:
-            cell, place = values
-            read = _Rows(f, cell, a["shift"], a["width"], stride, vectors, columns)
-            left = b.sub(a["y_width"], b.mul(cell, f.word(phases)))
+        def compute(cell: Any, place: Any, left: Any, masked: bool) -> list[Any]:
+            read = _Rows(f, cell, a["shift"], a["width"], stride, vectors, columns, masked)
             sums = {}
             for i in range(count):
                 row = b.add(place, b.mul(a["y_row"], f.word(i)))
                 for v in range(vectors):
-                    for p, value in enumerate(started(row, left, v)):
+                    for p, value in enumerate(started(row, left, v, masked)):
                         sums[i, p, v] = value
 
             def add(sums: dict[Any, Any], rows: list[list[Any]], weights: Any) -> None:
@@ -244,7 +285,17 @@ def depthwise(
                     for m, value in enumerate(merged):
                         at = (v * phases + m) * f.lanes
                         row = b.add(place, b.mul(a["y_row"], f.word(i)))
-                        f.masked_store(value, f.add(row, at * itemsize), f.below(f.add(left, -at)))
+                        if masked:
+                            f.store_first(value, f.add(row, at * itemsize), f.add(left, -at))
+                        else:
+                            f.store(value, row, at * itemsize)
+            return []
+
+        def chunk(values: list[Any]) -> list[Any]:
+            cell, place = values
+            left = b.sub(a["y_width"], b.mul(cell, f.word(phases)))
+            inner = _inner(f, cell, left, stride, vectors, columns)
+            _by_place(f, inner, lambda masked: compute(cell, place, left, masked))
             return [f.add(cell, chunk_cells), f.add(place, chunk_cells * phases * itemsize)]
 
         first = b.add(target, b.mul(begin, f.word(chunk_cells * phases * itemsize)))
@@ -314,18 +365,24 @@ def depthwise_grad(
         lines = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1, plane)
         addresses = [[b.select(outside, a["zeros"], row) for row, outside in line] for line in lines]
 
-        def chunk(values: list[Any]) -> list[Any]:
-            cell, place, *sums = values
-            read = _Rows(f, cell, a["shift"], a["width"], stride, 1, (columns,))
-            inside = read.outputs(a["dy_width"])
-            dys = [f.masked_load(b.add(place, b.mul(a["dy_row"], f.word(i))), inside) for i in range(size)]
+        def compute(cell: Any, place: Any, sums: list[Any], masked: bool) -> list[Any]:
+            read = _Rows(f, cell, a["shift"], a["width"], stride, 1, (columns,), masked)
+            inside = read.outputs(a["dy_width"]) if masked else None
+            dys = [f.vector_at(b.add(place, b.mul(a["dy_row"], f.word(i))), 0, inside) for i in range(size)]
             for r0 in range(depth):
                 for q, users in met:
                     for lying, ((_, t, _),) in read.reads((columns,)):
-                        x = b.select(inside, read.cells(addresses[r0][q], lying), nothing)
+                        x = read.cells(addresses[r0][q], lying)
+                        x = b.select(inside, x, nothing) if masked else x
                         for i, r1 in users:
                             index = (r0 * tall + r1) * len(columns) + t
                             sums[index] = b.call(f.fma, [dys[i], x, sums[index]])
+            return sums
+
+        def chunk(values: list[Any]) -> list[Any]:
+            cell, place, *sums = values
+            inner = _inner(f, cell, b.sub(a["dy_width"], cell), stride, 1, (columns,))
+            sums = _by_place(f, inner, lambda masked: compute(cell, place, list(sums), masked))
             return [f.add(cell, f.lanes), f.add(place, vector), *sums]
 
         first = b.add(source, b.mul(begin, f.word(vector)))
@@ -362,7 +419,7 @@ def depthwise_grad(
         for first in range(0, count, f.lanes):
             some = sums[first : first + f.lanes]
             value = total(f, some + [nothing] * (f.lanes - len(some)))
-            f.masked_store(value, f.add(target, first * itemsize), f.below(f.word(len(some))))
+            f.store_first(value, f.add(target, first * itemsize), f.word(len(some)))
         return [b.add(x_plane, a["x_plane"]), b.add(dy_plane, a["dy_plane"]), b.add(target, a["dw_plane"])]
 
     f.loop(a["planes"], [a["x"], a["dy"], a["dw"]], one_plane)

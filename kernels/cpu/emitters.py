@@ -68,7 +68,7 @@ def outer(
             for v in range(vectors):
                 value, place = values[p * vectors + v], f.add(home, v * vector)
                 if edged and v == vectors - 1:
-                    f.masked_store(value, place, edge)
+                    f.store_first(value, place, a["edge"])
                 else:
                     f.store(value, place)
         b.ret_void()
@@ -169,7 +169,7 @@ def collapse(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
         return [f.add(sums, f.lanes * vector), f.add(target, vector)]
 
     last, end = f.loop(b.sdiv(a["count"], f.word(f.lanes)), [a["sums"], a["target"]], step)
-    f.masked_store(group(last), end, f.below(b.srem(a["count"], f.word(f.lanes))))
+    f.store_first(group(last), end, b.srem(a["count"], f.word(f.lanes)))
     b.ret_void()
 
 

@@ -2,6 +2,7 @@
 
     pack      target[t, p] = source[p, t]
     outer     sums[p, i] += sum_t weights[w[t] + p] * cells[x[t] + i]         p < P filters, i < V vectors of positions
+    gather    target[t, i] = cells[x[t] + i]                                  i < V vectors
     load      cells[plane, slot, row, j] = source[plane, row, position + residue of slot + j * stride], 0 outside of the row
     store     target[row, j] = sums[row, j] + bias
     panel     sums[p, v] += sum_i cells[i, p] * dy[i, v]                      p < P scalars, v < V vectors of filters
@@ -30,7 +31,7 @@ from numba.extending import intrinsic
 from ..jit import DISABLED, cached_bytes, llvm_lock
 from .apply import apply
 from .builder import WORD
-from .copy_emitters import load, pack, store
+from .copy_emitters import gather, load, pack, store
 from .depthwise_emitters import depthwise, depthwise_grad
 from .emitters import collapse, dots, outer, panel
 from .machine import Machine
@@ -41,6 +42,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "outer": outer,
     "dots": dots,
     "panel": panel,
+    "gather": gather,
     "load": load,
     "store": store,
     "collapse": collapse,

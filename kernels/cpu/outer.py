@@ -7,8 +7,9 @@ axis, all of which read the same staged dy, each by the taps that meet it.
 
 Stage: `tile.stage` lays the padded input of an output tile out so that every tap is a constant offset; a 1x1 convolution reads
 the caller's array in place.
-Compute: `microkernel.outer`, a block of filters by some vectors of positions at a time, reads the weights where they lie. The terms
-are added in order, whatever the tiling: results are the same bits as those of the portable loop.
+Compute: `microkernel.outer`, a block of filters by some vectors of positions at a time, reads the weights where they lie. Where a
+block is small, `gather` copies the cells of the positions next to each other, for all blocks of filters in turn. The terms are added
+in order, whatever the tiling: results are the same bits as those of the portable loop.
 Store: straight into the output where a tile is one run of it, else from scratch, the phases of the last axis interleaved; then the
 activation, over what was just written.
 
@@ -27,7 +28,7 @@ from .tile import stage, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors, with those at the end of a tile, and
 # with one; then the same for the last block.
-LOAD, STORE = 6, 7
+LOAD, STORE, GATHER = 6, 7, 8
 
 
 class Layout(NamedTuple):
@@ -41,6 +42,7 @@ class Layout(NamedTuple):
     merged : phases of the last axis that are stored together
     step0, step1, step2 : cells between the outputs of a phase, on each axis
     group, block, channel : bytes of the weights from group to group, block to block of filters, channel to channel
+    gathered : cells of scratch for gathered ones, or 0
     """
 
     groups: int
@@ -60,13 +62,14 @@ class Layout(NamedTuple):
     group: int
     block: int
     channel: int
+    gathered: int
 
 
 @kernel
 def layout_of(a):
     """The layout out of the array of all numbers."""
     return Layout(
-        a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37], a[38], a[39], a[40], a[41], a[42], a[43]
+        a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44]
     )  # fmt: skip
 
 
@@ -78,27 +81,41 @@ def unpack(numbers):
 
 
 @kernel
-def multiply(micro, weights, cells, terms, count, sums, pitch, filters, length, first, bias, size, layout):
+def one_block(micro, weights, cells, terms, count, target, pitch, full, left, first, bias, size, layout):
+    """Add the products of `count` terms to a register block's sums of some positions, of which `left` remain of the tile."""
+    several = layout.vectors * layout.lanes
+    last = -(-left // layout.lanes) == layout.tail
+    step = several if left >= several or last else layout.lanes
+    which = 0 if full else 3
+    if left < several:
+        which += 1 if last else 2
+    for j in range(0, min(left, several), step):
+        edge = (left - j - 1) % layout.lanes + 1 if left - j <= step else layout.lanes
+        call_kernel(micro[which], weights, cells + j * size, terms, count, target + j * size, pitch, first, edge, bias)
+
+
+@kernel
+def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filters, length, first, bias, size, layout):
     """Add the products of `count` terms to `filters` rows of `length` sums, `pitch` bytes apart, and then the bias if there is one.
 
-    `weights`, `cells`, `terms`, `sums` and `bias` are addresses, 0 for no bias.
+    `weights`, `cells`, `terms`, `sums` and `bias` are addresses, 0 for no bias. Where cells are gathered, `room` is the address of
+    their copies and `near` that of the terms that read them.
     """
     several = layout.vectors * layout.lanes
-    for k in range(0, filters, layout.register):
+    if layout.gathered:
         for i in range(0, length, several):
-            left = length - i
-            last = -(-left // layout.lanes) == layout.tail
-            step = several if left >= several or last else layout.lanes
-            which = 0 if filters - k >= layout.register else 3
-            if left < several:
-                which += 1 if last else 2
-            w, b = weights + k // layout.register * layout.block, bias
-            if bias != 0:
-                b += k * size
-            for j in range(i, min(length, i + several), step):
-                target = sums + k * pitch + j * size
-                edge = (length - j - 1) % layout.lanes + 1 if length - j <= step else layout.lanes
-                call_kernel(micro[which], w, cells + j * size, terms, count, target, pitch, first, edge, b)
+            call_kernel(micro[GATHER], cells + i * size, terms, count, room, length - i)
+            for k in range(0, filters, layout.register):
+                w, target = weights + k // layout.register * layout.block, sums + k * pitch + i * size
+                b, full = bias + k * size if bias != 0 else 0, filters - k >= layout.register
+                one_block(micro, w, room, near, count, target, pitch, full, length - i, first, b, size, layout)
+        return
+    for k in range(0, filters, layout.register):
+        w, full = weights + k // layout.register * layout.block, filters - k >= layout.register
+        b = bias + k * size if bias != 0 else 0
+        for i in range(0, length, several):
+            target = sums + k * pitch + i * size
+            one_block(micro, w, cells + i * size, terms, count, target, pitch, full, length - i, first, b, size, layout)
 
 
 @kernel
@@ -145,7 +162,8 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
     plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
     pitch = -(-longest // layout.lanes) * layout.lanes * size
     region = layout.filters * pitch
-    cells = scratch[layout.merged * region // size :]
+    cells = scratch[layout.merged * region // size : scratch.size - layout.gathered]
+    room = scratch.ctypes.data + (scratch.size - layout.gathered) * size
     whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size and not stores(apply)
     staged = -1
     for job in range(first, last):
@@ -199,8 +217,10 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                     packed = weights + g * layout.group + k_first // layout.register * layout.block + c_first * layout.channel
                     for m in range(layout.merged):
                         taps = phases[phase + m, 1]
+                        begin = terms.ctypes.data + phases[phase + m, 0] * 16
+                        near = begin + terms.shape[0] // 2 * 16  # the second half of the terms, where there is one
                         multiply(
-                            micro, packed, source, terms.ctypes.data + phases[phase + m, 0] * 16, (c_last - c_first) * taps,
+                            micro, packed, source, begin, (c_last - c_first) * taps, near, room,
                             target + m * region, row, k_count, length, c_first == 0, b, size, layout,
                         )  # fmt: skip
                     source += channels * plane * size
@@ -222,10 +242,11 @@ def parallel(run_jobs, count, x, weights, bias, out, terms, phases, micro, scrat
     """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
 
     x (N, C, ...); weights, their address, and what `Layout` says of them; bias (K,), contiguous; out (N, K, ...); terms, pairs of
-    the offsets in bytes of a term's cells and its weight, for the channels of a block, one phase after another; phases, rows of:
+    the offsets in bytes of a term's cells and its weight, for the channels of a block, one phase after another, and where cells are
+    gathered all of them again, with offsets of the copies; phases, rows of:
     first term, taps, first output on each axis; micro, the micro-kernels' addresses; scratch (threads, cells): for each merged
-    phase `filters` rows of sums, each a whole number of vectors, then the staged channels of a block; numbers, the axes and the
-    layout.
+    phase `filters` rows of sums, each a whole number of vectors, then the staged channels of a block, then gathered cells; numbers,
+    the axes and the layout.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):
