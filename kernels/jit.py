@@ -111,8 +111,8 @@ def _checksum(name: str, content: bytes) -> bytes:
     return hashlib.sha256(name.encode() + b"\0" + content).digest()
 
 
-def _read(name: str) -> bytes | None:
-    """What `_write` has put into a file of the cache; None where there is none, or something else."""
+def read_file(name: str) -> bytes | None:
+    """What `write_file` has put into a file of the cache; None where there is none, or something else."""
     if folder := _usable_folder():
         with contextlib.suppress(OSError):
             with open(folder / name, "rb", opener=_open_own) as file:
@@ -124,7 +124,7 @@ def _read(name: str) -> bytes | None:
     return None
 
 
-def _write(name: str, content: bytes) -> None:
+def write_file(name: str, content: bytes) -> None:
     """Put `content` into a file of the cache, all of it or nothing; a full disk does not stop a computation."""
     if folder := _usable_folder():
         temporary = folder / uuid.uuid4().hex
@@ -141,10 +141,10 @@ def _write(name: str, content: bytes) -> None:
 def cached_bytes(key: str, make: Callable[[], bytes]) -> bytes:
     """The bytes that `make` gives, kept in the cache folder under `key`; a file that is not as it was written is made again."""
     name = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.o"
-    content = _read(name)
+    content = read_file(name)
     if content is None:
         content = make()
-        _write(name, content)
+        write_file(name, content)
     return content
 
 
@@ -159,12 +159,12 @@ class _Cache(caching.NullCache):  # type: ignore[misc]
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         # Numba loads all of its typing and lowering here, 0.3 s and scipy.linalg; what is compiled already needs none of it.
-        content = _read(self._file(signature, target_context.codegen()))
+        content = read_file(self._file(signature, target_context.codegen()))
         return None if content is None else CompileResult._rebuild(target_context, *pickle.loads(content))
 
     def save_overload(self, signature: Any, result: Any) -> None:
         if not result.library.has_dynamic_globals:
-            _write(self._file(signature, result.codegen), dumps(result._reduce()))
+            write_file(self._file(signature, result.codegen), dumps(result._reduce()))
 
 
 def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Any:

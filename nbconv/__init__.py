@@ -32,6 +32,7 @@ from .halo import halo
 from .prepared import PreparedWeight, prepare
 from .problem import ConvProblem
 from .threads import get_num_threads, num_threads, set_num_threads
+from .tune import tune
 
 jit.register()
 
@@ -73,4 +74,5 @@ __all__ = [
     "plan",
     "prepare",
     "set_num_threads",
+    "tune",
 ]

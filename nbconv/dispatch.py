@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import families
+from . import families, tuned
 from .arrays import accumulator, check_dtype
 from .cost import cost
 from .families import ONES, Ask, Design, Direction
@@ -74,6 +74,8 @@ class Plan:
         Outputs of a tile of Winograd's algorithm on each axis.
     spectra : Spectra or None
         Tiles of the frequency domain.
+    limits : Limits
+        Sizes that the schedule was made to stay within.
     """
 
     direction: Direction
@@ -91,6 +93,7 @@ class Plan:
     machine: Machine | None
     outputs: Triple
     spectra: Spectra | None
+    limits: Limits
 
     def __str__(self) -> str:
         p, s = self.problem, self.schedule
@@ -167,6 +170,8 @@ SPECIAL = ("depthwise", "depthwise_grad", "matrix")
 # Workspace of algorithms other than "direct" that is never exceeded: this many bytes a thread, or this many times the input's.
 WORKSPACE = 4 << 20
 INPUTS = 2
+# Bytes that a thread of the direct algorithm may take within limits other than a row's own.
+MOST_DIRECT = 2 << 20
 
 
 def plan(
@@ -250,18 +255,29 @@ def wish(algorithm: str, precision: str | None, workspace_limit: int | None) -> 
 def select(
     direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None, wish: Wish = AUTO
 ) -> Plan:
-    """The plan for a problem that is already valid, on this machine's CPU or on another."""
+    """The plan for a problem that is already valid, on this machine's CPU or on another: what was measured here, else by rule."""
+    if machine is None and wish == AUTO and not DISABLED:
+        record = tuned.load(direction, problem, dtype, host())
+        if record and (found := recorded(direction, problem, dtype, record)):
+            return found
+    return by_rule(direction, problem, dtype, machine, wish)
+
+
+def by_rule(
+    direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None, wish: Wish = AUTO
+) -> Plan:
+    """The plan that the cost model chooses."""
     machine = None if DISABLED else machine or host()
     acc = accumulator(dtype)
     threads = machine.threads if machine else host().threads
-    room = max(WORKSPACE * threads, INPUTS * problem.batch * problem.channels * math.prod(problem.size) * acc.itemsize)
+    room = _room(problem, acc, threads)
     if wish.workspace_limit is not None:
         room = min(room, wish.workspace_limit)
 
     def designs(algorithm: str) -> list[tuple[float, Row, Design]]:
         for row in TABLE:
             ask = Ask(direction, problem, acc, row.limits, machine, room)
-            if row.algorithm == algorithm and direction in row.directions and acc.kind in row.dtypes and row.takes(ask):
+            if row.algorithm == algorithm and _serves(row, ask):
                 return [(cost(algorithm, ask, design), row, design) for design in row.make(ask)]
         return []
 
@@ -290,12 +306,56 @@ def select(
             f"workspace_limit must be at least {bytes_of(design)} bytes for this problem on {threads} "
             f"threads, got {wish.workspace_limit}"
         )
-    parallel = problem.flops >= row.limits.parallel
+    return _plan(direction, problem, dtype, machine, row, row.limits, design)
+
+
+def _room(problem: ConvProblem, acc: np.dtype[Any], threads: int) -> int:
+    """Bytes of workspace that algorithms other than the direct one may take."""
+    return max(WORKSPACE * threads, INPUTS * problem.batch * problem.channels * math.prod(problem.size) * acc.itemsize)
+
+
+def _serves(row: Row, ask: Ask) -> bool:
+    return ask.direction in row.directions and ask.dtype.kind in row.dtypes and row.takes(ask)
+
+
+def _plan(
+    direction: Direction,
+    problem: ConvProblem,
+    dtype: np.dtype[Any],
+    machine: Machine | None,
+    row: Row,
+    limits: Limits,
+    design: Design,
+) -> Plan:
+    parallel = problem.flops >= limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
     return Plan(
         direction, problem, dtype, row.device, row.algorithm, row.name, design.schedule, parallel, design.shared, design.thread,
-        reason, design.sweep, None if row.name in PORTABLE else machine, design.outputs, design.spectra,
+        reason, design.sweep, None if row.name in PORTABLE else machine, design.outputs, design.spectra, limits,
     )  # fmt: skip
+
+
+def possible(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], row: Row, limits: Limits | None = None) -> list[Plan]:
+    """The plans that a row of the table can make on this machine, within limits other than its own if given."""
+    machine, acc, limits = host(), accumulator(dtype), limits or row.limits
+    room = _room(problem, acc, machine.threads)
+    ask = Ask(direction, problem, acc, limits, machine, room)
+    designs = row.make(ask) if _serves(row, ask) else []
+    if row.algorithm == "direct":
+        fitting = [design for design in designs if limits == row.limits or design.thread <= MOST_DIRECT]
+    else:
+        fitting = [design for design in designs if design.shared + machine.threads * design.thread <= room]
+    return [_plan(direction, problem, dtype, machine, row, limits, design) for design in fitting]
+
+
+def recorded(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], record: tuned.Record) -> Plan | None:
+    """The plan that a record names; None where no row makes such a one any more."""
+    for row in TABLE:
+        if row.name == record.kernel:
+            for plan in possible(direction, problem, dtype, row, record.limits):
+                if tuned.tile_of(plan.outputs, plan.spectra) == record.tile:
+                    return dataclasses.replace(plan, reason=record.reason)
+    return None
 
 
 def matrix_plan(problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None) -> Plan:

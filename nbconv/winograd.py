@@ -46,7 +46,7 @@ def _kernels(plan: Plan, near: int | None, apart: bool, axis: Axis) -> list[int]
     micro.append(loaded(near, axis, at))
     micro.append(at("store", int(apart or axis.dilation > 1), sweep.stride[2]))
     spread = int(gathered(sweep, s))
-    return [*micro, at("pack", 0), *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0)))]
+    return [*micro, at("pack", 2), *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0)))]
 
 
 @functools.lru_cache(maxsize=2048)

@@ -220,7 +220,7 @@ def test_nothing_is_written_through_a_link(tmp_path, monkeypatch):
     monkeypatch.setattr(jit.uuid, "uuid4", lambda: type("Known", (), {"hex": "name"}))
     jit._warn.cache_clear()
     with pytest.warns(RuntimeWarning, match="not cached"):
-        jit._write("kernel", b"code")
+        jit.write_file("kernel", b"code")
     assert (tmp_path / "kept").read_text() == "content"
 
 

@@ -71,10 +71,10 @@ class Function:
         asm = ir.InlineAsm(ir.FunctionType(WORD, [WORD]), "", "=r,0", True)
         return self.builder.call(asm, [address])
 
-    def prefetch(self, address: Any) -> None:
-        """Fetch a line into first-level cache; any address will do."""
+    def prefetch(self, address: Any, level: int = 1) -> None:
+        """Fetch a line into a cache of level 1 or 2; any address will do."""
         kind = ir.FunctionType(ir.VoidType(), [POINTER, INDEX, INDEX, INDEX])
-        arguments = [ir.Constant(INDEX, value) for value in (0, 3, 1)]
+        arguments = [ir.Constant(INDEX, value) for value in (0, 4 - level, 1)]
         self.builder.call(self.intrinsic("llvm.prefetch.p0", kind), [self.builder.inttoptr(address, POINTER), *arguments])
 
     def pointers(self, address: Any, step: Any) -> Any:

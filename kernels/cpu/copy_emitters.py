@@ -123,7 +123,8 @@ def gather(module: ir.Module, name: str, itemsize: int, vector: int, vectors: in
     """Emit `gather` of `vectors` vectors for each term.
 
     C signature, all 64-bit: (cells, terms, count, target, room): `target[t, i] = cells[terms[t] + i]`, where a term is a pair as
-    that of `outer`, whose first word is an offset in bytes. Of the cells of each term no more than `room` are read.
+    that of `outer`, whose first word is an offset in bytes. Of the cells of each term no more than `room` are read; those of the
+    next positions are fetched ahead.
     """
     f = Function(module, name, itemsize, vector, "cells terms count target room")
     b, a = f.builder, f.arguments
@@ -133,6 +134,7 @@ def gather(module: ir.Module, name: str, itemsize: int, vector: int, vectors: in
         def step(values: list[Any]) -> list[Any]:
             terms, target = values
             place = b.add(a["cells"], f.load(terms, WORD))
+            f.prefetch(f.add(place, vectors * vector), 2)
             for v, value in enumerate([f.vector_at(place, v, mask) for v, mask in enumerate(masks)]):
                 f.store(value, target, v * vector)
             return [f.add(terms, 16), f.add(target, vectors * vector)]
@@ -252,12 +254,12 @@ def interleaved(f: Function, phases: list[Any]) -> list[Any]:
 
 
 def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -> None:
-    """Emit `pack`, which writes nothing but target cells if `exact`.
+    """Emit `pack`, which writes nothing but target cells if `exact` is 1, and whole vectors in any case if it is 2.
 
     C signature, all 64-bit: (source, row, rows, target, pitch, count): `target[t, p] = source[p, t]` for `count` values of t and
-    `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`. If not
-    `exact`, each target row but the last ones is written as a whole vector: what lies behind it, up to the last row, is
-    overwritten, so that rows which follow one another are written in order.
+    `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`. If `exact`
+    is 0, each target row but the last ones is written as a whole vector: what lies behind it, up to the last row, is overwritten,
+    so that rows which follow one another are written in order.
     """
     f = Function(module, name, itemsize, vector, "source row rows target pitch count")
     b, a = f.builder, f.arguments
@@ -269,7 +271,7 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
         source, target = values
         place = target
         for value in transposed(f, [f.load(b.add(source, row), f.vector) for row in rows]):
-            if exact:
+            if exact == 1:
                 f.store_first(value, place, a["rows"])
             else:
                 f.store(value, place)
@@ -282,9 +284,17 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
         place = target
         for t, value in enumerate(transposed(f, [f.masked_load(b.add(source, row), columns) for row in rows])):
             exists = b.icmp_signed("<", f.word(t), left)
-            f.store_first(value, place, b.select(exists, a["rows"], f.word(0)))
+            f.store_first(value, place, b.select(exists, f.word(lanes) if exact == 2 else a["rows"], f.word(0)))
             place = b.add(place, a["pitch"])
         return [f.add(source, vector), place, f.add(left, -lanes)]
+
+    def column(values: list[Any]) -> list[Any]:
+        source, target = values
+        value = ir.Constant(f.vector, ir.Undefined)
+        for p, row in enumerate(rows):
+            value = b.insert_element(value, f.load(b.add(source, row), f.scalar), ir.Constant(INDEX, p))
+        f.store(value, target)
+        return [f.add(source, itemsize), b.add(target, a["pitch"])]
 
     # whole vectors reach no further than the cells of the last rows
     spilling = f.add(a["count"], 0 if exact else -lanes)
@@ -292,7 +302,12 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
     whole = b.sdiv(spilling, f.word(lanes))
     source, target = f.loop(whole, [a["source"], a["target"]], square)
     left = b.sub(a["count"], b.mul(whole, f.word(lanes)))
-    f.loop(b.sdiv(f.add(left, lanes - 1), f.word(lanes)), [source, target, left], part)
+    parts = b.sdiv(f.add(left, lanes - 1), f.word(lanes))
+    if exact == 2:
+        few = b.icmp_signed("<=", left, f.word(lanes // 4))
+        f.loop(b.select(few, left, f.word(0)), [source, target], column)
+        parts = b.select(few, f.word(0), parts)
+    f.loop(parts, [source, target, left], part)
     b.ret_void()
 
 

@@ -7,9 +7,9 @@ axis, all of which read the same staged dy, each by the taps that meet it.
 
 Stage: `tile.stage` lays the padded input of an output tile out so that every tap is a constant offset; a 1x1 convolution reads
 the caller's array in place.
-Compute: `microkernel.outer`, a block of filters by some vectors of positions at a time, reads the weights where they lie. Where a
-block is small, `gather` copies the cells of the positions next to each other, for all blocks of filters in turn. The terms are added
-in order, whatever the tiling: results are the same bits as those of the portable loop.
+Compute: `microkernel.outer`, a block of filters by some vectors of positions at a time, reads the weights where they lie. Where
+blocks are small, `gather` copies the cells of the positions next to each other, for all blocks of filters in turn. The terms are
+added in order, whatever the tiling: results are the same bits as those of the portable loop.
 Store: straight into the output where a tile is one run of it, else from scratch, the phases of the last axis interleaved; then the
 activation, over what was just written.
 
@@ -81,17 +81,16 @@ def unpack(numbers):
 
 
 @kernel
-def one_block(micro, weights, cells, terms, count, target, pitch, full, left, first, bias, size, layout):
-    """Add the products of `count` terms to a register block's sums of some positions, of which `left` remain of the tile."""
-    several = layout.vectors * layout.lanes
-    last = -(-left // layout.lanes) == layout.tail
-    step = several if left >= several or last else layout.lanes
+def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, first, bias, size, layout):
+    """Add the products of `count` terms to a register block's sums of the last `left` positions of a tile."""
     which = 0 if full else 3
-    if left < several:
-        which += 1 if last else 2
-    for j in range(0, min(left, several), step):
-        edge = (left - j - 1) % layout.lanes + 1 if left - j <= step else layout.lanes
-        call_kernel(micro[which], weights, cells + j * size, terms, count, target + j * size, pitch, first, edge, bias)
+    if -(-left // layout.lanes) == layout.tail:
+        edge = (left - 1) % layout.lanes + 1
+        call_kernel(micro[which + 1], weights, cells, terms, count, target, pitch, first, edge, bias)
+        return
+    for j in range(0, left, layout.lanes):
+        edge = min(left - j, layout.lanes)
+        call_kernel(micro[which + 2], weights, cells + j * size, terms, count, target + j * size, pitch, first, edge, bias)
 
 
 @kernel
@@ -101,21 +100,32 @@ def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filte
     `weights`, `cells`, `terms`, `sums` and `bias` are addresses, 0 for no bias. Where cells are gathered, `room` is the address of
     their copies and `near` that of the terms that read them.
     """
-    several = layout.vectors * layout.lanes
+    several, whole = layout.vectors * layout.lanes, filters // layout.register * layout.register
+    move, k_bias = layout.register * pitch, layout.register * size if bias != 0 else 0
     if layout.gathered:
         for i in range(0, length, several):
-            call_kernel(micro[GATHER], cells + i * size, terms, count, room, length - i)
+            left = length - i
+            call_kernel(micro[GATHER], cells + i * size, terms, count, room, left)
+            w, b, target = weights, bias, sums + i * size
             for k in range(0, filters, layout.register):
-                w, target = weights + k // layout.register * layout.block, sums + k * pitch + i * size
-                b, full = bias + k * size if bias != 0 else 0, filters - k >= layout.register
-                one_block(micro, w, room, near, count, target, pitch, full, length - i, first, b, size, layout)
+                full = k < whole
+                if left >= several:
+                    call_kernel(micro[0 if full else 3], w, room, near, count, target, pitch, first, 0, b)
+                else:
+                    edge_block(micro, w, room, near, count, target, pitch, full, left, first, b, size, layout)
+                w, b, target = w + layout.block, b + k_bias, target + move
         return
+    w, b, target = weights, bias, sums
     for k in range(0, filters, layout.register):
-        w, full = weights + k // layout.register * layout.block, filters - k >= layout.register
-        b = bias + k * size if bias != 0 else 0
-        for i in range(0, length, several):
-            target = sums + k * pitch + i * size
-            one_block(micro, w, cells + i * size, terms, count, target, pitch, full, length - i, first, b, size, layout)
+        full = k < whole
+        i = 0
+        while length - i >= several:
+            call_kernel(micro[0 if full else 3], w, cells + i * size, terms, count, target + i * size, pitch, first, 0, b)
+            i += several
+        if i < length:
+            left, place = length - i, target + i * size
+            edge_block(micro, w, cells + i * size, terms, count, place, pitch, full, left, first, b, size, layout)
+        w, b, target = w + layout.block, b + k_bias, target + move
 
 
 @kernel
