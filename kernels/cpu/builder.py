@@ -1,5 +1,6 @@
 """Shorthands over llvmlite's IR builder, shared by all emitters of micro-kernels."""
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -144,6 +145,31 @@ class Function:
         b, kind = self.builder, ir.VectorType(kind or self.scalar, self.lanes)
         first = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(INDEX, 0))
         return b.shuffle_vector(first, first, ir.Constant(self.picks, [0] * self.lanes))
+
+    def unmasked(self, inner: Any, compute: Callable[[bool], list[Any]]) -> list[Any]:
+        """The values of `compute(masked)`: without masks where all cells lie `inner`, with wide vectors never.
+
+        Their masks are cheap and take no register; AVX2's take vector registers, and operations for each.
+        """
+        if self.lanes * self.itemsize == WIDEST:
+            return compute(True)
+        b = self.builder
+        plain, masked, after = (b.append_basic_block(name) for name in ("plain", "masked", "computed"))
+        b.cbranch(inner, plain, masked)
+        found = []
+        for block, mask in ((plain, False), (masked, True)):
+            b.position_at_end(block)
+            values = compute(mask)
+            found.append((values, b.block))
+            b.branch(after)
+        b.position_at_end(after)
+        results = []
+        for pair in zip(*(values for values, _ in found), strict=True):
+            phi = b.phi(pair[0].type)
+            for value, (_, block) in zip(pair, found, strict=True):
+                phi.add_incoming(value, block)
+            results.append(phi)
+        return results
 
     def loop(self, count: Any, carried: list[Any], body: Any) -> list[Any]:
         """`carried = body(carried)`, `count` times; values in and out."""

@@ -39,41 +39,46 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
         return b.select(b.icmp_signed(">", value, f.word(most)), f.word(most), value)
 
     def run(cells: Any, source: Any, target: Any, begin: Any, advance: Any, step: int, pitches: list[Any]) -> None:
-        """One row: `cells` gives a vector for each slot; `begin` is the first of them as `window` counts."""
+        """One row: `cells` gives a vector for each slot; `begin` is the first of them as `window` counts, and then its number."""
 
-        def put(source: Any, target: Any, first: Any, count: Any) -> None:
-            for value, pitch in zip(cells(source, first), pitches, strict=True):
+        def put(source: Any, target: Any, first: Any, at: Any, count: Any) -> None:
+            for value, pitch in zip(cells(source, first, at), pitches, strict=True):
                 place = b.add(target, pitch)
                 f.store(value, place) if count is None else f.store_first(value, place, count)
 
         def full(values: list[Any]) -> list[Any]:
-            source, target, first = values
-            put(source, target, first, None)
-            return [b.add(source, advance), f.add(target, vector), b.add(first, ir.Constant(kind, [step] * f.lanes))]
+            source, target, first, at = values
+            put(source, target, first, at, None)
+            following = b.add(first, ir.Constant(kind, [step] * f.lanes)), f.add(at, step)
+            return [b.add(source, advance), f.add(target, vector), *following]
 
         def last(values: list[Any]) -> list[Any]:
-            source, target, first = values
-            put(source, target, first, left)
+            put(*values, left)
             return values
 
-        f.loop(some, f.loop(whole, [source, target, begin], full), last)
+        f.loop(some, f.loop(whole, [source, target, *begin], full), last)
 
     def neighbours(start: Any, wanted: tuple[int, ...]) -> tuple[Any, ...]:
         """What `run` needs to read some residues of neighbouring cells, the first of which is cell `start` of its row."""
         far = 1 << 30
         begin, count = window(within(b.neg(start), -far, far), within(b.sub(a["size"], start), -far, far))
+        bases = sorted({residue // stride * stride for residue in wanted})
 
-        def cells(source: Any, first: Any) -> list[Any]:
-            parts: dict[int, list[Any]] = {}
-            for base in {residue // stride * stride for residue in wanted}:
-                parts[base] = []
-                for at in range(base, base + stride * f.lanes, f.lanes):
-                    numbers = ir.Constant(kind, [at + lane for lane in range(f.lanes)])
-                    mask = b.icmp_unsigned("<", b.add(first, numbers), count)
-                    parts[base].append(f.masked_load(f.add(source, at * itemsize), mask))
-            return [split(f, parts[residue // stride * stride], residue % stride) for residue in wanted]
+        def cells(source: Any, first: Any, at: Any) -> list[Any]:
+            def read(masked: bool) -> list[Any]:
+                parts: dict[int, list[Any]] = {}
+                for base in bases:
+                    parts[base] = []
+                    for cell in range(base, base + stride * f.lanes, f.lanes):
+                        numbers = ir.Constant(kind, [cell + lane for lane in range(f.lanes)])
+                        mask = b.icmp_unsigned("<", b.add(first, numbers), count) if masked else None
+                        parts[base].append(f.vector_at(f.add(source, cell * itemsize), 0, mask))
+                return [split(f, parts[residue // stride * stride], residue % stride) for residue in wanted]
 
-        return cells, begin, f.word(vector * stride), f.lanes * stride
+            ends = b.icmp_signed("<=", f.add(at, bases[-1] + stride * f.lanes), a["size"])
+            return f.unmasked(b.and_(b.icmp_signed(">=", at, f.word(0)), ends), read)
+
+        return cells, (begin, start), f.word(vector * stride), f.lanes * stride
 
     def scattered(start: Any) -> tuple[Any, ...]:
         """The same for cells a stride apart, of which the first is cell `start`."""
@@ -87,11 +92,11 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
         high = b.select(b.icmp_signed("<", high, low), low, high)
         begin, count = window(low, high)
 
-        def cells(source: Any, first: Any) -> list[Any]:
+        def cells(source: Any, first: Any, at: Any) -> list[Any]:
             numbers = ir.Constant(kind, list(range(f.lanes)))
             return [f.masked_gather(source, step, b.icmp_unsigned("<", b.add(first, numbers), count))]
 
-        return cells, begin, b.mul(step, f.word(f.lanes)), f.lanes
+        return cells, (begin, start), b.mul(step, f.word(f.lanes)), f.lanes
 
     def row(values: list[Any]) -> list[Any]:
         source, target = values

@@ -13,7 +13,6 @@ A block of rows shares its input: each vector of cells is loaded once for all ro
 vectors that mostly lie on two lines of cache: those are made of two neighbouring ones, by a shuffle.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -119,32 +118,6 @@ def _inner(f: Function, cell: Any, left: Any, stride: int, vectors: int, columns
         b.icmp_signed(">=", left, f.word(vectors * f.lanes * len(columns))),
     )
     return b.and_(b.and_(*conditions[:2]), conditions[2])
-
-
-def _by_place(f: Function, inner: Any, compute: Callable[[bool], list[Any]]) -> list[Any]:
-    """The values of `compute(masked)`: without masks for a chunk whose cells all lie inside the row.
-
-    Wide vectors know no difference: their masks take no registers, and few chunks are inside.
-    """
-    if f.lanes * f.itemsize == WIDE:
-        return compute(True)
-    b = f.builder
-    plain, masked, after = (b.append_basic_block(name) for name in ("plain", "masked", "computed"))
-    b.cbranch(inner, plain, masked)
-    found = []
-    for block, mask in ((plain, False), (masked, True)):
-        b.position_at_end(block)
-        values = compute(mask)
-        found.append((values, b.block))
-        b.branch(after)
-    b.position_at_end(after)
-    results = []
-    for pair in zip(*(values for values, _ in found), strict=True):
-        phi = b.phi(pair[0].type)
-        for value, (_, block) in zip(pair, found, strict=True):
-            phi.add_incoming(value, block)
-        results.append(phi)
-    return results
 
 
 def _part_of(f: Function, chunks: Any) -> tuple[Any, Any]:
@@ -295,7 +268,7 @@ def depthwise(
             cell, place = values
             left = b.sub(a["y_width"], b.mul(cell, f.word(phases)))
             inner = _inner(f, cell, left, stride, vectors, columns)
-            _by_place(f, inner, lambda masked: compute(cell, place, left, masked))
+            f.unmasked(inner, lambda masked: compute(cell, place, left, masked))
             return [f.add(cell, chunk_cells), f.add(place, chunk_cells * phases * itemsize)]
 
         first = b.add(target, b.mul(begin, f.word(chunk_cells * phases * itemsize)))
@@ -382,7 +355,7 @@ def depthwise_grad(
         def chunk(values: list[Any]) -> list[Any]:
             cell, place, *sums = values
             inner = _inner(f, cell, b.sub(a["dy_width"], cell), stride, 1, (columns,))
-            sums = _by_place(f, inner, lambda masked: compute(cell, place, list(sums), masked))
+            sums = f.unmasked(inner, lambda masked: compute(cell, place, list(sums), masked))
             return [f.add(cell, f.lanes), f.add(place, vector), *sums]
 
         first = b.add(source, b.mul(begin, f.word(vector)))
