@@ -10,6 +10,9 @@ import numba
 from ..jit import call, kernel
 from .microkernel import call_kernel
 
+# Channels that are packed for all blocks, before the next.
+SOME = 16
+
 
 @kernel
 def jobs(first, last, weight, size, transpose, lanes, packed):
@@ -21,27 +24,30 @@ def jobs(first, last, weight, size, transpose, lanes, packed):
     filters, channels = weight.shape[1], weight.shape[2]
     taps = weight.shape[3] * weight.shape[4] * weight.shape[5]
     blocks = -(-filters // size)
-    for job in range(first, last):
-        g, k_first = job // blocks, job % blocks * size
-        count = min(size, filters - k_first)
-        block = packed[job * size * channels * taps :]
-        if transpose != 0:
-            cell = packed.itemsize
+    if transpose != 0:
+        cell = packed.itemsize
+        for job in range(first, last):
+            g, k_first = job // blocks, job % blocks * size
+            count = min(size, filters - k_first)
+            block = packed[job * size * channels * taps :]
             for p in range((count - 1) // lanes * lanes, -1, -lanes):  # a piece may spill into the ones before it
                 source = weight.ctypes.data + g * weight.strides[0] + (k_first + p) * weight.strides[1]
                 target = block.ctypes.data + p * cell
                 call_kernel(transpose, source, weight.strides[1], min(lanes, count - p), target, size * cell, channels * taps)
-            continue
-        at = 0
-        for c in range(channels):
-            for r0 in range(weight.shape[3]):
-                for r1 in range(weight.shape[4]):
-                    for r2 in range(weight.shape[5]):
-                        column = weight[g, k_first : k_first + count, c, r0, r1, r2]
-                        target = block[at : at + count]
-                        for p in range(count):
-                            target[p] = column[p]
-                        at += size
+        return
+    # filters lie near one another: what lies between those of a block serves the next one, if that comes soon
+    for c_first in range(0, channels, SOME):
+        for job in range(first, last):
+            g, k_first = job // blocks, job % blocks * size
+            count = min(size, filters - k_first)
+            at = (job * channels + c_first) * taps * size
+            for c in range(c_first, min(c_first + SOME, channels)):
+                for r0 in range(weight.shape[3]):
+                    for r1 in range(weight.shape[4]):
+                        for r2 in range(weight.shape[5]):
+                            for p in range(count):
+                                packed[at + p] = weight[g, k_first + p, c, r0, r1, r2]
+                            at += size
 
 
 @kernel(parallel=True)
