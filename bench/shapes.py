@@ -5,6 +5,7 @@ U-Net (Ronneberger et al. 2015, padded), WaveNet-like and wav2vec-like 1-D stack
 (Çiçek et al. 2016), I3D (Carreira & Zisserman 2017), shapes that libraries tend to be slow on, and large kernels.
 """
 
+import ast
 from typing import Any, NamedTuple
 
 from nbconv import ConvProblem
@@ -126,3 +127,16 @@ SUITES = {
 def find(suite: str, name: str) -> Layer:
     """The layer of a suite that has this name."""
     return next(layer for layer in SUITES[suite] if layer.name == name)
+
+
+def parse(text: str) -> ConvProblem:
+    """A problem as text: "(1, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3"."""
+    try:
+        parsed = ast.parse(f"f({text})", mode="eval").body
+        if not isinstance(parsed, ast.Call):
+            raise ValueError
+        shape, weight = map(ast.literal_eval, parsed.args)
+        options = {str(each.arg): ast.literal_eval(each.value) for each in parsed.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"a shape must be like '(1, 3, 224, 224), (64, 3, 7, 7), stride=2', got {text!r}") from error
+    return ConvProblem.make(shape, weight, **options)

@@ -32,7 +32,7 @@ from .halo import halo
 from .prepared import PreparedWeight, prepare
 from .problem import ConvProblem
 from .threads import get_num_threads, num_threads, set_num_threads
-from .tune import tune
+from .tuner import tune
 
 jit.register()
 

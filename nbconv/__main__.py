@@ -1,6 +1,7 @@
-"""Command line: `python -m nbconv info | cache | demo | bench | profile`."""
+"""Command line: `python -m nbconv info | cache | demo | tune | bench | profile`."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import numba
 from . import __version__
 from .arrays import check_dtype
 from .dispatch import DIRECTIONS
+from .problem import ConvProblem
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,7 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nbconv", description="Convolution and its gradients, compiled by Numba.")
     parser.add_argument("--version", action="version", version=f"nbconv {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    commands.add_parser("info", help="versions, CPU, threads, GPU, cache folder")
+    info = commands.add_parser("info", help="versions, CPU, threads, GPU, cache folder")
+    info.add_argument("--json", action="store_true", help="for machines")
     cache = commands.add_parser("cache", help="the folder of compiled kernels: what is in it, delete it, fill it")
     cache.add_argument("action", choices=("info", "clear", "warm"), help="warm: compile what layers need; needs nbconv[demo]")
     cache.add_argument(
@@ -25,6 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     cache.add_argument("--shape", action="append", default=[], help="warm: a problem, '(1, 3, 224, 224), (64, 3, 7, 7), stride=2'")
     cache.add_argument("--dtype", action="append", help="warm: (float32)")
+    cache.add_argument("--json", action="store_true", help="info: for machines")
+    tune = commands.add_parser("tune", help="measure which kernels and tiles are fastest here, and keep them; needs nbconv[demo]")
+    tune.add_argument("--suite", action="append", default=[], help="resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large")
+    tune.add_argument("--shape", action="append", default=[], help="a problem, '(1, 3, 224, 224), (64, 3, 7, 7), stride=2'")
+    tune.add_argument("--direction", action="append", choices=DIRECTIONS, help="(all)")
+    tune.add_argument("--dtype", action="append", help="(float32)")
+    tune.add_argument("--seconds", type=float, default=5.0, help="for each problem and direction (%(default)s)")
+    tune.add_argument("--json", action="store_true", help="for machines, in place of the table")
     demo = commands.add_parser("demo", help="filter a photograph and train a small network; needs nbconv[demo]")
     demo.add_argument("--output", type=Path, default=Path("nbconv-demo"), help="folder for the pictures (%(default)s)")
     demo.add_argument("--epochs", type=int, default=20, help="passes over the digits (%(default)s)")
@@ -50,15 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     profile.add_argument("--output", type=Path, default=Path("nbconv-bench"), help="folder for JSON and plot (%(default)s)")
     chosen = parser.parse_args(arguments)
     if chosen.command == "info":
-        from .info import info
+        from .info import rows, text
 
-        print(info())
+        print(json.dumps(rows()) if chosen.json else text(rows()))
         return 0
     if chosen.command == "demo" and chosen.epochs < 1:
         demo.error(f"--epochs must be at least 1, got {chosen.epochs}")
     try:
         if chosen.command == "cache":
             return _cache(cache, chosen)
+        if chosen.command == "tune":
+            return _tune(tune, chosen)
         if chosen.command == "demo":
             from .demo import run
 
@@ -73,32 +86,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         return _bench(bench, chosen, dtypes)
     except ImportError as error:
-        extra = "demo" if chosen.command in ("demo", "cache") else "bench"
+        extra = "demo" if chosen.command in ("demo", "cache", "tune") else "bench"
         print(f"'{chosen.command}' needs {error.name}: pip install 'nbconv[{extra}]'", file=sys.stderr)
         return 1
 
 
 def _cache(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
     from . import cache
-    from .bench.shapes import SUITES
+    from .info import text
 
-    if chosen.action != "warm":
-        print(cache.info() if chosen.action == "info" else cache.clear())
-        return 0
+    if chosen.action == "info":
+        print(json.dumps(cache.info()) if chosen.json else text(cache.info()))
+    elif chosen.action == "clear":
+        print(cache.clear())
+    else:
+        wanted, dtypes = _problems(parser, chosen)
+        cache.warm(wanted, dtypes)
+        print(text(cache.info()))
+    return 0
+
+
+def _problems(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> tuple[list[tuple[str, ConvProblem]], list[str]]:
+    """What --suite, --shape and --dtype name."""
+    from .bench.shapes import SUITES, parse
+
     unknown = set(chosen.suite) - set(SUITES)
     if unknown:
         parser.error(f"--suite must be one of {', '.join(SUITES)}, got {', '.join(unknown)}")
     if not chosen.suite and not chosen.shape:
-        parser.error("warm needs --suite or --shape")
+        parser.error("--suite or --shape is needed")
     try:
-        wanted, dtypes = (
-            cache.problems(chosen.suite, chosen.shape),
-            [str(check_dtype(each)) for each in chosen.dtype or ["float32"]],
-        )
+        named = [(f"{suite}: {layer.name}", layer.problem) for suite in chosen.suite for layer in SUITES[suite]]
+        named += [(text, parse(text)) for text in chosen.shape]
+        return named, [str(check_dtype(each)) for each in chosen.dtype or ["float32"]]
     except (ValueError, TypeError) as error:
         parser.error(str(error))
-    print(cache.warm(wanted, dtypes))
-    return 0
+
+
+def _tune(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
+    from .bench import tuning
+
+    if not chosen.seconds > 0:
+        parser.error(f"--seconds must be positive, got {chosen.seconds}")
+    problems, dtypes = _problems(parser, chosen)
+    return tuning.run(problems, chosen.direction or list(DIRECTIONS), dtypes, chosen.seconds, chosen.json)
 
 
 def _bench(parser: argparse.ArgumentParser, chosen: argparse.Namespace, dtypes: Sequence[str]) -> int:

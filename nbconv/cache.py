@@ -1,6 +1,5 @@
 """The folder of compiled kernels: what is in it, emptying it, and filling it before the first call."""
 
-import ast
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,18 +8,16 @@ from typing import Any
 import numpy as np
 
 from . import functional
-from .bench.shapes import SUITES
 from .dispatch import DIRECTIONS
 from .kernels import jit
 from .problem import ConvProblem
 from .record import Unrecordable, recording
 
 
-def info() -> str:
+def info() -> dict[str, str]:
     """Folder, number of files and bytes; and the same of this version alone."""
     folder = jit.cache_folder()
-    rows = {"folder": str(folder), "files": _content(folder), "current": _content(folder / jit.source_hash()[:16])}
-    return "\n".join(f"{name:<10}{value}" for name, value in rows.items())
+    return {"folder": str(folder), "files": _content(folder), "current": _content(folder / jit.source_hash()[:16])}
 
 
 def _content(folder: Path) -> str:
@@ -38,33 +35,17 @@ def clear() -> str:
     return f"deleted {found} version(s) in {folder}"
 
 
-def problems(suites: Iterable[str], shapes: Iterable[str]) -> list[ConvProblem]:
-    """The layers of suites, and problems as text: "(1, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3"."""
-    found = [layer.problem for suite in suites for layer in SUITES[suite]]
-    for text in shapes:
-        try:
-            parsed = ast.parse(f"f({text})", mode="eval").body
-            assert isinstance(parsed, ast.Call)
-            shape, weight = map(ast.literal_eval, parsed.args)
-            options = {str(each.arg): ast.literal_eval(each.value) for each in parsed.keywords}
-        except (SyntaxError, ValueError) as error:
-            raise ValueError(f"a shape must be like '(1, 3, 224, 224), (64, 3, 7, 7), stride=2', got {text!r}") from error
-        found.append(ConvProblem.make(shape, weight, **options))
-    return found
-
-
-def warm(wanted: list[ConvProblem], dtypes: Iterable[str]) -> str:
-    """Compile what all directions of problems need, without computing them."""
+def warm(wanted: list[tuple[str, ConvProblem]], dtypes: Iterable[str]) -> None:
+    """Compile what all directions of named problems need, without computing them."""
     from tqdm import tqdm
 
-    work = [(problem, direction, dtype) for problem in wanted for direction in DIRECTIONS for dtype in dtypes]
+    work = [(problem, direction, dtype) for _, problem in wanted for direction in DIRECTIONS for dtype in dtypes]
     for problem, direction, dtype in tqdm(work, unit="kernel"):
         with recording():
             try:
                 _call(problem, direction, np.dtype(dtype))()
             except Unrecordable:  # what NumPy computes; all kernels of the call are compiled by then
                 continue
-    return info()
 
 
 def _call(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> Callable[[], Any]:

@@ -335,7 +335,9 @@ def _plan(
     )  # fmt: skip
 
 
-def possible(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], row: Row, limits: Limits | None = None) -> list[Plan]:
+def possible(
+    direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], row: Row, limits: Limits | None = None
+) -> list[Plan]:
     """The plans that a row of the table can make on this machine, within limits other than its own if given."""
     machine, acc, limits = host(), accumulator(dtype), limits or row.limits
     room = _room(problem, acc, machine.threads)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 
 import llvmlite.binding
 import numba
@@ -12,12 +13,12 @@ from .kernels import jit
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bf16", "amx-tile", "neon", "sve")
 
 
-def info() -> str:
-    """Versions, CPU, threads, GPU and cache folder, a line each."""
+def rows() -> dict[str, str]:
+    """Versions, CPU, threads, GPU and cache folder."""
     features = llvmlite.binding.get_host_cpu_features()
     threads.prepare()
     count = numba.get_num_threads()
-    rows = {
+    return {
         "nbconv": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         **{name: _version(name) for name in ("numba", "llvmlite", "numpy", "tbb")},
@@ -27,6 +28,10 @@ def info() -> str:
         "gpu": _gpu(),
         "cache": f"{jit.cache_folder()} (version {jit.source_hash()[:16]})",
     }
+
+
+def text(rows: Mapping[str, object]) -> str:
+    """A line for each row."""
     return "\n".join(f"{name:<10}{value}" for name, value in rows.items())
 
 

@@ -72,6 +72,7 @@ class Limits(NamedTuple):
     held : bytes of sums of the filters that share a staged tile, for a micro-kernel.
     jobs : jobs that are enough to keep the threads busy; a weight gradient splits its sum until it has them.
     parallel : floating-point operations from which several threads pay for their launch.
+    near : bytes of gathered cells, where gathering pays; 0 for never.
     """
 
     sums: int
@@ -80,12 +81,13 @@ class Limits(NamedTuple):
     held: int
     jobs: int
     parallel: int
+    near: int = 0
 
 
 # From cache sizes (32 KiB first-level, 512 KiB or more second-level); OUTER and DOTS were then chosen from some dozens of values on
 # 3x3 layers of 256 and 512 channels, on Zen 4.
 DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, held=0, jobs=32, parallel=500_000)
-OUTER = Limits(sums=1024, staged=256 * 1024, filters=0, held=512 * 1024, jobs=4, parallel=1_000_000)
+OUTER = Limits(sums=1024, staged=256 * 1024, filters=0, held=512 * 1024, jobs=4, parallel=1_000_000, near=24 * 1024)
 PANELS = Limits(sums=256, staged=320 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
 DOTS = Limits(sums=1024, staged=96 * 1024, filters=0, held=448 * 1024, jobs=4, parallel=1_000_000)
 
@@ -101,13 +103,15 @@ SHUFFLED = 5
 REUSED = 512
 # Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache.
 ALIASED = 4096
-# Registers below which a call of a micro-kernel has so few positions that their cells are worth gathering; bytes of those.
+# Registers below which a call of a micro-kernel has so few positions that their cells are worth gathering: 1x1 layers then take 0.7
+# to 0.9 of the time, on a Zen 3.
 FEW = 28
-NEAR = 24 * 1024
 # Terms of a call, of few taps and so many channels that a smaller tile is worth them.
 TERMS = 192
-# Outputs of a tile whose input is read once, in place.
+# Outputs of a tile whose input is read once, in place; rows that are then read at once, as a small machine foresees: 64 rows, a
+# power of two apart, take 2.8 times as long together.
 STREAMED = 16384
+STREAMS = 8
 # Part of an image that its last vector may lack before several images share a tile.
 EMPTY = 0.1
 # Taps of a block of a weight gradient: more would leave fewer filters to share a staged tile.
@@ -246,21 +250,25 @@ def outer(
         room = limits.staged // (wanted * copies * itemsize)
         limits = limits._replace(sums=max(min(limits.sums, room), min(limits.sums, 4 * vectors * lanes)))
         tile = tile_within(sweep, limits, dense)
-    gathered = machine.registers < FEW and sweep.filters > 3 * register and (in_place or sweep.channels >= 32)
+    gathered = limits.near > 0 and gathers(sweep, register, machine, in_place)
     schedule = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place, gathered=gathered)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
     parts = max(-(-sweep.filters // most), min(-(-machine.threads // places), -(-sweep.filters // LEAST)))
     block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
     schedule = dataclasses.replace(schedule, filters=block)
-    if in_place:
-        channels = sweep.channels
-    else:
-        channels = _with_channels(sweep, schedule, itemsize, limits).channels
-    if gathered:
-        channels = min(channels, even(sweep.channels, max(1, NEAR // (math.prod(k) * vectors * machine.vector))))
+    channels = sweep.channels if in_place else _with_channels(sweep, schedule, itemsize, limits).channels
+    if machine.registers < FEW and in_place and sweep.filters <= register:
+        channels = even(sweep.channels, STREAMS)
+    elif gathered:
+        channels = min(channels, even(sweep.channels, max(1, limits.near // (math.prod(k) * vectors * machine.vector))))
     schedule = dataclasses.replace(schedule, channels=channels)
     return schedule if in_place else _bundled(sweep, schedule, itemsize, limits, groups, places)
+
+
+def gathers(sweep: Sweep, register: int, machine: Machine, in_place: bool) -> bool:
+    """Whether the cells of a call are first copied next to each other: for many blocks of filters, if terms lie far apart."""
+    return machine.registers < FEW and sweep.filters > 4 * register and sweep.channels >= (16 if in_place else 32)
 
 
 def _copies_fit(sweep: Sweep, itemsize: int, limits: Limits) -> bool:

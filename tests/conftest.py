@@ -3,6 +3,8 @@ import pytest
 from cases import CASES
 from hypothesis import HealthCheck, settings
 
+from nbconv import tuned
+
 # `--hypothesis-profile long` draws as many calls as a night allows
 for _profile, _examples in (("short", 150), ("long", 20_000)):
     settings.register_profile(
@@ -23,6 +25,14 @@ DTYPES = (
     "int64",
 )
 DTYPES += ("uint8", "uint16", "uint32", "uint64")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def nothing_is_tuned():
+    """What the user of this machine has tuned shall not choose what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuned, "load", lambda *asked: None)
+        yield
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
