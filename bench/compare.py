@@ -18,7 +18,7 @@ import numpy as np
 import nbconv
 from nbconv import threads as threading_layers
 from nbconv.arrays import Array
-from nbconv.dispatch import DIRECTIONS, select
+from nbconv.dispatch import select
 from nbconv.kernels.cpu.machine import host
 
 from . import embedded, machine
@@ -151,8 +151,8 @@ def prepare(dtype: str, threads: int, against: str | None) -> tuple[dict[str, An
 def run(
     suites: list[str], directions: list[str], dtype: str, threads: int, against: str | None, seconds: float, output: Path
 ) -> list[Row]:
-    """Measure, print a table and a summary of each suite, and save both as JSON with a roofline."""
-    about, peak, bandwidth = prepare(dtype, threads, against)
+    """Measure, print a table and a summary of each suite, and save the measurements as JSON."""
+    about, peak, _ = prepare(dtype, threads, against)
     rows: list[Row] = []
     for suite in suites:
         for direction in directions:
@@ -175,14 +175,13 @@ def run(
             ratios = [row.ratio for row in rows if (row.suite, row.direction) == (suite, direction) and row.ratio]
             if ratios:
                 print(f"{'':34}geometric mean {geometric_mean(ratios):.2f}, worst {min(ratios):.2f}")
-    name = f"cpu-{dtype}-{threads}"
-    save(output / f"{name}.json", about, rows)
-    roofline(rows, peak, bandwidth, output / f"{name}.png")
+    path = output / f"cpu-{dtype}-{threads}.json"
+    save(path, about, rows)
     if any(row.algorithm != "direct" for row in rows):
         print(
             "\nGFLOP/s and share of peak of 'winograd' and 'fft' are effective: they count the operations of the direct algorithm."
         )
-    print(f"\nSaved {output / name}.json and .png")
+    print(f"\nSaved {path}")
     return rows
 
 
@@ -191,28 +190,3 @@ def save(path: Path, about: dict[str, Any], rows: Iterable[Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"about": about, "rows": [dataclasses.asdict(row) for row in rows]}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def roofline(rows: list[Row], peak: float, bandwidth: float, path: Path) -> None:
-    """Draw operations a second over operations a byte, under the roof of what the machine can do."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
-    intensity = np.geomspace(0.1, 2000, 200)
-    axes.loglog(intensity, np.minimum(peak, bandwidth * intensity) / 1e9, color="black", label="measured roof")
-    for colour, direction in zip(("tab:blue", "tab:orange", "tab:green"), DIRECTIONS, strict=True):
-        points = [row for row in rows if row.direction == direction]
-        for direct, face, name in ((True, colour, direction), (False, "none", f"{direction}, effective")):
-            chosen = [row for row in points if (row.algorithm == "direct") == direct]
-            where, heights = [row.flops / row.bytes for row in chosen], [row.gflops for row in chosen]
-            axes.scatter(where, heights, s=18, facecolors=face, edgecolors=colour, label=f"nbconv, {name}")
-        theirs = [row for row in points if row.peer_seconds]
-        heights = [row.flops / (row.peer_seconds or 1) / 1e9 for row in theirs]
-        axes.scatter([row.flops / row.bytes for row in theirs], heights, s=18, marker="x", color=colour, alpha=0.5, label="peer")
-    axes.set(xlabel="operations a byte of input, weight and output", ylabel="GFLOP/s", title="Convolution")
-    axes.legend()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)

@@ -49,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument("--against", choices=("torch", "njit"), help="the peer, or nbconv itself as compiled code calls it (none)")
     bench.add_argument("--seconds", type=float, default=0.3, help="cpu: for each layer and library (%(default)s)")
     bench.add_argument("--limit", type=float, help="cuda: seconds after which the peer is left out (never)")
-    bench.add_argument("--output", type=Path, default=Path("nbconv-bench"), help="folder for JSON and roofline (%(default)s)")
+    bench.add_argument("--output", type=Path, default=Path("nbconv-bench"), help="folder for JSON, pictures, page (%(default)s)")
+    bench.add_argument("--format", choices=("png", "svg"), default="png", help="of the pictures (%(default)s)")
+    bench.add_argument("--draw", action="store_true", help="measure nothing, draw what the folder holds")
     profile = commands.add_parser(
         "profile", help="measure overhead, threads, borders, activations, sizes, layouts, algorithms; needs nbconv[bench]"
     )
@@ -133,17 +135,32 @@ def _tune(parser: argparse.ArgumentParser, chosen: argparse.Namespace) -> int:
 
 
 def _bench(parser: argparse.ArgumentParser, chosen: argparse.Namespace, dtypes: Sequence[str]) -> int:
-    from .bench import compare
     from .bench.shapes import SUITES
 
     unknown = set(chosen.suite or ()) - set(SUITES)
     if unknown:
         parser.error(f"--suite must be one of {', '.join(SUITES)}, got {', '.join(unknown)}")
-    suites, directions = chosen.suite or list(SUITES), chosen.direction or list(DIRECTIONS)
+    status = 0 if chosen.draw else _measure(parser, chosen, chosen.suite or list(SUITES), dtypes)
+    try:
+        from .bench import report
+    except ImportError as error:  # what was measured is saved by now
+        print(f"Nothing is drawn without {error.name}: pip install 'nbconv[bench]'", file=sys.stderr)
+        return status or int(chosen.draw)
+    if report.load(chosen.output):
+        print(f"Drawn: {report.write(chosen.output, chosen.format)}")
+    elif chosen.draw:
+        parser.error(f"--output must be a folder with measurements, got {chosen.output}")
+    return status
+
+
+def _measure(parser: argparse.ArgumentParser, chosen: argparse.Namespace, suites: list[str], dtypes: Sequence[str]) -> int:
+    directions = chosen.direction or list(DIRECTIONS)
     if chosen.device == "cuda":
         from .bench import cuda
 
         return cuda.run(suites, directions, chosen.dtype or list(dtypes), chosen.against, chosen.limit, chosen.output)
+    from .bench import compare
+
     unknown = set(chosen.dtype or ()) - {"float32", "float64"}
     if unknown:
         parser.error(f"--dtype must be float32 or float64 on the CPU, got {', '.join(unknown)}")

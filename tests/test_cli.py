@@ -71,7 +71,8 @@ def test_bench(tmp_path):
         assert row["layer"] in result.stdout
         assert row["share"] > 0
         assert row["seconds"] > 0
-    assert min(pyplot.imread(tmp_path / "cpu-float32-1.png").shape[:2]) >= 400
+    assert min(pyplot.imread(tmp_path / "cpu-float32-1-roofline.png").shape[:2]) >= 400
+    assert (tmp_path / "report.html").stat().st_size > 10_000
 
 
 def test_bench_of_several_dtypes():
