@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cuda.arrays import view
+from .namespaces import Foreign, is_foreign
 
 Array = npt.NDArray[Any]
 
@@ -21,6 +22,8 @@ _KNOWN = frozenset(DTYPES) | {dtype.newbyteorder() for dtype in DTYPES}
 def check_array(value: Any, name: str) -> Array:
     """`value`, or a view of it if it is on a GPU, if nbconv computes with such an array; a TypeError that names it otherwise."""
     if not isinstance(value, np.ndarray):
+        if is_foreign(value):
+            raise Foreign(f"{name} must be a numpy.ndarray or an array on a GPU, got {type(value)!r}")
         found = view(value, name)
         if found is None:
             raise TypeError(f"{name} must be a numpy.ndarray or an array on a GPU, got {type(value)!r}")

@@ -19,6 +19,7 @@ from .cuda.arrays import View
 from .dispatch import wish
 from .kernels import activations, jit
 from .kernels.cpu.epilogue import Descriptor
+from .namespaces import Foreign, through_numpy
 from .problem import ConvProblem, Padding, Sizes, problem_of, transposed_problem
 
 P = ParamSpec("P")
@@ -51,9 +52,10 @@ def _conv(
 
     Parameters
     ----------
-    input : ndarray, or array on a GPU
+    input : ndarray, array on a GPU, or one of the array API standard
         (N, C, {letters}), or (C, {letters}) for a single image. Any strides; it is only read. All arrays of a call are on one
-        device and of one library, numpy, CuPy, PyTorch (CUDA), numba, or with `__cuda_array_interface__`, as is the result.
+        device and of one library, as is the result: numpy, CuPy, PyTorch, numba, with `__cuda_array_interface__`, or, with
+        array-api-compat installed, any other on the CPU.
     weight : ndarray
         (K, C / groups, {kernel}), of the input's dtype.
     bias : ndarray, optional
@@ -459,7 +461,10 @@ def family(
 
     def bind(axes: int | None) -> Callable[P, R]:
         def function(*args: P.args, **kwargs: P.kwargs) -> R:
-            return implementation(axes, *args, **kwargs)
+            try:
+                return implementation(axes, *args, **kwargs)
+            except Foreign as error:
+                return through_numpy(functools.partial(implementation, axes), args, kwargs, error)  # type: ignore[no-any-return]
 
         name = implementation.__name__[1:]
         if axes is not None:

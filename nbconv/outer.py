@@ -150,8 +150,7 @@ def _prepare(
     scratch = outer_cells(sweep, s, merged)
     numbers = np.array([*d, *h, *w, *layout], np.intp)
     if s.gathered:
-        near = [np.stack([np.arange(len(part)) * s.vectors * machine.vector, part[:, 1]], axis=1) for part in terms]
-        terms += near
+        terms += [np.stack([np.arange(len(part)) * s.vectors * machine.vector, part[:, 1]], axis=1) for part in terms]
     return _Run(np.concatenate(terms), np.array(phases, np.intp), np.array(micro, np.intp), numbers, jobs, scratch)
 
 

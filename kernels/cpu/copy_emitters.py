@@ -53,7 +53,8 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
             return [b.add(source, advance), f.add(target, vector), *following]
 
         def last(values: list[Any]) -> list[Any]:
-            put(*values, left)
+            source, target, first, at = values
+            put(source, target, first, at, left)
             return values
 
         f.loop(some, f.loop(whole, [source, target, *begin], full), last)
