@@ -154,6 +154,7 @@ def run(
     """Measure, print a table and a summary of each suite, and save the measurements as JSON."""
     about, peak, _ = prepare(dtype, threads, against)
     rows: list[Row] = []
+    path = output / f"cpu-{dtype}-{threads}.json"
     for suite in suites:
         for direction in directions:
             print(f"\n{suite}, {direction}")
@@ -175,8 +176,7 @@ def run(
             ratios = [row.ratio for row in rows if (row.suite, row.direction) == (suite, direction) and row.ratio]
             if ratios:
                 print(f"{'':34}geometric mean {geometric_mean(ratios):.2f}, worst {min(ratios):.2f}")
-    path = output / f"cpu-{dtype}-{threads}.json"
-    save(path, about, rows)
+            save(path, about, rows)
     if any(row.algorithm != "direct" for row in rows):
         print(
             "\nGFLOP/s and share of peak of 'winograd' and 'fft' are effective: they count the operations of the direct algorithm."

@@ -66,8 +66,8 @@ def run(
                     continue
                 rows.append(
                     Row(
-                        name, direction, dtype, found.rule_seconds, found.seconds, found.measured, found.rule.kernel,
-                        found.plan.kernel, _changed(found.rule, found.plan),
+                        name, direction, dtype, found.rule_seconds, found.seconds, found.measured, found.rule.kernel_name,
+                        found.plan.kernel_name, _changed(found.rule, found.plan),
                     )
                 )  # fmt: skip
                 if not as_json:

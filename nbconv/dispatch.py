@@ -95,13 +95,18 @@ class Plan:
     spectra: Spectra | None
     limits: Limits
 
+    @property
+    def kernel_name(self) -> str:
+        """Kernel, algorithm and its tiles."""
+        return f"{self.kernel}, {self.algorithm}{_tile_name(self)}"
+
     def __str__(self) -> str:
         p, s = self.problem, self.schedule
         inner = slice(3 - p.axes, 3)
         rows = {
             "plan": f"{self.direction} of {p.input_shape} * {p.weight_shape} -> {p.output_shape}, {self.dtype}",
             "device": f"{self.device}, {'all threads' if self.parallel else 'one thread'}",
-            "kernel": f"{self.kernel}, {self.algorithm}{_tile_name(self)}",
+            "kernel": self.kernel_name,
             "schedule": f"tile {s.tile[inner]}, {s.filters} filters x {s.channels} channels a block, {s.splits} splits, "
             f"{f'register block {s.register} x {s.vectors} vectors of {s.lanes}' if s.register else 'portable'}",
             "workspace": f"{self.shared_bytes:,} bytes, and {self.thread_bytes:,} a thread",
