@@ -75,7 +75,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks, tiles = _blocks(sweep, design, p, design.outputs)
         rows = -(-channels // s.register) * s.register
         panels, columns = -(-filters // lanes), -(-channels // lanes)
-        terms = (
+        terms: tuple[float, ...] = (
             blocks * tiles * rows * panels,
             blocks * tiles * columns * -(-filters // s.filters),
             s.splits * channels * panels,
