@@ -126,7 +126,8 @@ def bars(title: str, unit: str, values: dict[tuple[str, str], list[float]], line
         places = [place for place, suite in enumerate(suites) if (suite, direction) in values]
         chosen = [values[suites[place], direction] for place in places]
         means = np.array([geometric_mean(each) for each in chosen])
-        spread = [means - [min(each) for each in chosen], [max(each) for each in chosen] - means]
+        # a mean of one value may differ from it in the last bit
+        spread = np.maximum(0, [means - [min(each) for each in chosen], [max(each) for each in chosen] - means])
         where = np.array(places) + (i - 1) * 0.27
         if chosen:
             axes.bar(where, means, 0.25, yerr=spread, capsize=2, color=colour, ecolor="grey", label=direction)

@@ -132,9 +132,11 @@ def write_file(name: str, content: bytes) -> None:
             with open(temporary, "xb", opener=lambda path, flags: os.open(path, flags | _PLAINLY, 0o600)) as file:
                 file.write(_checksum(name, content) + content)
             temporary.replace(folder / name)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+            if not isinstance(error, OSError):  # Ctrl-C
+                raise
             _warn(f"compiled kernels are not cached: {error.strerror}: {folder}")
 
 

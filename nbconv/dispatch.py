@@ -1,4 +1,7 @@
-"""From shapes to a `Plan`: a pure function over a table of kernels, for this machine's CPU or another. It computes nothing."""
+"""From shapes to a `Plan`: a function over a table of kernels, for this machine's CPU or another, which computes nothing.
+
+It is pure but for what `nbconv.tune` has measured: on this machine a record in the cache of compiled kernels precedes the rules.
+"""
 
 import dataclasses
 import functools
@@ -42,7 +45,9 @@ AUTO = Wish()
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """How one direction of one problem will be computed; printing it tells all. Equal arguments of `plan` give the same object.
+    """How one direction of one problem will be computed; printing it tells all.
+
+    Equal arguments of `plan` give the same object, until something is tuned.
 
     Attributes
     ----------

@@ -41,10 +41,11 @@ def through_numpy(function: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     given = inspect.signature(function).bind(*args, **kwargs).arguments
     arrays = {name: value for name, value in given.items() if is_foreign(value)}
     all_arrays = {name: value for name, value in given.items() if name in arrays or isinstance(value, np.ndarray)}
-    kinds = {name: type(value).__module__.partition(".")[0] for name, value in all_arrays.items()}
-    if len(set(kinds.values())) > 1:
-        raise TypeError(f"all arrays of a call must be of one library, got {', '.join(f'{n} of {k}' for n, k in kinds.items())}")
-    library = array_namespace(*arrays.values())
+    libraries = {name: array_namespace(value) if name in arrays else np for name, value in all_arrays.items()}
+    library, *others = dict.fromkeys(libraries.values())
+    if others:
+        found = ", ".join(f"{name} of {each.__name__.removeprefix('array_api_compat.')}" for name, each in libraries.items())
+        raise TypeError(f"all arrays of a call must be of one library, got {found}")
     result = function(**(given | {name: _viewed(value, name) for name, value in arrays.items()}))
     if "out" in arrays:
         return arrays["out"]
@@ -55,6 +56,9 @@ def through_numpy(function: Callable[..., Any], args: tuple[Any, ...], kwargs: d
 
 def _viewed(array: Any, name: str) -> Any:
     try:
-        return np.from_dlpack(array)
+        view = np.from_dlpack(array)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name} cannot be read as a numpy.ndarray: {error}") from error
+    if name == "out" and not view.flags.writeable:
+        raise TypeError("out must be writeable through DLPack, which takes numpy 2.1 and a library that says so")
+    return view

@@ -52,9 +52,10 @@ def slab_plan(plan: Plan, slab: Slab) -> Plan:
     assert machine is not None
     sweep = border_sweep(plan.sweep, problem, slab)
     batch = 1 if sweep.folded else problem.batch
-    schedule = outer_schedule(sweep, machine.vector // plan.schedule.lanes, OUTER, machine, problem.groups, batch, False, False)
+    limits = plan.limits if plan.kernel == "outer" else OUTER  # planes come here too
+    schedule = outer_schedule(sweep, machine.vector // plan.schedule.lanes, limits, machine, problem.groups, batch, False, False)
     flops = 2 * batch * problem.filters * problem.channels // problem.groups * math.prod(sweep.out) * math.prod(sweep.kernel)
-    return dataclasses.replace(plan, sweep=sweep, schedule=schedule, parallel=flops >= OUTER.parallel)
+    return dataclasses.replace(plan, sweep=sweep, schedule=schedule, parallel=flops >= limits.parallel)
 
 
 @functools.lru_cache(maxsize=512)
@@ -64,7 +65,7 @@ def staged_plan(plan: Plan) -> Plan:
     assert machine is not None
     sweep = forward_sweep(problem) if plan.direction == "forward" else input_grad_sweep(problem, True)
     itemsize = machine.vector // plan.schedule.lanes
-    schedule = outer_schedule(sweep, itemsize, OUTER, machine, problem.groups, problem.batch, plan.schedule.packed, False)
+    schedule = outer_schedule(sweep, itemsize, plan.limits, machine, problem.groups, problem.batch, plan.schedule.packed, False)
     return dataclasses.replace(plan, sweep=sweep, schedule=schedule)
 
 

@@ -1,7 +1,7 @@
 """Schedules: how a kernel cuts a problem into tiles and blocks, as plain data.
 
 A schedule decides speed and workspace, never a result: sums run in the same order under every schedule of a kernel, except for the
-splits of a weight gradient, which follow from the shapes alone.
+splits of a weight gradient, which follow from the shapes and the limits alone, never from how many threads there are at the time.
 """
 
 import dataclasses

@@ -34,17 +34,23 @@ def tile_of(outputs: Triple, spectra: Spectra | None) -> Triple:
 
 
 def _name(direction: str, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine) -> str:
-    key = repr((direction, dataclasses.astuple(problem), dtype.name, tuple(machine)))
+    key = repr((direction, dataclasses.astuple(problem), dtype.name, tuple(machine), Limits._fields))
     return f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 
 
 def load(direction: str, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine) -> Record | None:
-    """The record of a problem, if there is one."""
+    """The record of a problem, if there is a valid one."""
     content = read_file(_name(direction, problem, dtype, machine))
     if content is None:
         return None
-    kernel, limits, tile, reason = json.loads(content)
-    return Record(kernel, Limits(*limits), triple(tile), reason)
+    try:
+        kernel, limits, tile, reason = json.loads(content)
+        record = Record(str(kernel), Limits(*limits), triple(tile), str(reason))
+    except (TypeError, ValueError):
+        return None
+    sizes = *record.limits, *record.tile
+    whole = all(type(value) is int and value >= 0 for value in sizes)
+    return record if whole and record.limits.jobs > 0 else None
 
 
 def save(direction: str, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine, record: Record) -> None:

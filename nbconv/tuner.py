@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from . import cpu, tuned
 from .arrays import Array, accumulator, check_dtype
-from .dispatch import AUTO, DIRECTIONS, PORTABLE, TABLE, Plan, by_rule, possible, select
+from .dispatch import AUTO, DIRECTIONS, PORTABLE, TABLE, Plan, by_rule, possible, recorded, select
 from .families import Direction
 from .kernels.cpu.machine import host
 from .kernels.jit import DISABLED
@@ -99,9 +99,12 @@ def search(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], sec
     rule = by_rule(direction, problem, dtype)
     if DISABLED or problem.flops == 0:
         return Search(rule, 0.0, rule, 0.0, 0)
-    stop = time.perf_counter() + seconds
     trial = _Trial(direction, problem, dtype)
     trial.measure(rule)
+    stop = time.perf_counter() + seconds
+    earlier = tuned.load(direction, problem, dtype, host())
+    if earlier and (found := recorded(direction, problem, dtype, earlier)):
+        trial.measure(found)
     rows = [row for row in TABLE if row.name not in PORTABLE or row.name in (rule.kernel, "fft")]
     heads: dict[str, Plan] = {}
     for row in rows:
@@ -113,7 +116,7 @@ def search(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], sec
         if trial.time(head) < NEAR * trial.time(trial.best):
             _climb(trial, head, stop)
     best, best_seconds, rule_seconds = trial.best, *trial.compare(trial.best, rule)
-    if best_seconds > (1 - GAIN) * rule_seconds:
+    if best is rule or best_seconds > (1 - GAIN) * rule_seconds:
         best, best_seconds = rule, rule_seconds
     gain = f"{rule_seconds / best_seconds:.2f} times as fast as the rule's choice" if best is not rule else "the rule's choice"
     record = tuned.Record(

@@ -3,7 +3,7 @@ import pytest
 from cases import CASES
 from hypothesis import HealthCheck, settings
 
-from nbconv import tuned
+from nbconv import dispatch, tuned
 
 # `--hypothesis-profile long` draws as many calls as a night allows
 for _profile, _examples in (("short", 150), ("long", 20_000)):
@@ -32,6 +32,7 @@ def nothing_is_tuned():
     """What the user of this machine has tuned shall not choose what is tested."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tuned, "load", lambda *asked: None)
+        dispatch.select.cache_clear()
         yield
 
 

@@ -56,7 +56,7 @@ def test_nothing_is_copied():
     torch = pytest.importorskip("torch")
     pytest.importorskip("array_api_compat")
     x, w = torch.ones(1, 1, 10_000_000), torch.ones(1, 1, 3)
-    nbconv.conv1d(x[..., :100], w)
+    nbconv.conv1d(x[..., :1000], w, stride=100)  # the same kernels, loaded before memory is watched
     tracemalloc.start()
     result = nbconv.conv1d(x, w, stride=100)
     peak = tracemalloc.get_traced_memory()[1]
@@ -66,6 +66,7 @@ def test_nothing_is_copied():
 
 
 def test_libraries_do_not_mix():
+    pytest.importorskip("array_api_compat")
     torch, strict = pytest.importorskip("torch"), pytest.importorskip("array_api_strict")
     x, w = np.ones((1, 2, 9)), np.ones((3, 2, 3))
     for first, second, text in (

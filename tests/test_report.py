@@ -63,6 +63,14 @@ def test_bars_of_scaling():
         assert report.scaling_bars(two, [{"name": "1", **result(1, **other)}, two]) is None
 
 
+def test_means_of_one_layer_are_drawn():
+    """Whose logarithm and exponential may miss it by the last bit, on either side."""
+    values = [1 + i / 1000 for i in range(200)]
+    means = [report.geometric_mean([value]) for value in values]
+    assert min(m - v for m, v in zip(means, values, strict=True)) < 0 < max(m - v for m, v in zip(means, values, strict=True))
+    report.bars("", "", {(str(value), "forward"): [value] for value in values}, 1)
+
+
 @pytest.mark.parametrize("form", report.FORMATS)
 def test_files(folder, form):
     drawn = run("bench", "--draw", "--output", str(folder), "--format", form)

@@ -23,6 +23,7 @@ from nbconv.kernels.jit import DISABLED
 pytestmark = pytest.mark.skipif(DISABLED, reason="there is one way to interpret a problem")
 
 FLOAT32 = np.dtype(np.float32)
+OUTER = next(row.limits for row in dispatch.TABLE if row.name == "outer")
 PROBLEMS = {
     "3x3": ((2, 33, 20, 20), (40, 33, 3, 3), {"padding": 1}),
     "1x1": ((2, 40, 12, 12), (64, 40, 1, 1), {}),
@@ -37,7 +38,6 @@ PROBLEMS = {
 def kept(monkeypatch):
     """The tuner's files, in memory; and records are looked for again."""
     files = {}
-    monkeypatch.undo()
     monkeypatch.setattr(tuned, "read_file", files.get)
     monkeypatch.setattr(tuned, "write_file", files.__setitem__)
     monkeypatch.setattr(tuned, "load", LOAD)
@@ -118,7 +118,7 @@ def test_the_fastest_is_found_and_kept(kept, monkeypatch):
     before = nbconv.plan("forward", shape, weight, **options)
     assert not before.reason.startswith("tuned")
     found = nbconv.tune("forward", shape, weight, seconds=600, **options)
-    assert found.limits.staged < dispatch.TABLE[5].limits.staged
+    assert found.limits.staged < OUTER.staged
     assert found is nbconv.plan("forward", shape, weight, **options)
     assert found.reason.startswith("tuned: ")
     assert " times as fast as the rule's choice, the best of " in found.reason
@@ -139,6 +139,28 @@ def test_wishes_are_not_tuned(how, kept, monkeypatch):
         assert not nbconv.plan(direction, shape, weight, dtype, **options).reason.startswith("tuned")
 
 
+def test_a_shorter_search_keeps_what_a_longer_one_found(kept, monkeypatch):
+    shape, weight, options = PROBLEMS["3x3"]
+    taking(monkeypatch, lambda plan: 1.0 if plan.limits.staged != OUTER.staged and plan.kernel == "outer" else 2.0)
+    found = nbconv.tune("forward", shape, weight, seconds=600, **options)
+    assert found.limits.staged != OUTER.staged
+    again = nbconv.tune("forward", shape, weight, seconds=1e-9, **options)
+    assert (again.limits, again.schedule) == (found.limits, found.schedule)
+    assert again.reason.endswith("the best of 2")
+
+
+def test_noise_is_no_gain(kept, monkeypatch):
+    """Where the rule's choice is the best, its time is one, however it varies."""
+    shape, weight, options = PROBLEMS["1x1"]
+    p, turn = nbconv.ConvProblem.make(shape, weight, **options), itertools.count()
+    taking(monkeypatch, lambda plan: 1.0 + (next(turn) > 0) * 9 / (1 + next(turn)))
+    rule = dispatch.by_rule("forward", p, FLOAT32)
+    monkeypatch.setattr(tuner, "possible", lambda *asked: [])
+    found = tuner.search("forward", p, FLOAT32, 1)
+    assert found.plan.schedule == rule.schedule
+    assert found.seconds == found.rule_seconds
+
+
 def test_a_draw_goes_to_the_rule(kept, monkeypatch):
     shape, weight, options = PROBLEMS["1x1"]
     taking(monkeypatch, lambda plan: 1.0)
@@ -150,11 +172,21 @@ def test_a_draw_goes_to_the_rule(kept, monkeypatch):
 
 def test_a_record_of_nothing_that_exists_is_passed_over(kept):
     shape, weight, options = PROBLEMS["1x1"]
-    p, limits = nbconv.ConvProblem.make(shape, weight, **options), dispatch.TABLE[5].limits
+    p = nbconv.ConvProblem.make(shape, weight, **options)
     for kernel, tile in (("no such kernel", (1, 1, 1)), ("winograd", (1, 4, 4)), ("outer", (1, 4, 4))):
-        tuned.save("forward", p, FLOAT32, host(), tuned.Record(kernel, limits, tile, "tuned"))
+        tuned.save("forward", p, FLOAT32, host(), tuned.Record(kernel, OUTER, tile, "tuned"))
         dispatch.select.cache_clear()
         assert nbconv.plan("forward", shape, weight, **options).reason != "tuned"
+    (name,) = kept
+    good = ["outer", list(OUTER), [1, 1, 1], "tuned"]
+    for limits in ([*OUTER, 1], OUTER[:2], [0.5, *OUTER[1:]], [-1, *OUTER[1:]], OUTER._replace(jobs=0), None):
+        for record in (["outer", limits, *good[2:]], [*good[:2], [1, 1], "tuned"], good[:3], {}, 7):
+            kept[name] = json.dumps(record).encode()
+            dispatch.select.cache_clear()
+            assert nbconv.plan("forward", shape, weight, **options).reason != "tuned"
+    kept[name] = json.dumps(good).encode()
+    dispatch.select.cache_clear()
+    assert nbconv.plan("forward", shape, weight, **options).reason == "tuned"
 
 
 def test_nothing_to_tune(kept):
