@@ -22,11 +22,15 @@ _KNOWN = frozenset(DTYPES) | {dtype.newbyteorder() for dtype in DTYPES}
 def check_array(value: Any, name: str) -> Array:
     """`value`, or a view of it if it is on a GPU, if nbconv computes with such an array; a TypeError that names it otherwise."""
     if not isinstance(value, np.ndarray):
-        if is_foreign(value):
-            raise Foreign(f"{name} must be a numpy.ndarray or an array on a GPU, got {type(value)!r}")
-        found = view(value, name)
+        try:
+            found = view(value, name)
+        except TypeError:  # a tensor of PyTorch's that is not on a GPU
+            if not is_foreign(value):
+                raise
+            found = None
         if found is None:
-            raise TypeError(f"{name} must be a numpy.ndarray or an array on a GPU, got {type(value)!r}")
+            error = Foreign if is_foreign(value) else TypeError
+            raise error(f"{name} must be a numpy.ndarray or an array on a GPU, got {type(value)!r}")
         return found  # type: ignore[return-value]
     if value.dtype not in _KNOWN and not is_bfloat16(value.dtype):
         raise TypeError(f"{name} must have a float16/32/64, bfloat16, complex64/128 or integer dtype, got {value.dtype}")
