@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import nbconv
+from nbconv.cuda import winograd_schedule
 from nbconv.cuda.arrays import BFLOAT16
 from nbconv.cuda.plan import select
 from nbconv.dispatch import DIRECTIONS, wish
@@ -34,15 +35,21 @@ CHEAP = 2e9  # operations up to which results are held against float64, not agai
 
 
 class Mode(NamedTuple):
-    """What a measurement computes in: the dtype of arrays, whether products may be TF32, and the error that is allowed."""
+    """What a measurement computes in: the dtype of arrays, whether products may be TF32, the error allowed, the algorithm."""
 
     dtype: str
     tf32: bool
     error: float
+    algorithm: str = "auto"
+
+    def serves(self, problem: nbconv.ConvProblem) -> bool:
+        """Whether the algorithm has a kernel for a problem."""
+        return self.algorithm != "winograd" or winograd_schedule.serves(problem)
 
 
 MODES = {
     "float32": Mode("float32", False, 1e-5),
+    "winograd": Mode("float32", False, 1e-5, "winograd"),
     "tf32": Mode("float32", True, 2e-3),
     "float16": Mode("float16", False, 2e-3),
     "bfloat16": Mode("bfloat16", False, 2e-2),
@@ -184,7 +191,8 @@ def measure(suite: str, layer: Layer, direction: str, name: str, against: str | 
     size = sum(map(math.prod, shapes)) * dtype.itemsize
     row = Row(suite, layer.name, direction, name, problem.flops, size)
     precision = "tf32" if mode.tf32 else None
-    options, asked = layer.options | {"precision": precision}, wish("auto", precision, None)
+    options = layer.options | {"precision": precision, "algorithm": mode.algorithm}
+    asked = wish(mode.algorithm, precision, None)
     count = max(1, min(SETS, math.ceil(BYTES / size)))
     try:
         sets: list[Any] = [[torch.randn(shape, device="cuda", dtype=dtype) for shape in shapes] for _ in range(count)]
@@ -315,9 +323,12 @@ def run(suites: list[str], directions: list[str], modes: list[str], against: str
         print("\n" + show(measured))
         rows: list[Row] = []
         for suite, direction in itertools.product(suites, directions):
+            layers = [layer for layer in SUITES[suite] if MODES[name].serves(layer.problem)]
+            if not layers:
+                continue
             print(f"\n{suite}, {direction}, {name}")
             print(f"{'layer':34}{'nbconv':>12}{against or '':>12}{'TFLOP/s':>9}{'of peak':>9}{'ratio':>7} kernel tile/splits")
-            for layer in SUITES[suite]:
+            for layer in layers:
                 left_out = limit is not None and time.monotonic() - began > limit
                 row = measure(suite, layer, direction, name, None if left_out else against, roof)
                 rows.append(row)

@@ -108,3 +108,27 @@ BORDERS = [
 ]
 
 CASES = PLAIN + BORDERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Winograd(Case):
+    """A case whose options ask for Winograd's algorithm, which a GPU has for kernels of 3 x 3."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return super().options | {"algorithm": "winograd"}
+
+    @property
+    def problem(self) -> ConvProblem:
+        return ConvProblem.make(self.input_shape, self.weight_shape, **super().options)
+
+
+# Between them: tiles of 2 x 2 that lie partly outside, blocks and slices that are not filled, pairs of outputs, groups, borders.
+WINOGRAD = [
+    Winograd("two-blocks", (1, 9, 7, 9), (66, 9, 3, 3), padding=1),
+    Winograd("groups", (2, 8, 8, 8), (6, 4, 3, 3), padding=(1, 0), groups=2),
+    Winograd("reflect", (1, 3, 6, 7), (4, 3, 3, 3), padding=2, padding_mode="reflect"),
+    Winograd("planes", (2, 2, 2, 4, 5), (3, 2, 1, 3, 3), padding=(0, 1, 2), dilation=(2, 1, 1)),
+    Winograd("unbatched-per-side", (17, 4, 4), (2, 17, 3, 3), padding=(0, 1, 2, 1)),
+    Winograd("circular-groups", (1, 4, 5, 3), (4, 2, 3, 3), padding=(1, 2), groups=2, padding_mode="circular"),
+]

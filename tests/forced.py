@@ -96,7 +96,7 @@ def run(direction, case, first, second, dtype, *, put=simulated.Array, bias=None
             function = activation and nbconv.kernels.activations.NAMED[activation]
             return from_bfloat16(engine.forward(problem, BFLOAT16, *views, function))
         return from_bfloat16(getattr(engine, direction)(problem, BFLOAT16, *views[:2]))
-    options = case.options | {"precision": precision}
+    options = {"precision": precision} | case.options
     first, second = put(first), put(second)
     if direction == "forward":
         bias = bias if bias is None else put(bias)

@@ -9,12 +9,12 @@ from cases import Case
 import nbconv
 from nbconv import ConvProblem
 from nbconv.bench.shapes import find
-from nbconv.cuda import builder, engine, prepare
+from nbconv.cuda import builder, engine, prepare, winograd_schedule
 from nbconv.cuda.arrays import BFLOAT16, dense
 from nbconv.cuda.plan import TILES, select
 from nbconv.dispatch import AUTO, DIRECTIONS, Wish
 
-TF32 = Wish(precision="tf32")
+ASKED = {"tf32": Wish(precision="tf32"), "winograd": Wish(algorithm="winograd")}
 # (suite, layer), direction, dtype or "tf32" -> kernel, rows and columns of the tile, splits; compute capability 9.0
 PINNED = [
     (("resnet50", "conv2 3x3/1 64"), "forward", "float32", ("tiled", (64, 64), 2)),
@@ -77,8 +77,8 @@ PINNED = [
 
 
 def plan_of(direction, problem, dtype):
-    if dtype == "tf32":
-        return select(direction, problem, np.dtype("float32"), (9, 0), None, TF32)
+    if dtype in ASKED:
+        return select(direction, problem, np.dtype("float32"), (9, 0), None, ASKED[dtype])
     return select(direction, problem, BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype), (9, 0))
 
 
@@ -148,7 +148,7 @@ def test_blocks_fit_the_shared_memory():
     problem = ConvProblem.make((4, 512, 28, 28), (512, 512, 3, 3), padding=1)
     for cc, limit in (((9, 0), 227 << 10), ((8, 0), 163 << 10), ((8, 6), 99 << 10), ((8, 9), 99 << 10), ((12, 0), 99 << 10)):
         for dtype in ("float16", "float32"):
-            plan = select("forward", problem, np.dtype(dtype), cc, None, TF32)
+            plan = select("forward", problem, np.dtype(dtype), cc, None, ASKED["tf32"])
             assert plan.kernel == "channels"
             assert plan.tile.tile.channels_bytes() <= limit
 
@@ -171,11 +171,10 @@ def operands(problem):
     return [builder.five(dense(shape), problem.axes) for shape in shapes]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "tf32", "bfloat16", "int16"])
-@pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize(
-    ("x", "w", "options"),
-    [
+WORKSPACES = [
+    (ConvProblem.make(x, w, **options), dtype)
+    for dtype in ("float32", "winograd", "tf32", "bfloat16", "int16")
+    for x, w, options in [
         ((4, 256, 14, 14), (256, 256, 3, 3), {"padding": 1}),
         ((2, 32, 30, 31), (64, 32, 3, 3), {"padding": 3, "padding_mode": "reflect"}),
         ((4, 64, 29, 28), (64, 64, 3, 3), {"padding": (0, 2, 1, 1), "padding_mode": "circular", "stride": 2}),
@@ -185,11 +184,16 @@ def operands(problem):
         ((4, 64, 14, 14), (128, 64, 1, 1), {}),
         ((4, 64, 7, 7), (128, 64, 1, 1), {}),
         ((1, 20, 65, 65), (16, 20, 15, 15), {"padding": 7, "padding_mode": "reflect", "stride": (1, 2)}),
-    ],
+    ]
+]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("problem", "dtype"), [row for row in WORKSPACES if row[1] != "winograd" or winograd_schedule.serves(row[0])]
 )
-def test_workspace_is_what_the_plan_says(monkeypatch, x, w, options, direction, dtype):
+def test_workspace_is_what_the_plan_says(monkeypatch, problem, dtype, direction):
     """The regions of the workspace, each rounded up to 256 bytes, are those of the plan."""
-    problem = ConvProblem.make(x, w, **options)
     plan = plan_of(direction, problem, dtype)
     xs, ws, ys = operands(problem)
     prepared = []

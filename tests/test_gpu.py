@@ -1,10 +1,12 @@
 """Every operation, on every case and dtype, on a GPU, against the reference: `pytest -m gpu`, where PyTorch finds one."""
 
+import dataclasses
+
 import numba
 import numpy as np
 import oracle
 import pytest
-from cases import CASES, PLAIN
+from cases import CASES, PLAIN, WINOGRAD
 from gpu import OPTIONS, assert_as_on_cpu, assert_close, get, numbers, poison, poisoned, put, small
 from oracle import random
 
@@ -116,6 +118,12 @@ CHECKS = {
 @pytest.mark.parametrize("operation", CHECKS)
 def test_cases(torch, operation, dtype):
     over_cases(CHECKS[operation], dtype)
+
+
+@pytest.mark.parametrize("operation", ["forward", "input_grad", "weight_grad"])
+def test_winograd(torch, operation):
+    large = [dataclasses.replace(WINOGRAD[0], input_shape=(3, 70, 19, 34), weight_shape=(130, 70, 3, 3))]
+    over_cases(CHECKS[operation], "float32", WINOGRAD + large)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "int32"])

@@ -8,6 +8,7 @@ A thread's tile of sums is a tuple of `rows` x `columns` values, a register each
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,10 @@ if SIMULATED:
         array, start = source
         target[at] = array[start + offset] if valid else 0
 
+    def copy_sized(target, at, source, offset, size):
+        """As `copy_async`, of `size` bytes: all of an element's, or 0."""
+        copy_async(target, at, source, offset, size)
+
     def copy_quad(target, at, source, start):
         """target[at : at + 4] = source[start : start + 4], as `copy_async`; for elements of 4 bytes, 16 bytes aligned."""
         source, first = source if isinstance(source, tuple) else (source, 0)
@@ -118,7 +123,11 @@ if SIMULATED:
         """The simulator has no matrix units."""
         raise NotImplementedError
 
-    put_matrix = copy_bytes = load_pair = store_pair = to_tf32 = matrix_products
+    def store_pair(target, at, first, second):
+        """As below."""
+        target[at], target[at + 1] = first, second
+
+    put_matrix = copy_bytes = load_pair = to_tf32 = matrix_products
 
 else:
 
@@ -146,6 +155,21 @@ else:
             return context.get_dummy_value()
 
         return types.void(target, at, source, offset, types.boolean), codegen
+
+    @intrinsic
+    def copy_sized(typingctx, target, at, source, offset, size):
+        """As `copy_async`, of `size` bytes: all of an element's, or 0."""
+
+        def codegen(context, builder, signature, arguments):
+            kinds = signature.args
+            to = builder.ptrtoint(shared_place(context, builder, kinds[0], arguments[0], arguments[1]), WORD)
+            origin = builder.gep(arguments[2], [arguments[3]])
+            kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
+            width = kinds[0].dtype.bitwidth // 8
+            builder.asm(kind, f"cp.async.ca.shared.global [$0], [$1], {width}, $2;", "r,l,r", [to, origin, arguments[4]], True)
+            return context.get_dummy_value()
+
+        return types.void(target, at, source, offset, types.int32), codegen
 
     @intrinsic
     def copy_quad(typingctx, target, at, source, start):
@@ -319,11 +343,16 @@ else:
             def codegen(context, builder, signature, arguments):
                 kind = signature.args[1]
                 base = shared_place(context, builder, kind, arguments[1], arguments[2])
-                for i in range(count):
-                    for j in range(columns):
-                        offset = (i // RUN * row_step + i % RUN) * pitch + j // RUN * column_step + j % RUN
-                        place = builder.gep(base, [word(offset)])
-                        builder.store(builder.extract_value(arguments[0], (first + i) * columns + j), place)
+                lanes = min(RUN, 128 // kind.dtype.bitwidth)
+                vector = ir.VectorType(context.get_value_type(kind.dtype), lanes)
+                for i, j in itertools.product(range(count), range(0, columns, lanes)):
+                    run = ir.Constant(vector, ir.Undefined)
+                    for lane in range(lanes):
+                        value = builder.extract_value(arguments[0], (first + i) * columns + j + lane)
+                        run = builder.insert_element(run, value, word(lane))
+                    offset = (i // RUN * row_step + i % RUN) * pitch + j // RUN * column_step + j % RUN
+                    place = builder.bitcast(builder.gep(base, [word(offset)]), vector.as_pointer(SHARED))
+                    builder.store(run, place).align = 16
                 return context.get_dummy_value()
 
             return types.void(sums, shared, at), codegen

@@ -117,7 +117,7 @@ def _launches(
     if max(map(_span, shapes, strides)) > INT32:
         # an array whose elements lie far apart is beyond the offsets of every kernel but the plain loops
         padded = plan.padded and direction == "input_grad"
-        plan = dataclasses.replace(plan, kernel="direct", tile=None, splits=1, padded=padded)
+        plan = dataclasses.replace(plan, kernel="direct", tile=None, splits=1, padded=padded, algorithm="direct")
     if plan.kernel == "pointwise" and not pointwise.serves(
         problem, dtype.itemsize, direction, aligned, *(five(each, problem.axes) for each in strides)
     ):

@@ -19,6 +19,7 @@ from ..kernels.cuda.tile import CHUNK, Tile
 from ..phases import Slab, input_grad_border, interior, taps_of_a_phase, triple
 from ..problem import ConvProblem, Triple
 from . import depthwise
+from . import winograd_schedule as winograd
 from .arrays import BFLOAT16, dense
 
 MASK_TAPS = 63  # taps of a channel that one mask has bits for
@@ -158,6 +159,8 @@ class CudaPlan:
         Bytes besides the result, for contiguous arrays.
     reason : str
         Why this kernel.
+    algorithm : str
+        "direct" or "winograd".
     """
 
     direction: Direction
@@ -170,8 +173,8 @@ class CudaPlan:
     padded: bool
     workspace: int
     reason: str
+    algorithm: str
     device: str = "cuda"
-    algorithm: str = "direct"
 
     def __str__(self) -> str:
         p = self.problem
@@ -274,8 +277,8 @@ def select(
     wish: Wish = AUTO,
 ) -> CudaPlan:
     """The plan for a problem that is already valid."""
-    if wish.algorithm not in ("auto", "direct"):
-        raise ValueError(f"algorithm must be 'auto' or 'direct' on a GPU, got {wish.algorithm!r}")
+    if wish.algorithm == "fft":
+        raise ValueError("algorithm must be 'auto', 'direct' or 'winograd' on a GPU, got 'fft'")
     found = _select(direction, problem, dtype, cc, processors, wish, MOST_SPLITS)
     limit = wish.workspace_limit
     if limit is not None and found.workspace > limit:
@@ -306,7 +309,8 @@ def _select(
 
     def make(kernel: str, tile: TileRow | None, splits: int, padded: bool, regions: tuple[int, ...], reason: str) -> CudaPlan:
         workspace = sum(map(region, regions))
-        return CudaPlan(direction, problem, dtype, cc, kernel, tile, splits, padded, workspace, reason)
+        algorithm = "winograd" if kernel == "winograd" else "direct"
+        return CudaPlan(direction, problem, dtype, cc, kernel, tile, splits, padded, workspace, reason, algorithm=algorithm)
 
     def direct() -> CudaPlan:
         splits = 1
@@ -318,6 +322,20 @@ def _select(
     padded_cells = math.prod(_padded(p))
     small = max(p.batch * p.channels * padded_cells, p.batch * p.filters * outs, p.filters * channels * taps) <= INT32
     fold = p.batch * p.channels * padded_cells * width if copied and direction == "input_grad" else 0
+    if wish.algorithm == "winograd":
+        room = SHARED.get(cc, LEAST_SHARED)
+        if name != "float32" or not winograd.serves(p) or not small or cc < ASYNCHRONOUS or winograd.shared_bytes(direction) > room:
+            inner = slice(3 - p.axes, 3)
+            raise ValueError(
+                "algorithm 'winograd' on a GPU needs float32, a kernel of 3 x 3, stride and dilation 1, fewer than 2**31 elements "
+                f"and {winograd.shared_bytes(direction)} bytes of shared memory; got {name}, kernel {p.kernel[inner]}, stride "
+                f"{p.stride[inner]}, dilation {p.dilation[inner]}, shape {p.input_shape}, {room} bytes on compute capability "
+                f"{cc[0]}.{cc[1]}"
+            )
+        extent = p.out if direction != "input_grad" else _padded(p) if copied else p.size
+        splits, regions = _winograd(direction, p, extent, processors, most_splits)
+        pad = p.batch * p.channels * padded_cells * 4 if copied and direction != "input_grad" else 0
+        return make("winograd", None, splits, copied, (fold, pad, *regions), "16 products for 36, as was asked")
     if not small or p.flops == 0:
         return make("direct", None, 1, copied and direction == "input_grad", (fold,), "plain loops serve every size")
     few = channels <= 4 and filters <= 4 if p.groups > 1 else (channels == 1 and filters == 1)
@@ -369,6 +387,17 @@ def _select(
         if pad or taps <= MASK_TAPS or not bordered:
             return make(family, tile, splits, pad, (parts, copy, *copies), why)
     return direct()
+
+
+def _winograd(
+    direction: Direction, p: ConvProblem, cells: Triple, processors: int, most_splits: int
+) -> tuple[int, tuple[int, int]]:
+    """Splits of Winograd's algorithm, and the bytes of transformed weights and of parts."""
+    sizes, count = winograd.matrices(direction, p, cells), winograd.results(direction, p, cells)
+    sums = FMA_COSTS.sum * count / 1e4
+    splits = winograd.splits_of(direction, sizes, p.groups, sums, FMA_COSTS.second, processors, most_splits)
+    weights = 0 if direction == "weight_grad" else winograd.weight_bytes(sizes[0], sizes[2], p.groups)
+    return splits, (weights, 4 * count * splits if splits > 1 else 0)
 
 
 def bordered_out(p: ConvProblem, copied: bool) -> Triple:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..kernels.padding import MODES
 from ..phases import Slab, input_grad_border, input_grad_phases, interior, taps_of_a_phase, triple
-from . import depthwise, driver, pointwise
+from . import depthwise, driver, pointwise, winograd
 from .builder import (
     BIAS,
     OUT,
@@ -83,6 +83,16 @@ def forward(
             places = source, Place(WEIGHT), Place(BIAS if biased else OUT), Place(OUT)
             b.add(call.code, call.grid, places, call.scalars)
             return b.done()
+        if plan.kernel == "winograd":
+            taken = winograd.Rows(filters * ws[0], ws[0], ws[1], (ws[3], ws[4]), 0)
+            even = _pairs(b, aligned, target, to, p.out)
+            winograd.product(
+                b, source, xs, size, start, taken, (filters, channels), target, out_name, to, p.out, even, biased and splits == 1,
+                function if splits == 1 else None,
+            )  # fmt: skip
+            if splits > 1:
+                b.sum_splits(target, Place(OUT), name, (p.batch, p.filters, *p.out), ys, biased, function, splits)
+            return b.done()
         x = Images(source, xs[0], channels * xs[1], channels, xs[1], xs[2:], size)
         weight = Rows(Place(WEIGHT), filters * ws[0], ws[0], ws[1], ws[2:])
     inside = start == (0, 0, 0) and all(
@@ -133,6 +143,20 @@ def input_grad(
         pointwise.product(b, ys, ws, to, target, b.sum_name if splits > 1 else out_name, biased and splits == 1, None, True)
         if splits > 1:
             b.sum_splits(target, Place(OUT), name, (p.batch, p.channels, *size), xs, biased, None, splits)
+    elif plan.kernel == "winograd":
+        only = [input_grad_phases(p, axis, low[axis], size[axis])[0] for axis in range(3)]
+        first = sum(phase.taps[0] * step for phase, step in zip(only, ws[2:], strict=True))
+        taken = winograd.Rows(filters * ws[0], ws[1], ws[0], (-ws[3], -ws[4]), first)
+        final, final_strides = target, to
+        if splits > 1:
+            target, to = b.reserve(count * b.width * splits), strides_of(p.batch, p.channels, *size)
+        even = _pairs(b, aligned, target, to, size)
+        winograd.product(
+            b, Place(X), ys, p.out, [phase.offset for phase in only], taken, (channels, filters), target,
+            b.sum_name if splits > 1 else out_name, to, triple(size), even, biased and splits == 1, None,
+        )  # fmt: skip
+        if splits > 1:
+            b.sum_splits(target, final, out_name, (p.batch, p.channels, *size), final_strides, biased, None, splits)
     else:
         border = None
         if taps_of_a_phase(p) > MASK_TAPS:
@@ -213,6 +237,8 @@ def weight_grad(plan: CudaPlan, device: int, aligned: Aligned, ys: Five, xs: Fiv
         b.add(call.code, call.grid, (dy.place, x.place, target), call.scalars)
     elif plan.kernel == "pointwise":
         pointwise.weight_product(b, ys, xs, to, target, out_name)
+    elif plan.kernel == "winograd":
+        winograd.weight_product(b, dy.place, ys, x.place, xs, x.size, start, target, to)
     else:
         weight_product(b, dy, x, target, out_name, to, start, not plan.padded and any((*p.before, *p.after)))
     if through:
