@@ -1,7 +1,10 @@
+import sys
+
 import ml_dtypes  # tells numpy of bfloat16
 import pytest
 from cases import CASES
 from hypothesis import HealthCheck, settings
+from numba import config
 
 from nbconv import dispatch, tuned
 
@@ -34,6 +37,16 @@ def nothing_is_tuned():
         patch.setattr(tuned, "load", lambda *asked: None)
         dispatch.select.cache_clear()
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_simulator():
+    """The main thread of numba's simulator waits for the others at full speed: let it be interrupted sooner."""
+    before = sys.getswitchinterval()
+    if config.ENABLE_CUDASIM:
+        sys.setswitchinterval(2e-4)
+    yield
+    sys.setswitchinterval(before)
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)

@@ -1,7 +1,5 @@
 """What test_cudajit.py runs on numba's simulator: every function of `nbconv.cudajit`, as Python, on tiny problems."""
 
-import sys
-
 import numpy as np
 import pytest
 from device_kernels import CASES, OPERATIONS, Check, box, page, tile_of
@@ -9,22 +7,11 @@ from numba import cuda
 from oracle import random
 
 import nbconv
-from nbconv.kernels.cuda.ptx import SIMULATED
 
 # Integers wrap; the simulator's threads do not know of numpy's error state.
 pytestmark = pytest.mark.filterwarnings("ignore:.*overflow encountered:RuntimeWarning")
 
 DTYPES = ("float32", "complex64", "int8", "float16")
-
-
-@pytest.fixture(autouse=True)
-def quick():
-    """The simulator's main thread waits for the others at full speed: let it be interrupted sooner."""
-    assert SIMULATED
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(2e-4)
-    yield
-    sys.setswitchinterval(before)
 
 
 def run(kernel, grid, threads, arrays):

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import importlib.metadata
 import pathlib
 import re
 import subprocess
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import nvidia
 
 from nbconv.cuda.driver import Code, compile_ptx, link
+from nbconv.kernels.jit import cached_bytes
 
 INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?);")
 GUARD = re.compile(r"^@!?U?P\w+\s+")
@@ -108,8 +110,11 @@ def disassemble(binary: bytes) -> str:
 
 @functools.cache
 def compiled_ptx(code: Code, cc: tuple[int, int]) -> str:
-    """As the driver's `compile_ptx`, once."""
-    return compile_ptx(code, cc)
+    """As the driver's `compile_ptx`, once for all processes that share a cache, unless a function is among the arguments."""
+    if any(map(callable, code.arguments)):
+        return compile_ptx(code, cc)
+    key = f"PTX {code!r} {cc} {importlib.metadata.version('numba-cuda')}"
+    return cached_bytes(key, lambda: compile_ptx(code, cc).encode()).decode()
 
 
 @functools.cache
