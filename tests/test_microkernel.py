@@ -4,6 +4,7 @@ import ctypes
 import itertools
 import re
 
+import numba
 import numpy as np
 import oracle
 import pytest
@@ -100,6 +101,19 @@ def kernels(name, itemsize, problems, monkeypatch):
                 slab = None if forward else interior(p)
                 outer._prepare.__wrapped__(plan, slab, source, target, True, False, 64, (64, 64, 4 * itemsize, 64, *taps))
     return sorted(found, key=str)
+
+
+@pytest.mark.skipif(microkernel.DISABLED, reason="what numba would compile")
+def test_addresses_are_integers():
+    """An int64 more than a uint64 is a float64 in numba; it would lose bits of addresses of more than 53."""
+
+    @numba.njit
+    def further(array, step):
+        return microkernel.address_of(array[1:]) + step
+
+    array = np.zeros(3)
+    assert further(array, -8) == array.ctypes.data
+    assert further.nopython_signatures[0].return_type == numba.types.int64
 
 
 # On the machine's own names: a vector register and the stack in one instruction; a fused multiplication; a call.

@@ -13,7 +13,7 @@ import numba
 from ..jit import call, kernel
 from .epilogue import run_at, stores
 from .frame import CELLS, COLUMNS, fold_plane, folds, rows_read, stage_rows, stages
-from .microkernel import call_kernel
+from .microkernel import address_of, call_kernel
 
 # Bytes of planes that runs, one after another, read and write: they stay in second-level cache.
 NEAR = 128 * 1024
@@ -57,26 +57,26 @@ def jobs(first, last, x, weight, bias, out, runs, table, zeros, room, frame, blo
         plane, block = job // blocks, job % blocks
         g = plane % groups
         planes = 1 if blocks > 1 or frame.size != 0 else min(last - plane, groups - g, most)
-        target = out.ctypes.data + plane * y_plane * size
-        place = room.ctypes.data if taken else target
-        base = x.ctypes.data + plane * channels * x_plane * size
+        target = address_of(out) + plane * y_plane * size
+        place = address_of(room) if taken else target
+        base = address_of(x) + plane * channels * x_plane * size
         if staged:
             row, end = rows_of(block, blocks // parts, runs[0, 6], runs[0, 13])
             row, end = rows_read(frame, row, end)
             stage_rows(x, plane // groups, g, frame, row, end, cells)
-            base = cells.ctypes.data - row * width * size
+            base = address_of(cells) - row * width * size
         if folded:
-            place = cells.ctypes.data
+            place = address_of(cells)
         for i in range(runs.shape[0]):
             row, end = rows_of(block, blocks // parts, runs[i, 6], runs[i, 13])
             ends = runs[i, 12] != 0
             call_kernel(
                 runs[i, 0], base, channels * x_plane * size,
                 place + (runs[i, 7] + row * runs[i, 9]) * size, y_plane * size, runs[i, 8] * size, runs[i, 9] * size,
-                weight.ctypes.data + (g * channels * weight.shape[1] + runs[i, 10]) * size, channels * weight.shape[1] * size,
-                bias.ctypes.data + g * size if ends else zeros.ctypes.data, size if ends else 0,
-                planes, table.ctypes.data + runs[i, 1] * 8 + row * runs[i, 4], runs[i, 2], runs[i, 3], runs[i, 5], end - row,
-                width, y_width, zeros.ctypes.data, runs[i, 11], block if parts > 1 else 0, parts,
+                address_of(weight) + (g * channels * weight.shape[1] + runs[i, 10]) * size, channels * weight.shape[1] * size,
+                address_of(bias) + g * size if ends else address_of(zeros), size if ends else 0,
+                planes, address_of(table) + runs[i, 1] * 8 + row * runs[i, 4], runs[i, 2], runs[i, 3], runs[i, 5], end - row,
+                width, y_width, address_of(zeros), runs[i, 11], block if parts > 1 else 0, parts,
                 channels, x_plane * size, weight.shape[1] * size,
             )  # fmt: skip
         if folded:

@@ -11,7 +11,7 @@ import numba
 from ..jit import call, kernel
 from .depthwise import NEAR, rows_of
 from .frame import COLUMNS, SLICES, rows_read, stage_rows, stages
-from .microkernel import call_kernel
+from .microkernel import address_of, call_kernel
 
 
 @kernel
@@ -33,23 +33,23 @@ def jobs(first, last, dy, x, sums, runs, table, zeros, room, frame):
     while job < last:
         split, c = job // channels, job % channels
         planes = min(last - job, channels - c, most)
-        base, image = x.ctypes.data + c * x_plane * size, channels * x_plane * size
+        base, image = address_of(x) + c * x_plane * size, channels * x_plane * size
         if staged:
             row, end = rows_of(split, splits // parts, runs[0, 6], runs[0, 13])
             row, end = rows_read(frame, row, end)
             image = frame[SLICES] * (end - row) * width * size
             for n in range(x.shape[0]):
                 stage_rows(x, n, c, frame, row, end, room[n * image // size :])
-            base = room.ctypes.data - row * width * size
+            base = address_of(room) - row * width * size
         for i in range(runs.shape[0]):
             row, end = rows_of(split, splits // parts, runs[i, 6], runs[i, 13])
             call_kernel(
                 runs[i, 0], base, x_plane * size, image,
-                dy.ctypes.data + (c * dy_plane + row * runs[i, 9]) * size, dy_plane * size, channels * dy_plane * size,
+                address_of(dy) + (c * dy_plane + row * runs[i, 9]) * size, dy_plane * size, channels * dy_plane * size,
                 runs[i, 8] * size, runs[i, 9] * size,
-                sums.ctypes.data + (job * taps + runs[i, 10]) * size, taps * size, planes, x.shape[0],
-                table.ctypes.data + runs[i, 1] * 8 + row * runs[i, 4], runs[i, 2], runs[i, 3], runs[i, 5], end - row,
-                width, dy.shape[4], zeros.ctypes.data, runs[i, 11], split if parts > 1 else 0, parts,
+                address_of(sums) + (job * taps + runs[i, 10]) * size, taps * size, planes, x.shape[0],
+                address_of(table) + runs[i, 1] * 8 + row * runs[i, 4], runs[i, 2], runs[i, 3], runs[i, 5], end - row,
+                width, dy.shape[4], address_of(zeros), runs[i, 11], split if parts > 1 else 0, parts,
             )  # fmt: skip
         job += planes
 

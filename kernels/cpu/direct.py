@@ -13,6 +13,7 @@ import numba
 
 from ..jit import call, kernel
 from .epilogue import run, stores
+from .microkernel import address_of
 from .tile import stage
 
 
@@ -49,7 +50,7 @@ def finish(sums, n, k, o0, o1, o2, bias, out, apply, d, h, w):
             for j2 in range(t2):
                 row[j2] += bias[k]
             target = out[n, k, o0 + j0, o1 + j1, o2 : o2 + t2]
-            run(apply, row, target.ctypes.data)
+            run(apply, row, address_of(target))
             if not taken:
                 for j2 in range(t2):
                     target[j2] = row[j2]

@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 
 from ..jit import DISABLED, uninterrupted
 from .builder import WORD
+from .microkernel import address_of
 
 if DISABLED:
 
@@ -66,7 +67,7 @@ else:
     def run(apply, row, target):
         """The same over the contiguous `row`; 0 stands for none."""
         if apply != 0:
-            run_at(apply, row.ctypes.data, row.size, target)
+            run_at(apply, address_of(row), row.size, target)
 
     @numba.njit
     def stores(apply):

@@ -23,7 +23,7 @@ import numba
 
 from ..jit import call, kernel
 from .epilogue import run_at, stores
-from .microkernel import call_kernel
+from .microkernel import address_of, call_kernel
 from .tile import stage, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors, with those at the end of a tile, and
@@ -143,13 +143,13 @@ def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, st
         t2, step = min(w.tile, -(-(out.shape[4] - start2) // layout.step2) - o2), out.strides[4] * layout.step2
     t1 = min(h.tile, -(-(out.shape[3] - start1) // layout.step1) - o1)
     row = out.strides[3] * layout.step1
-    corner = out.ctypes.data + n * out.strides[0] + k * out.strides[1] + (o2 * layout.step2 + start2) * out.strides[4]
+    corner = address_of(out) + n * out.strides[0] + k * out.strides[1] + (o2 * layout.step2 + start2) * out.strides[4]
     corner += (o1 * layout.step1 + start1) * out.strides[3]
     for j0 in range(min(d.tile, -(-(out.shape[2] - start0) // layout.step0) - o0)):
         target = corner + ((o0 + j0) * layout.step0 + start0) * out.strides[2]
         source = sums + j0 * h.extent * w.extent * size
         place, pitch, gap = (room, t2 * size, size) if taken else (target, row, step)
-        call_kernel(store, source, w.extent * size, region, place, pitch, gap, t1, t2, bias.ctypes.data + k * size)
+        call_kernel(store, source, w.extent * size, region, place, pitch, gap, t1, t2, address_of(bias) + k * size)
         if apply != 0:
             for j1 in range(t1):
                 if step == size:
@@ -173,7 +173,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
     pitch = -(-longest // layout.lanes) * layout.lanes * size
     region = layout.filters * pitch
     cells = scratch[layout.merged * region // size : scratch.size - layout.gathered]
-    room = scratch.ctypes.data + (scratch.size - layout.gathered) * size
+    room = address_of(scratch) + (scratch.size - layout.gathered) * size
     whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size and not stores(apply)
     staged = -1
     for job in range(first, last):
@@ -192,7 +192,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
         # a tile whose sums lie in memory as its outputs do is summed where it belongs
         direct = whole and (t1 == 1 or (w.extent == t2 and out.strides[3] == t2 * size))
         direct = direct and (t0 == 1 or (w.extent == t2 and h.extent == t1 and out.strides[2] == t1 * t2 * size))
-        inner = out.ctypes.data + n * out.strides[0] + o0 * out.strides[2] + o1 * out.strides[3] + o2 * size
+        inner = address_of(out) + n * out.strides[0] + o0 * out.strides[2] + o1 * out.strides[3] + o2 * size
         for phase in range(0, phases.shape[0], layout.merged):
             reached = 0  # not `sum` of an array: to load code that uses it, numba imports scipy.linalg
             for m in range(layout.merged):
@@ -203,31 +203,31 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                     scratch[m * region // size : (m * region + pitch) // size] = 0
                 for k in range(g_first * filters + k_first, (g_last - 1) * filters + k_first + k_count):
                     finish(
-                        scratch.ctypes.data, region, k, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
-                        phases[phase, 4], bias, out, micro[STORE], apply, scratch.ctypes.data, d, h, w, layout,
+                        address_of(scratch), region, k, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
+                        phases[phase, 4], bias, out, micro[STORE], apply, address_of(scratch), d, h, w, layout,
                     )  # fmt: skip
                 continue
             for c_first in range(0, channels, layout.channels):
                 c_last = min(c_first + layout.channels, channels)
                 if layout.inside:
-                    source = x.ctypes.data + n * x.strides[0] + (g_first * channels + c_first) * x.strides[1]
+                    source = address_of(x) + n * x.strides[0] + (g_first * channels + c_first) * x.strides[1]
                     source += o2 * size
                 else:
-                    source = cells.ctypes.data
+                    source = address_of(cells)
                     if layout.channels < channels or staged != place:
                         begin, end = g_first * channels + c_first, (g_last - 1) * channels + c_last
                         stage(x, n, begin, end, o0, o1, o2, d, h, w, layout.mode, micro[LOAD], cells)
                         staged = place
                 for g in range(g_first, g_last):
                     k = g * filters + k_first
-                    target, row, b = scratch.ctypes.data, pitch, 0
+                    target, row, b = address_of(scratch), pitch, 0
                     if direct:
                         target, row = inner + k * out.strides[1], out.strides[1]
-                        b = bias.ctypes.data + k * size if c_last == channels else 0
+                        b = address_of(bias) + k * size if c_last == channels else 0
                     packed = weights + g * layout.group + k_first // layout.register * layout.block + c_first * layout.channel
                     for m in range(layout.merged):
                         taps = phases[phase + m, 1]
-                        begin = terms.ctypes.data + phases[phase + m, 0] * 16
+                        begin = address_of(terms) + phases[phase + m, 0] * 16
                         near = begin + terms.shape[0] // 2 * 16  # the second half of the terms, where there is one
                         multiply(
                             micro, packed, source, begin, (c_last - c_first) * taps, near, room,

@@ -8,7 +8,7 @@ The places of filters that the last block of a group lacks are left as they are.
 import numba
 
 from ..jit import call, kernel
-from .microkernel import call_kernel
+from .microkernel import address_of, call_kernel
 
 # Channels that are packed for all blocks, before the next.
 SOME = 16
@@ -31,8 +31,8 @@ def jobs(first, last, weight, size, transpose, lanes, packed):
             count = min(size, filters - k_first)
             block = packed[job * size * channels * taps :]
             for p in range((count - 1) // lanes * lanes, -1, -lanes):  # a piece may spill into the ones before it
-                source = weight.ctypes.data + g * weight.strides[0] + (k_first + p) * weight.strides[1]
-                target = block.ctypes.data + p * cell
+                source = address_of(weight) + g * weight.strides[0] + (k_first + p) * weight.strides[1]
+                target = address_of(block) + p * cell
                 call_kernel(transpose, source, weight.strides[1], min(lanes, count - p), target, size * cell, channels * taps)
         return
     # filters lie near one another: what lies between those of a block serves the next one, if that comes soon

@@ -14,7 +14,7 @@ follows from the shapes alone.
 import numba
 
 from ..jit import call, kernel
-from .microkernel import call_kernel
+from .microkernel import address_of, call_kernel
 from .tile import stage
 
 # Places in the array of micro-kernels: `panel` for a whole block of channels by a whole panel of filters, by the last panel; then
@@ -38,14 +38,14 @@ def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, targe
         if not inside:
             stage(x, n, c, c + rows, o0, o1, o2, d, h, w, blocks.mode, micro[LOAD], cells)
         pitch = (wide if wide != 0 else rows) * size
-        block = target.ctypes.data + (c - c_first) * plane * size
+        block = address_of(target) + (c - c_first) * plane * size
         for r in range((rows - 1) // blocks.lanes * blocks.lanes, -1, -blocks.lanes):  # a piece may spill into the ones before it
             count = min(blocks.lanes, rows - r)
             if not inside:
-                source = cells.ctypes.data + r * plane * size
+                source = address_of(cells) + r * plane * size
                 call_kernel(micro[PACK], source, plane * size, count, block + r * size, pitch, plane)
                 continue
-            corner = x.ctypes.data + n * x.strides[0] + (c + r) * x.strides[1] + (o2 + w.offset) * size
+            corner = address_of(x) + n * x.strides[0] + (c + r) * x.strides[1] + (o2 + w.offset) * size
             whole = x.strides[3] == w.extent * size
             place = block + r * size
             for j0 in range(d.extent):
@@ -65,11 +65,11 @@ def stage_filters(dy, n, k_first, k_last, o0, o1, o2, t0, t1, t2, micro, target,
     for k in range(k_first, k_last, blocks.lanes):
         first = (k - k_first) // wide * wide
         across = min(wide, -(-(k_last - k_first - first) // blocks.lanes) * blocks.lanes)
-        place = target.ctypes.data + (first * t0 * t1 * t2 + k - k_first - first) * size
+        place = address_of(target) + (first * t0 * t1 * t2 + k - k_first - first) * size
         for j0 in range(t0):
             for j1 in range(0, t1, t1 if whole else 1):
                 source = (
-                    dy.ctypes.data + n * dy.strides[0] + k * dy.strides[1] + (o0 + j0) * dy.strides[2] + (o1 + j1) * dy.strides[3]
+                    address_of(dy) + n * dy.strides[0] + k * dy.strides[1] + (o0 + j0) * dy.strides[2] + (o1 + j1) * dy.strides[3]
                 )
                 count = t1 * t2 if whole else t2
                 call_kernel(
@@ -85,12 +85,12 @@ def multiply(micro, channels, filters, taps, t0, t1, t2, plane, cells, dys, offs
     wide = blocks.vectors * blocks.lanes
     for k in range(0, filters, wide):
         across = min(wide, -(-(filters - k) // blocks.lanes) * blocks.lanes)
-        panel = dys.ctypes.data + k * t0 * t1 * t2 * size
-        target = sums.ctypes.data + k * channels * taps * size
+        panel = address_of(dys) + k * t0 * t1 * t2 * size
+        target = address_of(sums) + k * channels * taps * size
         for c in range(0, channels, blocks.register):
             rows = min(blocks.register, channels - c)
             which = micro[(0 if rows == blocks.register else 2) + (0 if across == wide else 1)]
-            block, step = cells.ctypes.data + c * plane * size, rows * size
+            block, step = address_of(cells) + c * plane * size, rows * size
             for t in range(taps):
                 call_kernel(
                     which, block + offsets[t] * step, step, w.extent * step, h.extent * w.extent * step, panel, t2, t1, t0,
@@ -105,10 +105,10 @@ def store_sums(micro, totals, filters, terms, target, blocks):
     wide = blocks.vectors * blocks.lanes
     for k in range(0, filters, wide):
         across = min(wide, -(-(filters - k) // blocks.lanes) * blocks.lanes)
-        source = totals.ctypes.data + k * terms * size
+        source = address_of(totals) + k * terms * size
         for r in range(0, terms, blocks.lanes):
             rows = min(blocks.lanes, terms - r)
-            place = target.ctypes.data + k * target.strides[0] + r * size
+            place = address_of(target) + k * target.strides[0] + r * size
             call_kernel(
                 micro[STORE], source + r * across * size, across * size, rows, place, target.strides[0], min(wide, filters - k)
             )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ..jit import kernel
 from ..padding import ZEROS, source_index
-from .microkernel import call_kernel
+from .microkernel import address_of, call_kernel
 
 
 class Axis(NamedTuple):
@@ -146,9 +146,9 @@ def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
                     # rows that lie one stride apart in the input are loaded in one go
                     if i1 == top + j1 * h.stride:
                         rows = min(h.extent - j1, (h.size - 1 - i1) // h.stride + 1)
-                    source = x.ctypes.data + n * x.strides[0] + c_first * x.strides[1] + i0 * x.strides[2] + i1 * x.strides[3]
+                    source = address_of(x) + n * x.strides[0] + c_first * x.strides[1] + i0 * x.strides[2] + i1 * x.strides[3]
                     call_kernel(
-                        load, source + start * x.strides[4], cells.ctypes.data + begin * size, x.strides[4], channels, x.strides[1],
+                        load, source + start * x.strides[4], address_of(cells) + begin * size, x.strides[4], channels, x.strides[1],
                         plane * size, rows, h.stride * x.strides[3], w.extent * size, start, w.size, w.extent, w.slots, box * size,
                         w.stride, w.dilation, w.period,
                     )  # fmt: skip

@@ -14,7 +14,7 @@ follows from the shapes alone. Where groups are small, a job takes a bundle of t
 import numba
 
 from ..jit import call, kernel
-from .microkernel import call_kernel
+from .microkernel import address_of, call_kernel
 from .tile import stage
 
 # Places in the array of micro-kernels: `dots` for a whole block of filters, by a whole block of taps, by what is left of them in a
@@ -48,16 +48,16 @@ def multiply(micro, dy, n, k_first, k_last, taps, o0, o1, o2, cells, offsets, su
                 planes = t0
         if planes > 1 and j0 > 0:
             break
-        corner = dy.ctypes.data + n * dy.strides[0] + (o0 + j0) * dy.strides[2] + o1 * dy.strides[3] + o2 * size
+        corner = address_of(dy) + n * dy.strides[0] + (o0 + j0) * dy.strides[2] + o1 * dy.strides[3] + o2 * size
         source = cells + j0 * h.extent * w.extent * size
         for k in range(k_first, k_last, blocks.register):
             which = 3 if k_last - k < blocks.register else 0
             for t in range(0, taps, blocks.vectors):
                 kernel = which if taps - t >= blocks.vectors else which + left
-                target = sums.ctypes.data + ((k - k_first) * taps + t) * vector
+                target = address_of(sums) + ((k - k_first) * taps + t) * vector
                 call_kernel(
                     micro[kernel], corner + k * dy.strides[1], dy.strides[1], dy_row, source, cells_row,
-                    offsets.ctypes.data + t * 8, rows, count, target, taps * vector,
+                    address_of(offsets) + t * 8, rows, count, target, taps * vector,
                 )  # fmt: skip
 
 
@@ -122,9 +122,9 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
                 if blocks.register:
                     left = 1 if c_last - c_first == blocks.channels else 2
                     pairs = lanes[(g - g_first) * held :]
-                    source = cells.ctypes.data + (g - g_first) * channels * plane * cells.itemsize
+                    source = address_of(cells) + (g - g_first) * channels * plane * cells.itemsize
                     if blocks.inside:
-                        source = x.ctypes.data + n * x.strides[0] + (g * channels + c_first) * x.strides[1]
+                        source = address_of(x) + n * x.strides[0] + (g * channels + c_first) * x.strides[1]
                         source += o0 * x.strides[2] + o1 * x.strides[3] + o2 * x.strides[4]
                     multiply(micro, dy, n, low, high, count, o0, o1, o2, source, offsets, pairs, left, d, h, w, blocks)
                 else:
@@ -133,10 +133,10 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
                         target = sums[split, k, begin : begin + count]
                         multiply_portably(dy, n, k, count, o0, o1, o2, planes, offsets, target, row, d, h, w)
         if blocks.register:
-            place = lanes.ctypes.data
+            place = address_of(lanes)
             for g in range(g_first, g_last):
                 for k in range(g * filters + k_first, g * filters + k_last):
-                    call_kernel(micro[COLLAPSE], place, sums[split, k, begin:].ctypes.data, count)
+                    call_kernel(micro[COLLAPSE], place, address_of(sums[split, k, begin:]), count)
                     place += count * blocks.lanes * lanes.itemsize
 
 

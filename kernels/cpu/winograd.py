@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numba
 
 from ..jit import call, kernel
-from .microkernel import call_kernel
+from .microkernel import address_of, call_kernel
 from .outer import finish, layout_of
 from .tile import Axis, stage, tile_of, unpack_axes
 
@@ -105,13 +105,13 @@ def transform_cells(micro, offsets, scratch, n, begin, end, o0, o1, o2, x, d, h,
     cells = scratch[r.staged :]
     for first in range(begin, end, r.together):
         last = min(first + r.together, end)
-        source, target = cells.ctypes.data, scratch.ctypes.data + (first - begin) * r.pitch * size
+        source, target = address_of(cells), address_of(scratch) + (first - begin) * r.pitch * size
         if r.lane_table != 0:
             start0, start1, start2 = o0 * layout.step0, o1 * layout.step1, o2 * layout.step2
             stage(x, n, first, last, start0, start1, start2, apart(d), apart(h), apart(w), layout.mode, micro[LOAD], cells)
-            table, count = offsets.ctypes.data + r.lane_table * 8, ((t0 - 1) * h.tile + t1 - 1) * w.tile + t2
+            table, count = address_of(offsets) + r.lane_table * 8, ((t0 - 1) * h.tile + t1 - 1) * w.tile + t2
             call_kernel(
-                micro[CELLS], source, offsets.ctypes.data, target, r.cell_plane * size, last - first, plane * size,
+                micro[CELLS], source, address_of(offsets), target, r.cell_plane * size, last - first, plane * size,
                 r.pitch * size, -(-count // layout.lanes), table, vector,
             )  # fmt: skip
             continue
@@ -119,7 +119,7 @@ def transform_cells(micro, offsets, scratch, n, begin, end, o0, o1, o2, x, d, h,
         for c in range(last - first):
             for j0 in range(t0):
                 call_kernel(
-                    micro[CELLS], source + (c * plane + j0 * h.extent * w.extent) * size, offsets.ctypes.data,
+                    micro[CELLS], source + (c * plane + j0 * h.extent * w.extent) * size, address_of(offsets),
                     target + (c * r.pitch + j0 * h.tile * w.tile) * size, r.cell_plane * size, t1, w.extent * size, w.tile * size,
                     -(-t2 // layout.lanes), vector, vector,
                 )  # fmt: skip
@@ -143,7 +143,7 @@ def transform_weights(micro, offsets, weights, filters, channels, target, packed
             for c in range(channels):
                 call_kernel(micro[PACK], source + c * layout.channel, r.row, rows, place + c * r.taps * row, row, r.taps)
         call_kernel(
-            micro[WEIGHTS], place, offsets.ctypes.data + r.tap_table * 8, target + p * size, r.weight_plane * size, 1, 0, 0,
+            micro[WEIGHTS], place, address_of(offsets) + r.tap_table * 8, target + p * size, r.weight_plane * size, 1, 0, 0,
             channels, r.taps * row, row,
         )  # fmt: skip
 
@@ -157,7 +157,7 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
     filter_blocks = -(-filters // layout.filters)
     every0, every1, every2 = unpack_axes(numbers)
     gaps = every0.dilation, every1.dilation, every2.dilation
-    base = scratch.ctypes.data
+    base = address_of(scratch)
     vector = layout.lanes * size
     several = layout.vectors * layout.lanes
     staged = -1
@@ -192,7 +192,7 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                     v = base + (xi * r.cell_plane + c * r.pitch) * size
                     u = base + (r.weights + xi * r.weight_plane) * size
                     m = base + (r.sums + xi * r.sum_plane) * size
-                    terms = offsets.ctypes.data + r.term_table * 8
+                    terms = address_of(offsets) + r.term_table * 8
                     for i in range(0, vectors * layout.lanes, several):
                         full = vectors * layout.lanes - i >= several
                         call_kernel(
@@ -203,7 +203,7 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                 sums = base + (r.sums + p * r.pitch) * size
                 outputs = base + r.outputs * size
                 call_kernel(
-                    micro[OUTPUTS], sums, offsets.ctypes.data + r.plane_table * 8, outputs, r.pitch * size, 1, 0, 0,
+                    micro[OUTPUTS], sums, address_of(offsets) + r.plane_table * 8, outputs, r.pitch * size, 1, 0, 0,
                     vectors, vector, vector,
                 )  # fmt: skip
                 for start0 in range(layout.step0):

@@ -17,7 +17,7 @@ import numba
 
 from ..jit import call, kernel
 from ..padding import ZEROS
-from .microkernel import call_kernel
+from .microkernel import address_of, call_kernel
 from .panel_grad import stage_channels, store_sums
 from .tile import Axis, Blocks, tile_of, unpack_axes
 
@@ -91,7 +91,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
     every0, every1, every2, blocks, r = unpack(numbers)
     size = sums.itemsize
     lanes = blocks.lanes
-    base, table = scratch.ctypes.data, offsets.ctypes.data
+    base, table = address_of(scratch), address_of(offsets)
     channels, filters = x.shape[1] // blocks.groups, dy.shape[1] // blocks.groups
     taps = sums.shape[2] // channels
     wide = blocks.vectors * lanes
@@ -126,7 +126,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
                 stage_channels(x, n, c_base + c, last_c, o0, o1, o2, plane, micro, spare, staged, d, h, w, of_x, lanes)
                 target = base + (r.cells + c) * size
                 transform(
-                    micro[CELLS], table, staged.ctypes.data, target, r.cell_plane, t0, t1, t2, d, h, w, lanes, r.row, r, size
+                    micro[CELLS], table, address_of(staged), target, r.cell_plane, t0, t1, t2, d, h, w, lanes, r.row, r, size
                 )  # fmt: skip
             for k in range(0, k_count, lanes):
                 last_k = k_base + min(k + lanes, k_count)
@@ -135,7 +135,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
                 across = min(wide, -(-(k_count - panel) // lanes) * lanes)
                 target = base + (r.dy + panel * count + k - panel) * size
                 transform(
-                    micro[DY], table + r.dy_table * 8, staged.ctypes.data, target, r.dy_plane, t0, t1, t2, e, f, g, lanes, across,
+                    micro[DY], table + r.dy_table * 8, address_of(staged), target, r.dy_plane, t0, t1, t2, e, f, g, lanes, across,
                     r, size,
                 )  # fmt: skip
             for xi in range(r.products):
