@@ -19,7 +19,7 @@ import torch
 import nbconv
 from nbconv.cuda import winograd_schedule
 from nbconv.cuda.arrays import BFLOAT16
-from nbconv.cuda.plan import select
+from nbconv.cuda.plan import LEAST_SHARED, SHARED, select
 from nbconv.dispatch import DIRECTIONS, wish
 
 from .compare import Call, call, geometric_mean, save, torch_call
@@ -42,18 +42,21 @@ class Mode(NamedTuple):
     error: float
     algorithm: str = "auto"
 
-    def serves(self, problem: nbconv.ConvProblem) -> bool:
-        """Whether the algorithm has a kernel for a problem."""
-        return self.algorithm != "winograd" or winograd_schedule.serves(problem)
+    def serves(self, problem: nbconv.ConvProblem, direction: str) -> bool:
+        """Whether the algorithm has a kernel for a problem, on this device."""
+        if self.algorithm != "winograd":
+            return True
+        room = SHARED.get(device()[0], LEAST_SHARED)
+        return winograd_schedule.serves(problem) and winograd_schedule.shared_bytes(direction) <= room
 
 
 MODES = {
     "float32": Mode("float32", False, 1e-5),
-    "winograd": Mode("float32", False, 1e-5, "winograd"),
     "tf32": Mode("float32", True, 2e-3),
     "float16": Mode("float16", False, 2e-3),
     "bfloat16": Mode("bfloat16", False, 2e-2),
     "float64": Mode("float64", False, 1e-13),
+    "winograd": Mode("float32", False, 1e-5, "winograd"),
 }
 
 
@@ -323,7 +326,7 @@ def run(suites: list[str], directions: list[str], modes: list[str], against: str
         print("\n" + show(measured))
         rows: list[Row] = []
         for suite, direction in itertools.product(suites, directions):
-            layers = [layer for layer in SUITES[suite] if MODES[name].serves(layer.problem)]
+            layers = [layer for layer in SUITES[suite] if MODES[name].serves(layer.problem, direction)]
             if not layers:
                 continue
             print(f"\n{suite}, {direction}, {name}")

@@ -158,8 +158,9 @@ def advise(typingctx, address, size):
 def made(array):
     """A new array, whose memory nobody has touched."""
     if array.nbytes >= HUGE:
-        start = (array.ctypes.data + 4095) // 4096 * 4096
-        advise(start, array.ctypes.data + array.nbytes - start)
+        base = np.int64(array.ctypes.data)  # a uint64 and an int64 are a float64 together
+        start = (base + 4095) // 4096 * 4096
+        advise(start, base + array.nbytes - start)
     return array
 
 
@@ -209,7 +210,7 @@ def execute(program, bases):
             raise_last()
         return
     scratch = made(np.empty(peek(program + 8) + 64, np.uint8))
-    bases[SCRATCH] = (scratch.ctypes.data + 63) // 64 * 64
+    bases[SCRATCH] = (np.int64(scratch.ctypes.data) + 63) // 64 * 64
     words = np.empty(peek(program + 16), np.int64)
     available, width = launch_width()
     parallel = width > 1
@@ -286,7 +287,7 @@ def apart(one, other):
 
 @helper
 def bounds(array):
-    low = high = array.ctypes.data
+    low = high = np.int64(array.ctypes.data)
     for axis in range(array.ndim):
         reach = (array.shape[axis] - 1) * array.strides[axis]
         low, high = low + min(reach, 0), high + max(reach, 0)

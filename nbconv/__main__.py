@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bench.add_argument("--suite", action="append", help="resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large (all)")
     bench.add_argument("--direction", action="append", choices=DIRECTIONS, help="(all)")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
-    dtypes = ("float32", "winograd", "tf32", "float16", "bfloat16", "float64")
+    dtypes = ("float32", "tf32", "float16", "bfloat16", "float64", "winograd")
     which = "(float32; on cuda, which alone has the others, all); winograd: float32 by that algorithm, where it serves"
     bench.add_argument("--dtype", action="append", choices=dtypes, help=which)
     bench.add_argument("--threads", type=int, default=1, help="cpu: for both (%(default)s)")

@@ -79,7 +79,8 @@ def _conv(
     algorithm : {{"auto", "direct", "winograd", "fft"}}
         How to compute. "direct" is the sum above, in one fixed order. "winograd" needs fewer products for short filters, "fft" for
         long ones, both without strides; they round in another order, and spread an infinity or NaN over a tile. "auto" takes what
-        should be fastest. A GPU has "winograd" for float32 and kernels of 3 x 3, where it is asked for, and no "fft".
+        should be fastest. A GPU has "winograd" for float32 and kernels of 3 x 3 without dilation, where it is asked for, from
+        compute capability 8.0 on, dW only with 104 KiB of shared memory a block (8.0, 9.0, 10.0); and no "fft".
     precision : {{None, "tf32", "highest"}}
         "tf32" allows that format on GPUs, "highest" forbids every shortcut: only "direct" is taken. On the CPU arithmetic is IEEE's
         in `dtype` always.

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import hashlib
 import importlib.metadata
 import pathlib
 import re
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import nvidia
 
+from nbconv.cuda import driver
 from nbconv.cuda.driver import Code, compile_ptx, link
 from nbconv.kernels.jit import cached_bytes
 
@@ -113,8 +115,15 @@ def compiled_ptx(code: Code, cc: tuple[int, int]) -> str:
     """As the driver's `compile_ptx`, once for all processes that share a cache, unless a function is among the arguments."""
     if any(map(callable, code.arguments)):
         return compile_ptx(code, cc)
-    key = f"PTX {code!r} {cc} {importlib.metadata.version('numba-cuda')}"
-    return cached_bytes(key, lambda: compile_ptx(code, cc).encode()).decode()
+    return cached_bytes(f"PTX {code!r} {cc} {_compiler()}", lambda: compile_ptx(code, cc).encode()).decode()
+
+
+@functools.cache
+def _compiler() -> str:
+    """What PTX depends on besides the kernels' sources, which the cache knows: how they are compiled, and by what."""
+    found = (f"{each.name} {each.version}" for each in importlib.metadata.distributions())
+    versions = sorted(each for each in found if each.startswith(("nvidia", "cuda", "numba")))
+    return hashlib.sha256(pathlib.Path(driver.__file__).read_bytes()).hexdigest() + " ".join(versions)
 
 
 @functools.cache

@@ -110,7 +110,7 @@ def test_bench_on_gpu_hands_on_its_options(tmp_path):
     code += "; cuda.run = lambda *given: print(json.dumps(given, default=str)) or 3; sys.exit(main(sys.argv[1:]))"
     result = run("bench", "--device", "cuda", code=code)
     assert result.returncode == 3, result.stderr
-    modes = ["float32", "winograd", "tf32", "float16", "bfloat16", "float64"]
+    modes = ["float32", "tf32", "float16", "bfloat16", "float64", "winograd"]
     assert json.loads(result.stdout) == [list(SUITES), list(DIRECTIONS), modes, None, None, "nbconv-bench"]
     chosen = ("--suite", "1d", "--direction", "forward", "--dtype", "tf32", "--dtype", "float16", "--against", "torch")
     result = run("bench", "--device", "cuda", *chosen, "--limit", "9", "--output", str(tmp_path), code=code)

@@ -3,17 +3,17 @@
 import forced
 import machine_code
 import numpy as np
-import ptx
 import pytest
 import simulated
 from cases import WINOGRAD
+from oracle import random
 from ptx_warp import Fault
-from test_cuda_interpreted import DIRECTIONS, _kernel, channels_last, check, guarded, without
+from test_cuda_interpreted import DIRECTIONS, channels_last, check, guarded, interpreter, without
 from test_cuda_machine_code import REGISTERS, RESERVED, assert_no_spills
 
 import nbconv
 from nbconv import ConvProblem
-from nbconv.cuda import driver, plan
+from nbconv.cuda import driver, engine, plan
 from nbconv.cuda import winograd_schedule as schedule
 from nbconv.dispatch import Wish
 from nbconv.kernels.cuda.winograd_sizes import THREADS
@@ -26,10 +26,7 @@ FUSED = {"make_correlate": 0.69, "make_weight_grad": 0.57}
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """The interpreter as a GPU; PTX is made once for all tests."""
-    with forced.no_gpu(monkeypatch) as patch:
-        patch.setattr(driver, "compile_ptx", machine_code.compiled_ptx)
-        patch.setattr(ptx, "Kernel", _kernel)
+    with interpreter(monkeypatch) as patch:
         yield patch
 
 
@@ -49,6 +46,38 @@ def test_results(gpu, turn, case, direction):
         check(direction, case, "float32", (simulated.Array, guarded, channels_last)[turn % 3], "relu" if turn < 2 else None)
     finally:
         plan.select.cache_clear()
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_more_splits_than_slices(gpu, direction):
+    """Some have nothing to sum, and hand over zeros."""
+    with_splits(gpu, 5)
+    try:
+        check(direction, WINOGRAD[5], "float32")
+    finally:
+        plan.select.cache_clear()
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_transposed(gpu, padding):
+    """dI with a bias, of an output that no window may reach to the end."""
+    x, w, b = random((2, 3, 5, 6), "float32", 0), random((3, 4, 3, 3), "float32", 1), random((4,), "float32", 2)
+    got = nbconv.conv_transpose2d(*map(simulated.Array, (x, w, b)), padding=padding, algorithm="winograd").array
+    np.testing.assert_allclose(got, nbconv.conv_transpose2d(x, w, b, padding=padding), rtol=1e-5, atol=1e-5)
+
+
+def test_empty_batch(gpu):
+    x, dy = (simulated.Array(np.zeros(shape, np.float32)) for shape in ((0, 2, 6, 6), (0, 3, 4, 4)))
+    got = nbconv.conv_weight_grad(dy, x, (3, 2, 3, 3), algorithm="winograd").array
+    np.testing.assert_array_equal(got, np.zeros((3, 2, 3, 3)))
+
+
+def test_elements_far_apart_are_refused(monkeypatch):
+    monkeypatch.setattr(engine.driver, "device", lambda index: engine.driver.Device((9, 0), 132))
+    strides = (2**31, 81, 9, 1), (72, 9, 3, 1), (648, 81, 9, 1)
+    problem = ConvProblem.make((2, 8, 9, 9), (8, 8, 3, 3))
+    with pytest.raises(ValueError, match="apart"):
+        engine._launches.__wrapped__("forward", problem, np.dtype(np.float32), ASKED, 0, (True, True, True), strides, False, None)
 
 
 @pytest.mark.parametrize("pattern", [r"cp\.async\.wait_group 0;", r"(?:bar\.sync|barrier\.sync)\s[^;]*;"], ids=["wait", "barrier"])
@@ -112,10 +141,11 @@ def test_plan(direction):
         ("float32", (9, 0), (4, 2, 3, 1), {}),
         ("float32", (9, 0), (4, 2, 3, 3), {"stride": 2}),
         ("float32", (9, 0), (4, 2, 3, 3), {"dilation": 2}),
+        ("float32", (9, 0), (4, 2, 1, 3, 3), {"padding": 1}),
     ],
 )
 def test_what_is_not_served(dtype, cc, w, options):
-    problem = ConvProblem.make((1, 2, 9, 9), w, **options)
+    problem = ConvProblem.make((1, 2, *(9,) * (len(w) - 2)), w, **options)
     with pytest.raises(ValueError, match="algorithm 'winograd' on a GPU needs"):
         plan.select("forward", problem, np.dtype(dtype), cc, None, ASKED)
 
@@ -125,6 +155,13 @@ def test_smaller_generations():
     assert plan.select("forward", LAYER, np.dtype("float32"), (8, 9), None, ASKED).kernel == "winograd"
     with pytest.raises(ValueError, match="bytes of shared memory"):
         plan.select("weight_grad", LAYER, np.dtype("float32"), (8, 9), None, ASKED)
+
+
+def test_planes_beyond_the_output_are_not_served():
+    """Transposed, with padding of the output on an axis without taps."""
+    x, w = (simulated.Array(np.zeros(shape, np.float32)) for shape in ((1, 2, 3, 4, 4), (2, 3, 1, 3, 3)))
+    with pytest.MonkeyPatch.context() as patch, forced.no_gpu(patch), pytest.raises(ValueError, match="'winograd' on a GPU needs"):
+        nbconv.conv_transpose3d(x, w, dilation=(2, 1, 1), output_padding=(1, 0, 0), algorithm="winograd")
 
 
 def test_fft_is_not_served():

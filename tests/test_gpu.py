@@ -11,6 +11,8 @@ from gpu import OPTIONS, assert_as_on_cpu, assert_close, get, numbers, poison, p
 from oracle import random
 
 import nbconv
+from nbconv.cuda import winograd_schedule
+from nbconv.cuda.plan import LEAST_SHARED, SHARED
 from nbconv.kernels.activations import INTEGER, NAMED
 
 # what other libraries warn of is theirs, and differs from version to version
@@ -122,6 +124,9 @@ def test_cases(torch, operation, dtype):
 
 @pytest.mark.parametrize("operation", ["forward", "input_grad", "weight_grad"])
 def test_winograd(torch, operation):
+    cc = torch.cuda.get_device_capability()
+    if cc < (8, 0) or winograd_schedule.shared_bytes(operation) > SHARED.get(cc, LEAST_SHARED):
+        pytest.skip(f"compute capability {cc}")
     large = [dataclasses.replace(WINOGRAD[0], input_shape=(3, 70, 19, 34), weight_shape=(130, 70, 3, 3))]
     over_cases(CHECKS[operation], "float32", WINOGRAD + large)
 

@@ -140,19 +140,25 @@ else:
 
         return types.CPointer(array.dtype)(array, index), codegen
 
+    def _copy(context: Any, builder: Any, kinds: Any, arguments: Any, size: int, read: Any) -> Any:
+        """Emit a copy of `size` bytes to shared memory, of which so many are read and the rest is zero."""
+        to = builder.ptrtoint(shared_place(context, builder, kinds[0], arguments[0], arguments[1]), WORD)
+        origin = builder.gep(arguments[2], [arguments[3]])
+        level = "cg" if size == 16 else "ca"
+        kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
+        builder.asm(kind, f"cp.async.{level}.shared.global [$0], [$1], {size}, $2;", "r,l,r", [to, origin, read], True)
+        return context.get_dummy_value()
+
+    def _if_valid(builder: Any, valid: Any, size: int) -> Any:
+        return builder.select(builder.trunc(valid, ir.IntType(1)), word(size), word(0))
+
     @intrinsic
     def copy_async(typingctx, target, at, source, offset, valid):
         """target[at] = the element `offset` from address `source` on if valid, else 0, after `wait` and a barrier."""
 
         def codegen(context, builder, signature, arguments):
-            kinds = signature.args
-            to = builder.ptrtoint(shared_place(context, builder, kinds[0], arguments[0], arguments[1]), WORD)
-            origin = builder.gep(arguments[2], [arguments[3]])
-            size = kinds[0].dtype.bitwidth // 8
-            read = builder.select(builder.trunc(arguments[4], ir.IntType(1)), word(size), word(0))
-            kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
-            builder.asm(kind, f"cp.async.ca.shared.global [$0], [$1], {size}, $2;", "r,l,r", [to, origin, read], True)
-            return context.get_dummy_value()
+            size = signature.args[0].dtype.bitwidth // 8
+            return _copy(context, builder, signature.args, arguments, size, _if_valid(builder, arguments[4], size))
 
         return types.void(target, at, source, offset, types.boolean), codegen
 
@@ -161,13 +167,8 @@ else:
         """As `copy_async`, of `size` bytes: all of an element's, or 0."""
 
         def codegen(context, builder, signature, arguments):
-            kinds = signature.args
-            to = builder.ptrtoint(shared_place(context, builder, kinds[0], arguments[0], arguments[1]), WORD)
-            origin = builder.gep(arguments[2], [arguments[3]])
-            kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
-            width = kinds[0].dtype.bitwidth // 8
-            builder.asm(kind, f"cp.async.ca.shared.global [$0], [$1], {width}, $2;", "r,l,r", [to, origin, arguments[4]], True)
-            return context.get_dummy_value()
+            size = signature.args[0].dtype.bitwidth // 8
+            return _copy(context, builder, signature.args, arguments, size, arguments[4])
 
         return types.void(target, at, source, offset, types.int32), codegen
 
@@ -188,18 +189,11 @@ else:
     @functools.cache
     def copy_bytes(size: int) -> Any:
         """As `copy_async`, of 4, 8 or 16 bytes from target[at] and from the element on, all aligned to as many."""
-        level = "cg" if size == 16 else "ca"
 
         @intrinsic
         def copy(typingctx, target, at, source, offset, valid):
             def codegen(context, builder, signature, arguments):
-                kinds = signature.args
-                to = builder.ptrtoint(shared_place(context, builder, kinds[0], arguments[0], arguments[1]), WORD)
-                origin = builder.gep(arguments[2], [arguments[3]])
-                read = builder.select(builder.trunc(arguments[4], ir.IntType(1)), word(size), word(0))
-                kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
-                builder.asm(kind, f"cp.async.{level}.shared.global [$0], [$1], {size}, $2;", "r,l,r", [to, origin, read], True)
-                return context.get_dummy_value()
+                return _copy(context, builder, signature.args, arguments, size, _if_valid(builder, arguments[4], size))
 
             return types.void(target, at, source, offset, types.boolean), codegen
 

@@ -153,6 +153,32 @@ def transform_cells(shared, place, step):
             shared[place + int32((i * 4 + j) * step)] = found[i]
 
 
+@cuda.jit(device=True)
+def column_of(shared, place):
+    """Elements below each other of a transform's sums."""
+    step = 4 * PART * PITCH
+    return shared[place], shared[place + step], shared[place + 2 * step], shared[place + 3 * step]
+
+
+@functools.cache
+def make_hand_over() -> Any:
+    """A function by which a block's threads hand a part of the rows of all elements to one another, in shared memory."""
+    put_upper, put_lower = (put(first, 4, 8, ROWS // 2, COLUMNS // 2, PITCH) for first in (0, 4))
+
+    @cuda.jit(device=True)
+    def hand_over(one, other, shared, place, part):
+        cuda.syncthreads()
+        if part == 0:
+            put_upper(one, shared, place)
+            put_upper(other, shared, int32(place + PART * PITCH))
+        else:
+            put_lower(one, shared, place)
+            put_lower(other, shared, int32(place + PART * PITCH))
+        cuda.syncthreads()
+
+    return hand_over
+
+
 @functools.cache
 def make_transform() -> Any:
     """The kernel that transforms weights: a thread has a row and a channel, neighbours have neighbouring rows."""
@@ -193,7 +219,7 @@ def make_correlate(near: bool, pairs: bool, out_name: str, function: Any = None)
     narrow, activation = scalars.narrow(out_name), scalars.activation(function)
     start = zeros(ROWS * COLUMNS // 32, scalars.summed("float32"))
     multiply = outer_products(8, 8, DEPTH, ROWS // 2, COLUMNS // 2, ROWS, COLUMNS)
-    put_upper, put_lower = (put(first, 4, 8, ROWS // 2, COLUMNS // 2, PITCH) for first in (0, 4))
+    hand_over = make_hand_over()
     wait_all = wait(0)
     WEIGHTS = 2 * CELLS
 
@@ -243,7 +269,7 @@ def make_correlate(near: bool, pairs: bool, out_name: str, function: Any = None)
                 for i in range(4):
                     size = int32(rows[i] & here)
                     for j in range(4):
-                        step = int32(j if near else j * g.x2)
+                        step = int64(j) if near else int64(j) * g.x2
                         copy_sized(shared, int32(own + (i * 4 + j) * THREADS), row, step, int32(size & columns[j]))
                     row = address(row, g.x1)
                 to = int32(WEIGHTS + ((k + 1) & 1) * SLICE + 4 * thread)
@@ -268,23 +294,13 @@ def make_correlate(near: bool, pairs: bool, out_name: str, function: Any = None)
         lines = cuda.local.array(8, float32)
         values = cuda.local.array(4, float32)
         for part in range(2):
-            cuda.syncthreads()
-            if part == 0:
-                put_upper(one, shared, result)
-                put_upper(other, shared, int32(result + PART * PITCH))
-            else:
-                put_lower(one, shared, result)
-                put_lower(other, shared, int32(result + PART * PITCH))
-            cuda.syncthreads()
+            hand_over(one, other, shared, result, part)
             for i in range(PART // 8):
                 if m < g.rows and column < g.tiles:
                     at = int32((warp + i * 8) * PITCH + lane)
                     for j in range(4):
-                        place = int32(at + j * PART * PITCH)
-                        found = outputs_of_line(
-                            shared[place], shared[place + 4 * PART * PITCH], shared[place + 8 * PART * PITCH],
-                            shared[place + 12 * PART * PITCH],
-                        )  # fmt: skip
+                        a, b, c, d = column_of(shared, int32(at + j * PART * PITCH))
+                        found = outputs_of_line(a, b, c, d)
                         lines[j], lines[4 + j] = found[0], found[1]
                     for o in range(2):
                         found = outputs_of_line(lines[4 * o], lines[4 * o + 1], lines[4 * o + 2], lines[4 * o + 3])
@@ -319,7 +335,7 @@ def make_weight_grad(near: bool) -> Any:
     """
     start = zeros(ROWS * COLUMNS // 32, scalars.summed("float32"))
     multiply = outer_products(8, 8, DEPTH, ROWS // 2, COLUMNS // 2, ROW_PITCH, PITCH)
-    put_upper, put_lower = (put(first, 4, 8, ROWS // 2, COLUMNS // 2, PITCH) for first in (0, 4))
+    hand_over = make_hand_over()
     wait_all = wait(0)
     GRADS_AT = 2 * GRAD_CELLS
     CELL, GRAD = DEPTH * PITCH, DEPTH * ROW_PITCH  # from one element to the next
@@ -377,7 +393,7 @@ def make_weight_grad(near: bool) -> Any:
                 to = int32(own_cells + ((k + 1) & 1) * GRAD_CELLS)
                 for i in range(4):
                     for j in range(4):
-                        step = int32(j if near else j * g.x2)
+                        step = int64(j) if near else int64(j) * g.x2
                         copy_sized(shared, int32(to + (i * 4 + j) * CELL), row, step, int32(rows[i] & columns[j]))
                     row = address(row, g.x1)
                 for i in range(2):
@@ -405,23 +421,13 @@ def make_weight_grad(near: bool) -> Any:
         w_place = int64(split) * g.w_split + int64(group) * g.w_group + int64(m) * g.w_row + int64(column) * 9
         taps = cuda.local.array(12, float32)
         for part in range(2):
-            cuda.syncthreads()
-            if part == 0:
-                put_upper(one, shared, result)
-                put_upper(other, shared, int32(result + PART * PITCH))
-            else:
-                put_lower(one, shared, result)
-                put_lower(other, shared, int32(result + PART * PITCH))
-            cuda.syncthreads()
+            hand_over(one, other, shared, result, part)
             for i in range(PART // 8):
                 if m < g.rows and column < g.columns:
                     at = int32((warp + i * 8) * PITCH + lane)
                     for j in range(4):
-                        place = int32(at + j * PART * PITCH)
-                        found = taps_of_line(
-                            shared[place], shared[place + 4 * PART * PITCH], shared[place + 8 * PART * PITCH],
-                            shared[place + 12 * PART * PITCH],
-                        )  # fmt: skip
+                        a, b, c, d = column_of(shared, int32(at + j * PART * PITCH))
+                        found = taps_of_line(a, b, c, d)
                         for r in range(3):
                             taps[4 * r + j] = found[r]
                     for r in range(3):

@@ -116,8 +116,10 @@ def _launches(
     shapes = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (y, x, w)}[direction]
     if max(map(_span, shapes, strides)) > INT32:
         # an array whose elements lie far apart is beyond the offsets of every kernel but the plain loops
+        if plan.algorithm == "winograd":
+            raise ValueError("algorithm 'winograd' on a GPU needs arrays whose elements lie less than 2**31 elements apart")
         padded = plan.padded and direction == "input_grad"
-        plan = dataclasses.replace(plan, kernel="direct", tile=None, splits=1, padded=padded, algorithm="direct")
+        plan = dataclasses.replace(plan, kernel="direct", tile=None, splits=1, padded=padded)
     if plan.kernel == "pointwise" and not pointwise.serves(
         problem, dtype.itemsize, direction, aligned, *(five(each, problem.axes) for each in strides)
     ):

@@ -148,7 +148,7 @@ class CudaPlan:
         Compute capability.
     kernel : str
         Family: "tiled", "channels" (tiles of matrix units that want channels side by side), "pointwise" (the same, of one tap),
-        "depthwise" or "direct".
+        "winograd", "depthwise" or "direct".
     tile : TileRow or None
         Tile of the first three.
     splits : int
@@ -322,15 +322,17 @@ def _select(
     padded_cells = math.prod(_padded(p))
     small = max(p.batch * p.channels * padded_cells, p.batch * p.filters * outs, p.filters * channels * taps) <= INT32
     fold = p.batch * p.channels * padded_cells * width if copied and direction == "input_grad" else 0
-    if wish.algorithm == "winograd":
+    if wish.algorithm == "winograd" and p.flops:
         room = SHARED.get(cc, LEAST_SHARED)
-        if name != "float32" or not winograd.serves(p) or not small or cc < ASYNCHRONOUS or winograd.shared_bytes(direction) > room:
+        served = name == "float32" and winograd.serves(p) and small and p.groups <= GRID and cc >= ASYNCHRONOUS
+        if not served or winograd.shared_bytes(direction) > room or winograd.weight_threads(direction, p) > INT32:
             inner = slice(3 - p.axes, 3)
             raise ValueError(
-                "algorithm 'winograd' on a GPU needs float32, a kernel of 3 x 3, stride and dilation 1, fewer than 2**31 elements "
-                f"and {winograd.shared_bytes(direction)} bytes of shared memory; got {name}, kernel {p.kernel[inner]}, stride "
-                f"{p.stride[inner]}, dilation {p.dilation[inner]}, shape {p.input_shape}, {room} bytes on compute capability "
-                f"{cc[0]}.{cc[1]}"
+                "algorithm 'winograd' on a GPU needs float32, a kernel of 3 x 3 with stride and dilation 1, no border on a third "
+                f"axis, fewer than 2**31 elements and 2**16 groups, and {winograd.shared_bytes(direction)} bytes of shared memory; "
+                f"got {name}, kernel {p.kernel[inner]}, stride {p.stride[inner]}, dilation {p.dilation[inner]}, padding "
+                f"{p.before[inner]} and {p.after[inner]}, shape {p.input_shape}, {p.groups} groups, {room} bytes on compute "
+                f"capability {cc[0]}.{cc[1]}"
             )
         extent = p.out if direction != "input_grad" else _padded(p) if copied else p.size
         splits, regions = _winograd(direction, p, extent, processors, most_splits)
@@ -396,8 +398,7 @@ def _winograd(
     sizes, count = winograd.matrices(direction, p, cells), winograd.results(direction, p, cells)
     sums = FMA_COSTS.sum * count / 1e4
     splits = winograd.splits_of(direction, sizes, p.groups, sums, FMA_COSTS.second, processors, most_splits)
-    weights = 0 if direction == "weight_grad" else winograd.weight_bytes(sizes[0], sizes[2], p.groups)
-    return splits, (weights, 4 * count * splits if splits > 1 else 0)
+    return splits, (winograd.weight_bytes(direction, p), 4 * count * splits if splits > 1 else 0)
 
 
 def bordered_out(p: ConvProblem, copied: bool) -> Triple:

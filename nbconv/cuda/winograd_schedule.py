@@ -18,8 +18,8 @@ def shared_bytes(direction: str) -> int:
 
 def serves(p: ConvProblem) -> bool:
     """Whether tiles of 2 x 2 outputs, or of 3 x 3 weights, make up the result."""
-    flat = p.kernel == (1, 3, 3) and p.before[0] == p.after[0] == 0
-    return flat and p.stride == (1, 1, 1) and p.dilation[1:] == (1, 1) and p.flops > 0
+    flat = p.kernel == (1, 3, 3) and p.before[0] == p.after[0] == 0 and p.out[0] == p.size[0]
+    return flat and p.stride == (1, 1, 1) and p.dilation[1:] == (1, 1)
 
 
 def matrices(direction: str, p: ConvProblem, cells: Triple) -> tuple[int, int, int]:
@@ -46,9 +46,19 @@ def splits_of(
     return min(range(1, max(1, min(most, steps // 2)) + 1), key=price)
 
 
-def weight_bytes(rows: int, terms: int, groups: int) -> int:
-    """Bytes of transformed weights, with what fills blocks of rows and slices of channels."""
-    return 4 * ELEMENTS * groups * (-(-rows // ROWS) * ROWS) * (-(-terms // DEPTH) * DEPTH)
+def weight_threads(direction: str, p: ConvProblem) -> int:
+    """Weights of 3 x 3 that are transformed, with those that fill blocks of rows and slices of channels; of dW none."""
+    if direction == "weight_grad":
+        return 0
+    rows, terms = p.filters // p.groups, p.channels // p.groups
+    if direction == "input_grad":
+        rows, terms = terms, rows
+    return p.groups * (-(-rows // ROWS) * ROWS) * (-(-terms // DEPTH) * DEPTH)
+
+
+def weight_bytes(direction: str, p: ConvProblem) -> int:
+    """Bytes of transformed weights."""
+    return 4 * ELEMENTS * weight_threads(direction, p)
 
 
 def results(direction: str, p: ConvProblem, cells: Triple) -> int:
