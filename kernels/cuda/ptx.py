@@ -108,7 +108,7 @@ if SIMULATED:
         return multiply
 
     @functools.cache
-    def put(first: int, count: int, columns: int, row_step: int, column_step: int, pitch: int):
+    def put(first: int, count: int, columns: int, row_step: int, column_step: int, pitch: int, lanes: int = 1):
         """As below."""
 
         def store(sums, shared, at):
@@ -326,10 +326,11 @@ else:
         return multiply
 
     @functools.cache
-    def put(first: int, count: int, columns: int, row_step: int, column_step: int, pitch: int) -> Any:
+    def put(first: int, count: int, columns: int, row_step: int, column_step: int, pitch: int, lanes: int = 1) -> Any:
         """A function that stores `count` rows of a thread's sums, from the `first` on, to shared memory.
 
-        Rows lie `pitch` elements apart, their runs `row_step` rows; runs of columns lie `column_step` elements apart.
+        Rows lie `pitch` elements apart, their runs `row_step` rows; runs of columns lie `column_step` elements apart. Of a run,
+        `lanes` are stored at once, aligned to so many; they then need registers side by side.
         """
 
         @intrinsic
@@ -337,7 +338,6 @@ else:
             def codegen(context, builder, signature, arguments):
                 kind = signature.args[1]
                 base = shared_place(context, builder, kind, arguments[1], arguments[2])
-                lanes = min(RUN, 128 // kind.dtype.bitwidth)
                 vector = ir.VectorType(context.get_value_type(kind.dtype), lanes)
                 for i, j in itertools.product(range(count), range(0, columns, lanes)):
                     run = ir.Constant(vector, ir.Undefined)
@@ -346,7 +346,7 @@ else:
                         run = builder.insert_element(run, value, word(lane))
                     offset = (i // RUN * row_step + i % RUN) * pitch + j // RUN * column_step + j % RUN
                     place = builder.bitcast(builder.gep(base, [word(offset)]), vector.as_pointer(SHARED))
-                    builder.store(run, place).align = 16
+                    builder.store(run, place).align = lanes * kind.dtype.bitwidth // 8
                 return context.get_dummy_value()
 
             return types.void(sums, shared, at), codegen

@@ -163,7 +163,7 @@ def column_of(shared, place):
 @functools.cache
 def make_hand_over() -> Any:
     """A function by which a block's threads hand a part of the rows of all elements to one another, in shared memory."""
-    put_upper, put_lower = (put(first, 4, 8, ROWS // 2, COLUMNS // 2, PITCH) for first in (0, 4))
+    put_upper, put_lower = (put(first, 4, 8, ROWS // 2, COLUMNS // 2, PITCH, 4) for first in (0, 4))
 
     @cuda.jit(device=True)
     def hand_over(one, other, shared, place, part):
