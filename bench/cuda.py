@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 import nbconv
-from nbconv.cuda import winograd_schedule
 from nbconv.cuda.arrays import BFLOAT16
-from nbconv.cuda.plan import LEAST_SHARED, SHARED, select
+from nbconv.cuda.plan import select
 from nbconv.dispatch import DIRECTIONS, wish
 
 from .compare import Call, call, geometric_mean, save, torch_call
@@ -44,10 +43,11 @@ class Mode(NamedTuple):
 
     def serves(self, problem: nbconv.ConvProblem, direction: str) -> bool:
         """Whether the algorithm has a kernel for a problem, on this device."""
-        if self.algorithm != "winograd":
-            return True
-        room = SHARED.get(device()[0], LEAST_SHARED)
-        return winograd_schedule.serves(problem) and winograd_schedule.shared_bytes(direction) <= room
+        try:
+            select(direction, problem, np.dtype(np.float32), *device(), wish(self.algorithm, None, None))
+        except ValueError:
+            return False
+        return True
 
 
 MODES = {

@@ -234,6 +234,10 @@ if DISABLED:
         """Without compilation an address is the function itself."""
         function(*arguments)
 
+    def address_of(array):
+        """Address of an array's first element."""
+        return array.ctypes.data
+
 else:
 
     @intrinsic
@@ -252,3 +256,13 @@ else:
             return context.get_dummy_value()
 
         return types.void(types.intp, types.StarArgTuple(arguments)), codegen
+
+    @intrinsic
+    def address_of(typingctx, array):
+        """Address of an array's first element: an int64, for numba adds those to the uint64 of `ctypes.data` as floats."""
+
+        def codegen(context, builder, signature, arguments):
+            data = context.make_array(signature.args[0])(context, builder, value=arguments[0]).data
+            return builder.ptrtoint(data, context.get_value_type(types.intp))
+
+        return types.intp(array), codegen

@@ -12,6 +12,7 @@ from numba.cpython.unicode import _empty_string, _set_code_point
 from numba.extending import intrinsic, overload, register_jitable
 
 from .cpu.builder import WORD
+from .jit import address_of
 
 # What is linked to in each process: state of the table, and functions of Python's.
 SYMBOLS = "nbconv_state", "nbconv_prepare", "nbconv_run", "nbconv_error"
@@ -158,7 +159,7 @@ def advise(typingctx, address, size):
 def made(array):
     """A new array, whose memory nobody has touched."""
     if array.nbytes >= HUGE:
-        base = np.int64(array.ctypes.data)  # a uint64 and an int64 are a float64 together
+        base = address_of(array)
         start = (base + 4095) // 4096 * 4096
         advise(start, base + array.nbytes - start)
     return array
@@ -167,7 +168,7 @@ def made(array):
 @helper
 def raise_last():
     text = np.empty(1024, np.uint8)
-    found = last_error(text.ctypes.data, text.size)
+    found = last_error(address_of(text), text.size)
     message = _empty_string(1, found // 4, 1)  # not built letter by letter, which took a second to compile
     for i in range(found // 4):
         _set_code_point(message, i, text[i])
@@ -206,11 +207,11 @@ def lookup(key, words, count):
 def execute(program, bases):
     """Run a program on arrays that start at addresses `bases`."""
     if peek(program) == 0:
-        if by_python(program, bases.ctypes.data) != 0:
+        if by_python(program, address_of(bases)) != 0:
             raise_last()
         return
     scratch = made(np.empty(peek(program + 8) + 64, np.uint8))
-    bases[SCRATCH] = (np.int64(scratch.ctypes.data) + 63) // 64 * 64
+    bases[SCRATCH] = (address_of(scratch) + 63) // 64 * 64
     words = np.empty(peek(program + 16), np.int64)
     available, width = launch_width()
     parallel = width > 1
@@ -228,7 +229,7 @@ def execute(program, bases):
         for i in range(peek(kernel + 24)):
             at = start + 8 * (count + 2 * i)
             words[peek(at)] += bases[peek(at + 8)]
-        invoke(peek(kernel + 8), peek(kernel), words.ctypes.data)
+        invoke(peek(kernel + 8), peek(kernel), address_of(words))
         step += 8 * peek(step)
     if parallel and width < available:
         set_thread_count(told(2), available)
@@ -287,7 +288,7 @@ def apart(one, other):
 
 @helper
 def bounds(array):
-    low = high = np.int64(array.ctypes.data)
+    low = high = address_of(array)
     for axis in range(array.ndim):
         reach = (array.shape[axis] - 1) * array.strides[axis]
         low, high = low + min(reach, 0), high + max(reach, 0)

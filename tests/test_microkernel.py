@@ -14,6 +14,7 @@ from oracle import assert_sums, random
 
 import nbconv
 from nbconv import depthwise, dispatch, engine, outer, weight_grad, winograd
+from nbconv.kernels import jit
 from nbconv.kernels.cpu import microkernel
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
 from nbconv.phases import interior
@@ -103,13 +104,13 @@ def kernels(name, itemsize, problems, monkeypatch):
     return sorted(found, key=str)
 
 
-@pytest.mark.skipif(microkernel.DISABLED, reason="what numba would compile")
+@pytest.mark.skipif(jit.DISABLED, reason="what numba would compile")
 def test_addresses_are_integers():
     """An int64 more than a uint64 is a float64 in numba; it would lose bits of addresses of more than 53."""
 
     @numba.njit
     def further(array, step):
-        return microkernel.address_of(array[1:]) + step
+        return jit.address_of(array[1:]) + step
 
     array = np.zeros(3)
     assert further(array, -8) == array.ctypes.data

@@ -10,10 +10,10 @@ part of it. Arrays are contiguous.
 
 import numba
 
-from ..jit import call, kernel
+from ..jit import address_of, call, kernel
 from .epilogue import run_at, stores
 from .frame import CELLS, COLUMNS, fold_plane, folds, rows_read, stage_rows, stages
-from .microkernel import address_of, call_kernel
+from .microkernel import call_kernel
 
 # Bytes of planes that runs, one after another, read and write: they stay in second-level cache.
 NEAR = 128 * 1024

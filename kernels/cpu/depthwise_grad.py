@@ -8,10 +8,10 @@ sums of its own, which the caller adds in order; where there is one row, a part 
 
 import numba
 
-from ..jit import call, kernel
+from ..jit import address_of, call, kernel
 from .depthwise import NEAR, rows_of
 from .frame import COLUMNS, SLICES, rows_read, stage_rows, stages
-from .microkernel import address_of, call_kernel
+from .microkernel import call_kernel
 
 
 @kernel

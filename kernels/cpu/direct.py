@@ -11,9 +11,8 @@ A job is one (image, group, tile, block of filters); neighbours in job order sha
 
 import numba
 
-from ..jit import call, kernel
+from ..jit import address_of, call, kernel
 from .epilogue import run, stores
-from .microkernel import address_of
 from .tile import stage
 
 

@@ -20,9 +20,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from ..jit import DISABLED, uninterrupted
+from ..jit import DISABLED, address_of, uninterrupted
 from .builder import WORD
-from .microkernel import address_of
 
 if DISABLED:
 

@@ -102,10 +102,6 @@ if DISABLED:
         """Without compilation there is nothing to call: the portable loops serve."""
         raise NotImplementedError
 
-    def address_of(array):
-        """Address of an array's first element."""
-        return array.ctypes.data
-
 else:
 
     @intrinsic
@@ -120,13 +116,3 @@ else:
             return context.get_dummy_value()
 
         return types.void(types.intp, integers), codegen
-
-    @intrinsic
-    def address_of(typingctx, array):
-        """Address of an array's first element: an int64, for numba adds those to the uint64 of `ctypes.data` as floats."""
-
-        def codegen(context, builder, signature, arguments):
-            data = context.make_array(signature.args[0])(context, builder, value=arguments[0]).data
-            return builder.ptrtoint(data, WORD)
-
-        return types.intp(array), codegen

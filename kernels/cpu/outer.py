@@ -21,9 +21,9 @@ from typing import NamedTuple
 
 import numba
 
-from ..jit import call, kernel
+from ..jit import address_of, call, kernel
 from .epilogue import run_at, stores
-from .microkernel import address_of, call_kernel
+from .microkernel import call_kernel
 from .tile import stage, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors, with those at the end of a tile, and

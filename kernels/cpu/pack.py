@@ -7,8 +7,8 @@ The places of filters that the last block of a group lacks are left as they are.
 
 import numba
 
-from ..jit import call, kernel
-from .microkernel import address_of, call_kernel
+from ..jit import address_of, call, kernel
+from .microkernel import call_kernel
 
 # Channels that are packed for all blocks, before the next.
 SOME = 16

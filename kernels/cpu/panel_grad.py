@@ -13,8 +13,8 @@ follows from the shapes alone.
 
 import numba
 
-from ..jit import call, kernel
-from .microkernel import address_of, call_kernel
+from ..jit import address_of, call, kernel
+from .microkernel import call_kernel
 from .tile import stage
 
 # Places in the array of micro-kernels: `panel` for a whole block of channels by a whole panel of filters, by the last panel; then

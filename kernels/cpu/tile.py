@@ -15,9 +15,9 @@ the cost of a copy for each tap. That pays where many filters read the same stag
 
 from typing import NamedTuple
 
-from ..jit import kernel
+from ..jit import address_of, kernel
 from ..padding import ZEROS, source_index
-from .microkernel import address_of, call_kernel
+from .microkernel import call_kernel
 
 
 class Axis(NamedTuple):

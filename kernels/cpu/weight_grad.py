@@ -13,8 +13,8 @@ follows from the shapes alone. Where groups are small, a job takes a bundle of t
 
 import numba
 
-from ..jit import call, kernel
-from .microkernel import address_of, call_kernel
+from ..jit import address_of, call, kernel
+from .microkernel import call_kernel
 from .tile import stage
 
 # Places in the array of micro-kernels: `dots` for a whole block of filters, by a whole block of taps, by what is left of them in a

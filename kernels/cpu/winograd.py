@@ -19,8 +19,8 @@ from typing import NamedTuple
 
 import numba
 
-from ..jit import call, kernel
-from .microkernel import address_of, call_kernel
+from ..jit import address_of, call, kernel
+from .microkernel import call_kernel
 from .outer import finish, layout_of
 from .tile import Axis, stage, tile_of, unpack_axes
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 import numba
 
-from ..jit import call, kernel
+from ..jit import address_of, call, kernel
 from ..padding import ZEROS
-from .microkernel import address_of, call_kernel
+from .microkernel import call_kernel
 from .panel_grad import stage_channels, store_sums
 from .tile import Axis, Blocks, tile_of, unpack_axes
 

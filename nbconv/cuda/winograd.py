@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..kernels.cuda.winograd_sizes import COLUMNS, DEPTH, ELEMENTS, GRAD_SHARED, ROWS, SHARED, THREADS
+from ..kernels.cuda.winograd_sizes import COLUMNS, DEPTH, GRAD_SHARED, ROWS, SHARED, THREADS
 from ..problem import Triple
 from .builder import BIAS, OUT, WEIGHT, Builder, Five, Place, contiguous
 from .driver import Code
 from .records import record
+from .winograd_schedule import weight_bytes, weight_threads
 
 
 class Rows(NamedTuple):
@@ -23,9 +24,8 @@ class Rows(NamedTuple):
 
 def launch_weights(b: Builder, weight: Rows, rows: int, channels: int) -> Place:
     """Launch the transform of weights; where they then stand."""
-    row_tiles, slices, groups = -(-rows // ROWS), -(-channels // DEPTH), b.problem.groups
-    count = groups * row_tiles * ROWS * slices * DEPTH
-    place = b.reserve(count * ELEMENTS * b.width)
+    row_tiles, slices, count = -(-rows // ROWS), -(-channels // DEPTH), weight_threads(b.plan.direction, b.problem)
+    place = b.reserve(weight_bytes(b.plan.direction, b.problem))
     values = {
         "rows": rows, "channels": channels, "row_tiles": row_tiles, "slices": slices, "threads": count, "w_group": weight.group,
         "w_row": weight.row, "w_channel": weight.channel, "w1": weight.taps[0], "w2": weight.taps[1], "first": weight.first,

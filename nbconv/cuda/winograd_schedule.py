@@ -6,7 +6,7 @@ from ..kernels.cuda.winograd_sizes import COLUMNS, DEPTH, ELEMENTS, GRAD_SHARED,
 from ..problem import ConvProblem, Triple
 
 # Cycles that a multiprocessor takes for a slice of a block and for a block itself. Not measured: the instructions of the loop of 8
-# warps, 1438 and in dW 1747 each, four at once, at nine tenths of that speed.
+# warps, 1438 and in dW 1733 each, four at once, at nine tenths of that speed.
 SLICE_CYCLES = {"forward": 3200, "input_grad": 3200, "weight_grad": 3900}
 BLOCK_CYCLES = 4000
 
@@ -50,9 +50,7 @@ def weight_threads(direction: str, p: ConvProblem) -> int:
     """Weights of 3 x 3 that are transformed, with those that fill blocks of rows and slices of channels; of dW none."""
     if direction == "weight_grad":
         return 0
-    rows, terms = p.filters // p.groups, p.channels // p.groups
-    if direction == "input_grad":
-        rows, terms = terms, rows
+    rows, _, terms = matrices(direction, p, p.out)
     return p.groups * (-(-rows // ROWS) * ROWS) * (-(-terms // DEPTH) * DEPTH)
 
 
