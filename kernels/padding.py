@@ -8,13 +8,13 @@ A padded signal is the input continued without end; the map tells which input ce
     circular   ... 2 3 | 0 1 2 3 | 0 1 2 3 ...      period size
 """
 
-from .jit import kernel
+from .helper import helper
 
 MODES = ("zeros", "reflect", "replicate", "circular")
 ZEROS, REFLECT, REPLICATE, CIRCULAR = range(4)
 
 
-@kernel
+@helper
 def source_index(index: int, size: int, mode: int) -> int:
     """Input cell that stands at `index`, or -1 where the padding is zero; `size` is at least 1 unless the mode is zeros."""
     if 0 <= index < size:

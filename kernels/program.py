@@ -12,6 +12,7 @@ from numba.cpython.unicode import _empty_string, _set_code_point
 from numba.extending import intrinsic, overload, register_jitable
 
 from .cpu.builder import WORD
+from .helper import WITHIN
 from .jit import address_of
 
 # What is linked to in each process: state of the table, and functions of Python's.
@@ -23,8 +24,7 @@ HOOK = 5  # number of the base that the descriptor of the caller's own function 
 STATE = 5  # words of what Python tells compiled code
 LONGEST = 64  # characters of a text among the options
 HUGE = 1 << 22  # bytes from which NumPy asks for huge pages
-BARE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # of functions that compiled code alone calls
-helper = register_jitable(**BARE)
+helper = register_jitable(**WITHIN)
 
 
 def symbol(context: Any, builder: Any, name: str, kind: Any) -> Any:
@@ -165,7 +165,7 @@ def made(array):
     return array
 
 
-@helper
+@register_jitable(no_cpython_wrapper=True, no_cfunc_wrapper=True)  # no helper: it makes a text at run time
 def raise_last():
     text = np.empty(1024, np.uint8)
     found = last_error(address_of(text), text.size)
@@ -241,7 +241,7 @@ def write(words, at, value):
     raise NotImplementedError
 
 
-@overload(write, jit_options=BARE)
+@overload(write, jit_options=WITHIN)
 def write_overload(words, at, value):
     if isinstance(value, types.Array):
         ndim = value.ndim

@@ -12,13 +12,11 @@ inside [0, size) are cells of the input; the rest is border, zero or a copy of o
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any
 
 from .kernels.padding import MODES, source_index
 from .problem import Padding, borders, out_size, padding_mode_name, whole
 
 Range = tuple[int, int]
-_source: Any = getattr(source_index, "py_func", source_index)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,7 +145,7 @@ def halo(
         border = max(min(stop, 0) - first, 0), max(stop - max(first, size), 0)
         width = max(min(end, own[0]) - start, 0), max(end - max(start, own[1]), 0)
         sides = range(first, first + border[0]), range(stop - border[1], stop)
-        front, back = (() if mode == "zeros" else tuple(_source(i, size, MODES.index(mode)) for i in side) for side in sides)
+        front, back = (() if mode == "zeros" else tuple(source_index(i, size, MODES.index(mode)) for i in side) for side in sides)
         return Part(yielded, own, (start, end), width, border, (front, back))
 
     return tuple(map(part, itertools.pairwise(held), itertools.pairwise(made)))

@@ -20,6 +20,7 @@ from numba.extending import overload
 from . import calls, functional
 from .arrays import DTYPES, castable
 from .kernels import hooks, program
+from .kernels.helper import WITHIN
 from .kernels.jit import DISABLED
 from .kernels.program import HOOK, LONGEST, SCRATCH
 
@@ -98,7 +99,9 @@ def implementation({parameters}):
         if program == 0:
             raise_last()
     words[0] = 0  # they live until here
-    bases = np.zeros({bases}, np.int64)
+    bases = np.empty({bases}, np.int64)
+    for i in range({bases}):
+        bases[i] = 0
     {result}
     {addresses}
     execute(program, bases)
@@ -235,7 +238,7 @@ def _register(name: str, verb: str) -> None:
     function = getattr(functional, name)
     parameters = _parameters(function, STORE if verb == "conv" else {})
     # inlined, so that nothing is left of functions that a caller names: numba caches no code that holds an object's address
-    inlined = overload(function, jit_options={"forceinline": True, **program.BARE})
+    inlined = overload(function, jit_options={"forceinline": True, **WITHIN})
     inlined(_typing(parameters, functools.partial(_implementation, name, verb, parameters)))
 
 

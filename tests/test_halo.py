@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 import nbconv
 from nbconv.kernels.padding import MODES, source_index
 
-SOURCE = getattr(source_index, "py_func", source_index)
-
 
 def ranges(parts, name):
     return [getattr(part, name) for part in parts]
@@ -104,7 +102,7 @@ def test_windows_are_what_affects_the_outputs(case):
         assert list(range(*part.inputs)) == inside
         assert part.border == (sum(i < 0 for i in window), sum(i >= size for i in window))
         assert part.halo == (sum(i < part.own[0] for i in inside), sum(i >= part.own[1] for i in inside))
-        cells = [SOURCE(i, size, MODES.index(mode)) for i in window]
+        cells = [source_index(i, size, MODES.index(mode)) for i in window]
         needed = [cell for start, stop in part.ranges for cell in range(start, stop)]
         assert needed == sorted(set(cells) - {-1})
         if mode != "zeros":

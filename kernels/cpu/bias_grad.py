@@ -7,10 +7,11 @@ A job is one k; the sum over one image runs in the order that suits the machine'
 
 import numba
 
+from ..helper import helper
 from ..jit import call, kernel
 
 
-@kernel(fastmath={"reassoc"})
+@helper(fastmath={"reassoc"})
 def sum_of(row):
     """sum_i row[i]."""
     total = row.dtype.type(0)

@@ -10,6 +10,7 @@ part of it. Arrays are contiguous.
 
 import numba
 
+from ..helper import helper
 from ..jit import address_of, call, kernel
 from .epilogue import run_at, stores
 from .frame import CELLS, COLUMNS, fold_plane, folds, rows_read, stage_rows, stages
@@ -21,7 +22,7 @@ NEAR = 128 * 1024
 HELD = 32 * 1024
 
 
-@kernel
+@helper
 def rows_of(block, blocks, rows, unit):
     """First row, and the one after the last, of one of `blocks` about equal blocks of whole units; of one block, all of them."""
     if blocks == 1:

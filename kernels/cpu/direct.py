@@ -11,12 +11,13 @@ A job is one (image, group, tile, block of filters); neighbours in job order sha
 
 import numba
 
+from ..helper import helper
 from ..jit import address_of, call, kernel
 from .epilogue import run, stores
 from .tile import stage
 
 
-@kernel(fastmath={"contract"})
+@helper(fastmath={"contract"})
 def accumulate(taps, offsets, cells, sums):
     """sums[i] += sum_t taps[t] * cells[offsets[t] + i], four taps a pass: sums are loaded and stored once for four products."""
     length = sums.shape[0]
@@ -37,7 +38,7 @@ def accumulate(taps, offsets, cells, sums):
             sums[i] = sums[i] + w0 * x0[i]
 
 
-@kernel
+@helper
 def finish(sums, n, k, o0, o1, o2, bias, out, apply, d, h, w):
     """Add the bias to one filter's tile of sums, run the activation, and store what belongs to an output."""
     taken = stores(apply)

@@ -20,6 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ..helper import helper
 from ..jit import DISABLED, address_of, uninterrupted
 from .builder import WORD
 
@@ -57,18 +58,18 @@ else:
 
         return types.void(*[types.intp] * 5), codegen
 
-    @numba.njit
+    @helper
     def run_at(apply, place, length, target):
         """Run what the descriptor at `apply` tells over `length` neighbouring cells from `place` on, which belong at `target`."""
         _call(_word(apply, 0), _word(apply, 1), place, length, target)
 
-    @numba.njit
+    @helper
     def run(apply, row, target):
         """The same over the contiguous `row`; 0 stands for none."""
         if apply != 0:
             run_at(apply, address_of(row), row.size, target)
 
-    @numba.njit
+    @helper
     def stores(apply):
         """Whether results go to the function, and not to the output."""
         return apply != 0 and _word(apply, 2) != 0

@@ -6,24 +6,24 @@ slice of each padded slice, the input row of each padded row, and pairs of padde
 a copy of. It is empty where borders are zeros.
 """
 
-from ..jit import kernel
+from ..helper import helper
 
 SLICES, ROWS, COLUMNS, BEFORE, STEP, REACH, CELLS, STAGED, HEAD = range(9)
 
 
-@kernel
+@helper
 def stages(frame):
     """Whether rows of the input are staged within their border."""
     return frame.size != 0 and frame[STAGED] != 0
 
 
-@kernel
+@helper
 def folds(frame):
     """Whether results are those of padded cells, whose border belongs to the cells that it was copied from."""
     return frame.size != 0 and frame[STAGED] == 0
 
 
-@kernel
+@helper
 def rows_read(frame, first, last):
     """The padded rows that rows `first` to `last` of the results read; of several slices all, which lie as in a whole plane."""
     if frame[SLICES] > 1:
@@ -31,7 +31,7 @@ def rows_read(frame, first, last):
     return first * frame[STEP], (last - 1) * frame[STEP] + frame[REACH]
 
 
-@kernel
+@helper
 def stage_rows(x, n, c, frame, first, last, cells):
     """Copy the padded rows `first` to `last` of each padded slice of plane (n, c) to `cells`, side by side."""
     slices, columns, before, count = frame[SLICES], frame[COLUMNS], frame[BEFORE], last - first
@@ -47,7 +47,7 @@ def stage_rows(x, n, c, frame, first, last, cells):
             cells[row * columns + frame[p]] = cells[row * columns + frame[p + 1]]
 
 
-@kernel
+@helper
 def fold_plane(cells, frame, out, n, c):
     """out[n, c] = the padded plane in `cells`, whose border is added to the cells that it was copied from, axis by axis."""
     slices, rows, columns, before = frame[SLICES], frame[ROWS], frame[COLUMNS], frame[BEFORE]

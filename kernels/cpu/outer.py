@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numba
 
+from ..helper import helper
 from ..jit import address_of, call, kernel
 from .epilogue import run_at, stores
 from .microkernel import call_kernel
@@ -65,7 +66,7 @@ class Layout(NamedTuple):
     gathered: int
 
 
-@kernel
+@helper
 def layout_of(a):
     """The layout out of the array of all numbers."""
     return Layout(
@@ -73,14 +74,14 @@ def layout_of(a):
     )  # fmt: skip
 
 
-@kernel
+@helper
 def unpack(numbers):
     """The axes and the layout out of the array of all their numbers."""
     d, h, w = unpack_axes(numbers)
     return d, h, w, layout_of(numbers)
 
 
-@kernel
+@helper
 def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, first, bias, size, layout):
     """Add the products of `count` terms to a register block's sums of the last `left` positions of a tile."""
     which = 0 if full else 3
@@ -93,7 +94,7 @@ def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, f
         call_kernel(micro[which + 2], weights, cells + j * size, terms, count, target + j * size, pitch, first, edge, bias)
 
 
-@kernel
+@helper
 def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filters, length, first, bias, size, layout):
     """Add the products of `count` terms to `filters` rows of `length` sums, `pitch` bytes apart, and then the bias if there is one.
 
@@ -128,7 +129,7 @@ def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filte
         w, b, target = w + layout.block, b + k_bias, target + move
 
 
-@kernel
+@helper
 def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, store, apply, room, d, h, w, layout):
     """Add the bias to one filter's tile of sums, store what belongs to an output, and run the activation over it.
 

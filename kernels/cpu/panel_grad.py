@@ -13,6 +13,7 @@ follows from the shapes alone.
 
 import numba
 
+from ..helper import helper
 from ..jit import address_of, call, kernel
 from .microkernel import call_kernel
 from .tile import stage
@@ -22,7 +23,7 @@ from .tile import stage
 LOAD, PACK, STORE = 4, 5, 6
 
 
-@kernel
+@helper
 def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, target, d, h, w, blocks, wide):
     """Stage input channels, in blocks of `blocks.register` that lie side by side for each cell; cells are `wide` channels apart,
     or with 0 as many as a block has.
@@ -56,7 +57,7 @@ def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, targe
                     place += length * pitch
 
 
-@kernel
+@helper
 def stage_filters(dy, n, k_first, k_last, o0, o1, o2, t0, t1, t2, micro, target, blocks):
     """Stage dy in panels of `blocks.vectors` vectors of filters for each position."""
     size = target.itemsize
@@ -78,7 +79,7 @@ def stage_filters(dy, n, k_first, k_last, o0, o1, o2, t0, t1, t2, micro, target,
                 place += count * across * size
 
 
-@kernel
+@helper
 def multiply(micro, channels, filters, taps, t0, t1, t2, plane, cells, dys, offsets, sums, first, h, w, blocks):
     """Add one tile's products to the sums, (panel, channel, tap, filter of the panel)."""
     size = sums.itemsize
@@ -98,7 +99,7 @@ def multiply(micro, channels, filters, taps, t0, t1, t2, plane, cells, dys, offs
                 )  # fmt: skip
 
 
-@kernel
+@helper
 def store_sums(micro, totals, filters, terms, target, blocks):
     """Store sums, (panel, channel and tap, filter of the panel), as rows of filters."""
     size = totals.itemsize

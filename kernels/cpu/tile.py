@@ -15,7 +15,8 @@ the cost of a copy for each tap. That pays where many filters read the same stag
 
 from typing import NamedTuple
 
-from ..jit import address_of, kernel
+from ..helper import helper
+from ..jit import address_of
 from ..padding import ZEROS, source_index
 from .microkernel import call_kernel
 
@@ -66,7 +67,7 @@ class Blocks(NamedTuple):
     conjugate: int
 
 
-@kernel
+@helper
 def unpack_axes(a):
     """Three axes out of an array of all their numbers, which crosses from Python in 0.3 us, as tuples in 0.8."""
     d = Axis(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
@@ -75,7 +76,7 @@ def unpack_axes(a):
     return d, h, w
 
 
-@kernel
+@helper
 def tile_of(place, d, h, w, gaps):
     """A place of a list of tiles as (the rest, phase on each axis, first output on each axis).
 
@@ -88,7 +89,7 @@ def tile_of(place, d, h, w, gaps):
     return block // (tiles0 * tiles1 * tiles2), q0, q1, q2, o0, o1, o2
 
 
-@kernel
+@helper
 def stage_border(row, source, start, low, high, axis, mode):
     """Fill the cells of a staged row before `low` and from `high` on, which lie outside the input."""
     zero = row.dtype.type(0)  # a literal 0 would make uint64 and it meet in float64
@@ -100,7 +101,7 @@ def stage_border(row, source, start, low, high, axis, mode):
         row[j] = source[i] if i >= 0 else zero
 
 
-@kernel
+@helper
 def stage_row(row, source, start, low, high, axis, mode):
     """Fill a staged row from one row of the input; see `stage` for the rest."""
     inside, target = source[start + low * axis.stride :], row[low:high]
@@ -113,7 +114,7 @@ def stage_row(row, source, start, low, high, axis, mode):
     stage_border(row, source, start, low, high, axis, mode)
 
 
-@kernel
+@helper
 def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
     """Stage channels `c_first` to `c_last` of image `n` for the output tile at (o0, o1, o2).
 

@@ -13,6 +13,7 @@ follows from the shapes alone. Where groups are small, a job takes a bundle of t
 
 import numba
 
+from ..helper import helper
 from ..jit import address_of, call, kernel
 from .microkernel import call_kernel
 from .tile import stage
@@ -22,7 +23,7 @@ from .tile import stage
 LOAD, COLLAPSE = 6, 7
 
 
-@kernel(fastmath={"contract", "reassoc"})
+@helper(fastmath={"contract", "reassoc"})
 def dot(a, b):
     """sum_i a[i] * b[i], in the order that suits the machine's vectors."""
     total = a.dtype.type(0)
@@ -31,7 +32,7 @@ def dot(a, b):
     return total
 
 
-@kernel
+@helper
 def multiply(micro, dy, n, k_first, k_last, taps, o0, o1, o2, cells, offsets, sums, left, d, h, w, blocks):
     """Add one tile's products to the vectors of sums, (filters, taps, lanes); `cells` is an address."""
     size = sums.itemsize
@@ -61,7 +62,7 @@ def multiply(micro, dy, n, k_first, k_last, taps, o0, o1, o2, cells, offsets, su
                 )  # fmt: skip
 
 
-@kernel
+@helper
 def multiply_portably(dy, n, k, taps, o0, o1, o2, cells, offsets, sums, row, d, h, w):
     """Add one tile's products to one filter's sums, (taps,)."""
     t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numba
 
+from ..helper import helper
 from ..jit import address_of, call, kernel
 from .microkernel import call_kernel
 from .outer import finish, layout_of
@@ -63,7 +64,7 @@ class Regions(NamedTuple):
     lane_table: int
 
 
-@kernel
+@helper
 def regions_of(a):
     """The regions out of the array of all numbers."""
     return Regions(
@@ -71,7 +72,7 @@ def regions_of(a):
     )  # fmt: skip
 
 
-@kernel
+@helper
 def phase_of(axis, start, outputs):
     """The axis of the outputs `start`, `start` + dilation, ... of `outputs`, whose number becomes one of tiles."""
     count = max(0, -(-(outputs - start) // axis.dilation))
@@ -81,7 +82,7 @@ def phase_of(axis, start, outputs):
     )  # fmt: skip
 
 
-@kernel
+@helper
 def dense(axis):
     """The axis as tiles lie after their transform, without cells between rows."""
     return Axis(
@@ -89,13 +90,13 @@ def dense(axis):
     )  # fmt: skip
 
 
-@kernel
+@helper
 def apart(axis):
     """The axis as cells are staged that will be gathered: in one row."""
     return Axis(axis.size, axis.dilation, axis.dilation, axis.offset, axis.out, axis.tile, 1, axis.extent, axis.dilation)
 
 
-@kernel
+@helper
 def transform_cells(micro, offsets, scratch, n, begin, end, o0, o1, o2, x, d, h, w, layout, r):
     """Stage the channels `begin` to `end` of one block of tiles, some at a time, and transform them."""
     size = scratch.itemsize
@@ -125,7 +126,7 @@ def transform_cells(micro, offsets, scratch, n, begin, end, o0, o1, o2, x, d, h,
                 )  # fmt: skip
 
 
-@kernel
+@helper
 def transform_weights(micro, offsets, weights, filters, channels, target, packed, layout, r, size):
     """Transform the weights of `filters` filters and some channels; `weights`, `target` and `packed` are addresses.
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numba
 
+from ..helper import helper
 from ..jit import address_of, call, kernel
 from ..padding import ZEROS
 from .microkernel import call_kernel
@@ -52,7 +53,7 @@ class Regions(NamedTuple):
     sum_table: int
 
 
-@kernel
+@helper
 def unpack(numbers):
     """Axes, blocks and regions out of the array of all their numbers."""
     a = numbers
@@ -62,20 +63,20 @@ def unpack(numbers):
     return d, h, w, blocks, regions
 
 
-@kernel
+@helper
 def phase_of(axis, start, outputs):
     """The axis of the outputs `start`, `start` + stride, ... of `outputs`; the stride is the dilation."""
     count = max(0, -(-(outputs - start) // axis.stride))
     return Axis(axis.size, axis.stride, 1, axis.offset + start, count, axis.tile, axis.slots, axis.extent, axis.period)
 
 
-@kernel
+@helper
 def outputs_of(axis, start, outputs):
     """dy's own axis of a phase: its cells, and a tile of them without a border."""
     return Axis(outputs, axis.stride, 1, start, axis.out, axis.tile, 1, axis.tile, 1)
 
 
-@kernel
+@helper
 def transform(address, offsets, source, target, plane, t0, t1, t2, d, h, w, lanes, row, r, size):
     """Transform all tiles of a block, of `lanes` channels that lie side by side; rows of the target are `row` cells apart."""
     for j0 in range(t0):

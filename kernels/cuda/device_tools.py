@@ -49,7 +49,7 @@ def device(function: Any) -> Any:
     return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
 
 
-source_index = device(cpu_source_index.py_func)
+source_index = device(cpu_source_index)
 
 
 def _complaint(axes: Any, names: Any, arrays: Any, counts: Any, shared: Any) -> str | None:

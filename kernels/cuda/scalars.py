@@ -82,7 +82,7 @@ def narrow(name: str) -> Callable[[Any], Any]:
     return to_bfloat16 if name == "bfloat16" else stored(name)
 
 
-source_index = cuda.jit(device=True)(padding.source_index.py_func)
+source_index = cuda.jit(device=True)(padding.source_index)
 
 
 def activation(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
