@@ -10,14 +10,14 @@ import numpy as np
 from numba import types
 
 from .arrays import Array
-from .depthwise_schedule import AROUND, framed, framed_cells, row_blocks
+from .depthwise_schedule import AROUND, framed, framed_cells, row_blocks, staged_border
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import depthwise, depthwise_grad, frame, transfer
 from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, source_index
-from .phases import Phase, forward_phases, input_grad_phases
+from .phases import Phase, forward_phases, input_grad_phases, triple
 from .problem import Triple
 from .record import recorder
 from .schedule import even
@@ -58,11 +58,12 @@ def _kernel(plan: Plan, taps: tuple[int, int], stride: Triple, apart: int, colum
 
 @functools.lru_cache(maxsize=512)
 def _prepare(plan: Plan) -> _Runs:
-    machine, schedule, problem = plan.machine, plan.schedule, framed(plan.problem)
+    machine, schedule, problem = plan.machine, plan.schedule, plan.problem
     assert machine is not None
     assert schedule.taps is not None
     itemsize = machine.vector // schedule.lanes  # of what is summed: float16 is in float32
     if plan.direction == "input_grad":
+        problem = framed(problem)
         x, y = problem.out, problem.size
         phases = [input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3)]
         stride, spread = (1, 1, 1), problem.stride
@@ -72,6 +73,11 @@ def _prepare(plan: Plan) -> _Runs:
         phases = [forward_phases(problem, a) for a in range(3)]
         stride, spread = problem.stride, (1, 1, 1)
         apart = list(problem.dilation)
+    if border := staged_border(plan.direction, plan.problem):
+        x = triple(map(sum, zip(border[0], x, border[1], strict=True)))
+        phases = [
+            [phase._replace(offset=phase.offset + cells) for phase in of] for of, cells in zip(phases, border[0], strict=True)
+        ]
     flat = np.arange(math.prod(problem.kernel)).reshape(problem.kernel)
     runs, tables, order = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
     first = weight = 0
@@ -107,24 +113,27 @@ def _prepare(plan: Plan) -> _Runs:
 
 def _frame(plan: Plan, blocks: int) -> Array:
     """What `kernels.cpu.frame` says of a plan whose rows are in so many blocks."""
-    p = plan.problem
-    if p.mode == "zeros":
+    p, border = plan.problem, staged_border(plan.direction, plan.problem)
+    if p.mode == "zeros" and border is None:
         return np.empty(0, np.intp)
-    mode, padded = MODES.index(p.mode), framed(p).size
+    size, (before, after) = p.size, border or (p.before, p.after)
+    if border and plan.direction == "input_grad":
+        size = p.out
+    mode, padded = MODES.index(p.mode), triple(map(sum, zip(before, size, after, strict=True)))
 
     def copied(a: int) -> list[tuple[int, int]]:
-        """Border cells of an axis, as padded positions, and the input cells that they are copies of."""
-        border = *range(p.before[a]), *range(p.before[a] + p.size[a], padded[a])
-        return [(i, source_index(i - p.before[a], p.size[a], mode)) for i in border]
+        """Border cells of an axis, as padded positions, and the cells that they are copies of; -1 for zeros."""
+        outside = *range(before[a]), *range(before[a] + size[a], padded[a])
+        return [(i, source_index(i - before[a], size[a], mode)) for i in outside]
 
-    sources = [np.arange(padded[a]) - p.before[a] for a in range(2)]
+    sources = [np.arange(padded[a]) - before[a] for a in range(2)]
     for a in range(2):
         for i, source in copied(a):
             sources[a][i] = source
     reach = (p.kernel[1] - 1) * p.dilation[1] + 1
     cells = framed_cells(plan.direction, p, plan.schedule.tile[1], blocks)
-    head = *padded, p.before[2], p.stride[1], reach, cells, int(plan.direction != "input_grad")
-    pairs = itertools.chain(*((i, p.before[2] + source) for i, source in copied(2)))
+    head = *padded, before[2], p.stride[1], reach, cells, int(border is not None)
+    pairs = itertools.chain(*((i, source if source < 0 else before[2] + source) for i, source in copied(2)))
     return np.array([*head, *sources[0], *sources[1], *pairs], np.intp)
 
 

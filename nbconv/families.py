@@ -171,12 +171,9 @@ def planes(ask: Ask) -> list[Design]:
 
 
 def _frame_bytes(ask: Ask, sweep: Sweep, schedule: Schedule) -> int:
-    """Scratch of a thread for planes with copied borders."""
-    p = ask.problem
-    if p.mode == "zeros":
-        return 0
-    blocks = row_blocks(ask.direction, p, sweep, schedule, ask.itemsize)
-    return framed_cells(ask.direction, p, schedule.tile[1], blocks) * ask.itemsize
+    """Scratch of a thread for planes whose borders are staged or folded."""
+    blocks = row_blocks(ask.direction, ask.problem, sweep, schedule, ask.itemsize)
+    return framed_cells(ask.direction, ask.problem, schedule.tile[1], blocks) * ask.itemsize
 
 
 def tiled(ask: Ask) -> list[Design]:

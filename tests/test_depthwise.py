@@ -29,6 +29,14 @@ PROBLEMS = [
     ((1, 1, 0, 0), (1, 1, 8, 8), {"padding": 10}),
 ]
 
+# Borders of zeros that are staged with their planes: uneven and wider than a plane, strides, dilation, several blocks of rows.
+STAGED = [
+    ((2, 2, 7, 11), (2, 1, 8, 17), {"padding": (3, 9, 19, 2), "groups": 2}),
+    ((2, 2, 41, 33), (2, 1, 12, 14), {"padding": (5, 12), "groups": 2, "stride": (3, 2), "dilation": (1, 2)}),
+    ((1, 3, 60, 24), (3, 1, 9, 15), {"padding": (0, 7), "groups": 3, "dilation": (3, 1)}),
+    ((1, 1, 200, 90), (1, 1, 13, 25), {"padding": (6, 12)}),
+]
+
 # One output of several channels in forward, or one channel of several filters in dI: one run and some, borders, strides, groups.
 SUMS = [
     ((1, 5, 40, 50), (1, 5, 3, 3), {"padding": 1}),
@@ -69,7 +77,7 @@ def runs_of(problem, dtype, direction):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS + STAGED, ids=str)
 def test_many_taps(problem, dtype):
     """In several runs, as the reference has it."""
     p, x, w, dy, bias = operands(problem, dtype)
@@ -78,6 +86,17 @@ def test_many_taps(problem, dtype):
     wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
     for got, want in zip((y, dx, dw), wanted, strict=True):
         np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(initial=0), rtol=0)
+
+
+@pytest.mark.parametrize("problem", STAGED, ids=str)
+def test_zeros_are_staged(problem):
+    """For forward, and for dI without strides; one thread and all compute the same."""
+    unit = "stride" not in problem[2]
+    assert [runs_of(problem, "float32", direction).frame.size > 0 for direction in dispatch.DIRECTIONS] == [True, unit, False]
+    first = results(problem, "float32")
+    with nbconv.num_threads(1):
+        for got, want in zip(results(problem, "float32"), first, strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -83,6 +83,7 @@ TAILS = {
     "depthwise": ((2, 1, 6, 19), (1, 1, 3, 3), {"padding": 1}, DIRECT),
     "depthwise-strided": ((2, 1, 7, 19), (1, 1, 3, 4), {"padding": 2, "stride": 2}, DIRECT),
     "depthwise-long": ((2, 1, 9, 19), (1, 1, 9, 9), {"padding": 4}, DIRECT),
+    "depthwise-staged": ((2, 1, 9, 19), (1, 1, 12, 12), {"padding": 5}, DIRECT),
     "winograd": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1}, {"algorithm": "winograd"}),
     "fft": ((2, 2, 9, 19), (3, 2, 5, 5), {"padding": 2}, {"algorithm": "fft"}),
     "one-output": ((2, 5, 3, 9), (7, 5, 3, 9), {}, DIRECT),

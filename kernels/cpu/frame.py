@@ -1,9 +1,9 @@
-"""Planes with copied borders, for kernels that read zeros outside of what they are given: padded rows in a thread's scratch.
+"""Planes within their borders, for kernels that read zeros outside of what they are given: padded rows in a thread's scratch.
 
 A frame is an array of integers: padded slices, rows and columns; border in front of rows; input rows from output to output, and
 those that an output reads; cells of a thread's scratch; whether the input is staged, or else the result folded; then the input
 slice of each padded slice, the input row of each padded row, and pairs of padded columns, one of the border and the one that it is
-a copy of. It is empty where borders are zeros.
+a copy of. Rows and columns of zeros are copies of -1. It is empty where planes are read in place.
 """
 
 from ..helper import helper
@@ -37,14 +37,20 @@ def stage_rows(x, n, c, frame, first, last, cells):
     slices, columns, before, count = frame[SLICES], frame[COLUMNS], frame[BEFORE], last - first
     for j0 in range(slices):
         for j in range(count):
-            source = x[n, c, frame[HEAD + j0], frame[HEAD + slices + first + j]]
-            at = (j0 * count + j) * columns + before
-            target = cells[at : at + source.size]
+            found, at = frame[HEAD + slices + first + j], (j0 * count + j) * columns
+            if found < 0:
+                cells[at : at + columns] = 0
+                continue
+            source = x[n, c, frame[HEAD + j0], found]
+            target = cells[at + before : at + before + source.size]
             for i in range(source.size):
                 target[i] = source[i]
     for p in range(HEAD + slices + frame[ROWS], frame.size, 2):
         for row in range(slices * count):
-            cells[row * columns + frame[p]] = cells[row * columns + frame[p + 1]]
+            value = cells.dtype.type(0)
+            if frame[p + 1] >= 0:
+                value = cells[row * columns + frame[p + 1]]
+            cells[row * columns + frame[p]] = value
 
 
 @helper
