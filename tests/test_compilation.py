@@ -79,6 +79,14 @@ def test_new_shapes_compile_nothing(tmp_path, direction, dtype):
     assert later == []
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C is heard, which a shell lets what it runs in the background ignore."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupted(reached, error=None):
     """Ctrl-C where it has to wait."""
     with uninterrupted(), uninterrupted():
