@@ -19,7 +19,7 @@ PARALLEL = 200_000  # weights from which several threads pay for their launch
 
 @functools.cache
 def _driver(dtype: np.dtype[Any]) -> Twin:
-    numbers = types.intp, types.intp, types.intp
+    numbers = types.intp, types.intp, types.intp, types.intp
     return Twin(pack.jobs, pack.parallel, any_array(dtype, 6, True), *numbers, dense_array(dtype, 1))
 
 
@@ -28,12 +28,22 @@ def packed(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machi
     weight = weight.astype(dtype, copy=False)
     blocks = -(-weight.shape[1] // size)
     result = aligned((weight.shape[0], blocks, *weight.shape[2:], size), dtype)
-    transpose, lanes = 0, 1
-    if machine is not None and weight.size and weight[0, 0].flags.c_contiguous:
+    micro = together = 0
+    lanes = 1
+    if machine is not None and weight.size:
         lanes = machine.vector // dtype.itemsize
-        transpose = kernel_address(machine, dtype.itemsize, "pack", 0)
+        one_tap = weight.shape[3:] == (1, 1, 1)
+        if weight[0, 0].flags.c_contiguous:
+            together = 1
+        elif one_tap and weight.strides[1] == dtype.itemsize:
+            together = -1
+        if together == 1 or (weight[0, 0, 0].flags.c_contiguous and not one_tap):
+            # of the terms of one channel, those of the next filters, for they are read some channels later
+            micro = kernel_address(machine, dtype.itemsize, "pack", 0, 1 - together)
+        elif together == -1:
+            micro = kernel_address(machine, dtype.itemsize, "short_rows")
     many = parallel and weight.size >= PARALLEL
-    _driver(dtype).run(many, weight.shape[0] * blocks, weight, size, transpose, lanes, result.reshape(-1))
+    _driver(dtype).run(many, weight.shape[0] * blocks, weight, size, micro, together, lanes, result.reshape(-1))
     return result
 
 

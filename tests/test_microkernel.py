@@ -17,6 +17,7 @@ from nbconv import depthwise, dispatch, engine, outer, weight_grad, winograd
 from nbconv.kernels import jit
 from nbconv.kernels.cpu import microkernel
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
+from nbconv.packing import packed
 from nbconv.phases import interior
 from nbconv.winograd_schedule import choices
 
@@ -209,6 +210,41 @@ def test_pack_writes_its_target_only(dtype, exact):
                     np.testing.assert_array_equal(memory[40 + t * pitch :][:rows], source[:rows, t])
                     if exact and t + 1 < count:
                         assert (memory[40 + t * pitch + rows : 40 + (t + 1) * pitch] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_short_rows_write_their_target_only(dtype):
+    """Every number of cells, rows side by side or apart: nothing before the first or after the last is touched."""
+    size = np.dtype(dtype).itemsize
+    lanes = host().vector // size
+    copy = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(microkernel.kernel_address(host(), size, "short_rows"))
+    source = random((9, lanes + 2), dtype, 0)
+    for count in range(1, lanes + 1):
+        for rows in range(10):
+            for pitch in (count, count + 1, lanes + 3):
+                cells = max(0, (rows - 1) * pitch + count)
+                memory = np.full(cells + 80, 7, dtype)
+                copy(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count)
+                assert (memory[:40] == 7).all()
+                assert (memory[40 + cells :] == 7).all()
+                for t in range(rows):
+                    np.testing.assert_array_equal(memory[40 + t * pitch :][:count], source[t, :count])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("taps", [(1, 1, 1), (1, 3, 3)])
+@pytest.mark.parametrize("filters", [1, 7, 35])
+def test_packed_weights(dtype, taps, filters):
+    """Of weights as they are, of those of dI, of every second filter, of a kernel backwards; blocks that fill a vector or do not."""
+    machine, weight = host(), random((2, 18, filters, *taps), dtype, 0)
+    for layout in (np.ascontiguousarray(weight.swapaxes(1, 2)), weight.swapaxes(1, 2), weight.swapaxes(1, 2)[:, ::2]):
+        for given in (layout, layout[..., ::-1]):
+            for size in (1, 3, machine.vector // given.itemsize, 19):
+                blocks = packed(given, size, given.dtype, False, machine)
+                assert blocks.shape == (2, -(-given.shape[1] // size), 18, *taps, size)
+                for i in range(blocks.shape[1]):
+                    wanted = np.moveaxis(given[:, i * size : (i + 1) * size], 1, -1)
+                    np.testing.assert_array_equal(blocks[:, i, ..., : wanted.shape[-1]], wanted)
 
 
 def test_the_spill_check_sees_a_spill():

@@ -6,6 +6,8 @@ from llvmlite import ir
 
 from .builder import INDEX, WORD, Function
 
+LINE = 64  # bytes of a cache line
+
 
 def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, residues: tuple[int, ...]) -> None:
     """Emit `load`: the cells `residues[q]`, `residues[q]` + stride ... of rows of neighbouring cells, for each slot q.
@@ -259,13 +261,14 @@ def interleaved(f: Function, phases: list[Any]) -> list[Any]:
     return vectors
 
 
-def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -> None:
+def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int, ahead: int = 0) -> None:
     """Emit `pack`, which writes nothing but target cells if `exact` is 1, and whole vectors in any case if it is 2.
 
     C signature, all 64-bit: (source, row, rows, target, pitch, count): `target[t, p] = source[p, t]` for `count` values of t and
     `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`. If `exact`
     is 0, each target row but the last ones is written as a whole vector: what lies behind it, up to the last row, is overwritten,
-    so that rows which follow one another are written in order.
+    so that rows which follow one another are written in order. If `ahead` is 1, as many rows behind these are fetched for a call
+    to come.
     """
     f = Function(module, name, itemsize, vector, "source row rows target pitch count")
     b, a = f.builder, f.arguments
@@ -302,6 +305,14 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
         f.store(value, target)
         return [f.add(source, itemsize), b.add(target, a["pitch"])]
 
+    if ahead:
+        reach = b.mul(a["row"], a["rows"])
+
+        def fetch(values: list[Any]) -> list[Any]:
+            f.prefetch(values[0])
+            return [f.add(values[0], LINE)]
+
+        f.loop(b.sdiv(f.add(reach, 2 * LINE - 1), f.word(LINE)), [b.add(a["source"], reach)], fetch)
     # whole vectors reach no further than the cells of the last rows
     spilling = f.add(a["count"], 0 if exact else -lanes)
     spilling = b.select(b.icmp_signed("<", spilling, f.word(0)), f.word(0), spilling)
@@ -314,6 +325,34 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
         f.loop(b.select(few, left, f.word(0)), [source, target], column)
         parts = b.select(few, f.word(0), parts)
     f.loop(parts, [source, target, left], part)
+    b.ret_void()
+
+
+def short_rows(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
+    """Emit `short_rows`.
+
+    C signature, all 64-bit: (source, row, rows, target, pitch, count): `target[t, p] = source[t, p]` for `rows` of t and `count`
+    values of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`, and are
+    written in order: of each but the last ones a whole vector.
+    """
+    f = Function(module, name, itemsize, vector, "source row rows target pitch count")
+    b, a = f.builder, f.arguments
+    columns = f.below(a["count"])
+
+    def copy(left: Any) -> Any:
+        def body(values: list[Any]) -> list[Any]:
+            source, target = values
+            value = f.masked_load(source, columns)
+            f.store(value, target) if left is None else f.store_first(value, target, left)
+            return [b.add(source, a["row"]), b.add(target, a["pitch"])]
+
+        return body
+
+    ends = b.sdiv(f.add(a["pitch"], vector - 1), a["pitch"])  # rows whose vectors may reach beyond the last
+    whole = b.sub(a["rows"], ends)
+    whole = b.select(b.icmp_signed("<", whole, f.word(0)), f.word(0), whole)
+    values = f.loop(whole, [a["source"], a["target"]], copy(None))
+    f.loop(b.sub(a["rows"], whole), values, copy(a["count"]))
     b.ret_void()
 
 

@@ -31,7 +31,7 @@ from numba.extending import intrinsic
 from ..jit import DISABLED, cached_bytes, llvm_lock
 from .apply import apply
 from .builder import WORD
-from .copy_emitters import gather, load, pack, store
+from .copy_emitters import gather, load, pack, short_rows, store
 from .depthwise_emitters import depthwise, depthwise_grad
 from .emitters import collapse, dots, outer, panel
 from .machine import Machine
@@ -39,6 +39,7 @@ from .transforms import transform
 
 EMITTERS: dict[str, Callable[..., None]] = {
     "pack": pack,
+    "short_rows": short_rows,
     "outer": outer,
     "dots": dots,
     "panel": panel,

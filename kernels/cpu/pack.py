@@ -15,43 +15,50 @@ SOME = 16
 
 
 @kernel
-def jobs(first, last, weight, size, transpose, lanes, packed):
+def jobs(first, last, weight, size, micro, together, lanes, packed):
     """Pack blocks `first` to `last` of a weight (groups, filters, channels, ...) of any strides; `packed` is flat.
 
-    `transpose` is the address of the micro-kernel for weights whose terms lie side by side in memory, else 0; it takes no more
-    than `lanes` filters at once.
+    `micro` is the address of a micro-kernel that takes no more than `lanes` filters at once, 0 for none: of `pack` if the terms of
+    a filter lie side by side in memory, those of all channels where `together` is 1, those of one where it is 0; of `short_rows`
+    if filters do, -1.
     """
     filters, channels = weight.shape[1], weight.shape[2]
     taps = weight.shape[3] * weight.shape[4] * weight.shape[5]
-    blocks = -(-filters // size)
-    if transpose != 0:
-        cell = packed.itemsize
-        for job in range(first, last):
-            g, k_first = job // blocks, job % blocks * size
-            count = min(size, filters - k_first)
-            block = packed[job * size * channels * taps :]
-            for p in range((count - 1) // lanes * lanes, -1, -lanes):  # a piece may spill into the ones before it
-                source = address_of(weight) + g * weight.strides[0] + (k_first + p) * weight.strides[1]
-                target = address_of(block) + p * cell
-                call_kernel(transpose, source, weight.strides[1], min(lanes, count - p), target, size * cell, channels * taps)
-        return
-    # filters lie near one another: what lies between those of a block serves the next one, if that comes soon
-    for c_first in range(0, channels, SOME):
+    blocks, cell = -(-filters // size), packed.itemsize
+    # filters may lie near one another: what lies between those of a block serves the next one, if that comes soon
+    some = channels if together == 1 else SOME
+    for c_first in range(0, channels, some):
+        c_count = min(some, channels - c_first)
         for job in range(first, last):
             g, k_first = job // blocks, job % blocks * size
             count = min(size, filters - k_first)
             at = (job * channels + c_first) * taps * size
-            for c in range(c_first, min(c_first + SOME, channels)):
-                for r0 in range(weight.shape[3]):
-                    for r1 in range(weight.shape[4]):
-                        for r2 in range(weight.shape[5]):
-                            for p in range(count):
-                                packed[at + p] = weight[g, k_first + p, c, r0, r1, r2]
-                            at += size
+            if micro == 0:
+                for c in range(c_first, c_first + c_count):
+                    for r0 in range(weight.shape[3]):
+                        for r1 in range(weight.shape[4]):
+                            for r2 in range(weight.shape[5]):
+                                for p in range(count):
+                                    packed[at + p] = weight[g, k_first + p, c, r0, r1, r2]
+                                at += size
+                continue
+            for p in range((count - 1) // lanes * lanes, -1, -lanes):  # a piece may spill into the ones before it
+                source = (
+                    address_of(weight) + g * weight.strides[0] + (k_first + p) * weight.strides[1] + c_first * weight.strides[2]
+                )
+                target, rows = address_of(packed) + (at + p) * cell, min(lanes, count - p)
+                if together < 0:
+                    call_kernel(micro, source, weight.strides[2], c_count, target, size * cell, rows)
+                elif together == 1:
+                    call_kernel(micro, source, weight.strides[1], rows, target, size * cell, channels * taps)
+                else:
+                    for _ in range(c_count):
+                        call_kernel(micro, source, weight.strides[1], rows, target, size * cell, taps)
+                        source, target = source + weight.strides[2], target + taps * size * cell
 
 
 @kernel(parallel=True)
-def parallel(run_jobs, threads, count, weight, size, transpose, lanes, packed):
+def parallel(run_jobs, threads, count, weight, size, micro, together, lanes, packed):
     """Pack `count` blocks, an equal share on each thread; `run_jobs` is the address of `jobs`."""
     for thread in numba.prange(threads):
-        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, weight, size, transpose, lanes, packed)
+        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, weight, size, micro, together, lanes, packed)
