@@ -137,7 +137,7 @@ def _prepare(
     mode = ZEROS if slab else MODES.index(problem.mode)
     layout = outer.Layout(
         problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(s.in_place), merged,
-        *spacing, group, block, channel, gathered_cells(sweep, s),
+        *spacing, group, block, channel, gathered_cells(sweep, s), int(s.kept),
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
     ahead = s.vectors * machine.vector if s.in_place and not s.gathered else 0

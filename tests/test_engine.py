@@ -12,6 +12,7 @@ from oracle import POISON, assert_sums, random
 import nbconv
 from nbconv import dispatch, engine, packing
 from nbconv.arrays import accumulator
+from nbconv.kernels.jit import DISABLED
 from nbconv.schedule import Schedule
 
 
@@ -132,6 +133,36 @@ def test_schedule_and_threads_do_not_change_results(case, schedule, parallel, dt
             assert_sums(got[i], want[i], oracle.input_grad(p, absolute(dy), absolute(w)), 2 * p.filters * np.prod(p.kernel))
         else:
             np.testing.assert_array_equal(got[i], want[i])
+
+
+@pytest.mark.skipif(DISABLED, reason="the portable loops keep nothing")
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": 1}, {"stride": 2}, {"padding": 1, "stride": (1, 2)}, {"padding": 1, "padding_mode": "circular"}],
+    ids=str,
+)
+@pytest.mark.parametrize("parallel", [False, True], ids=["serial", "parallel"])
+def test_kept_channels_serve_all_filters(options, parallel, monkeypatch):
+    """Staged once for several blocks of filters, of several blocks of channels and phases."""
+    kept = []
+
+    def forced(direction, problem, dtype, machine, wish):
+        plan = dispatch.select(direction, problem, dtype, machine, wish)
+        s = plan.schedule
+        filters, channels = s.register, -(-plan.sweep.channels // 3)
+        schedule = dataclasses.replace(s, tile=(1, 5, 7), filters=filters, channels=channels, bundle=1, kept=True)
+        kept.append(plan.kernel)
+        return dataclasses.replace(plan, schedule=schedule, parallel=parallel)
+
+    x, w = random((2, 40, 11, 12), "float32", 0), random((38, 20, 3, 3), "float32", 1)
+    options = {**options, "groups": 2, "algorithm": "direct"}
+    y = nbconv.conv2d(x, w, **options)
+    want = y, nbconv.conv2d_input_grad(y, w, x.shape, **options)
+    monkeypatch.setattr(engine, "select", forced)
+    got = nbconv.conv2d(x, w, **options), nbconv.conv2d_input_grad(y, w, x.shape, **options)
+    assert kept == ["outer", "outer"]
+    for result, wanted in zip(got, want, strict=True):
+        np.testing.assert_array_equal(result, wanted)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.problem.flops], ids=lambda case: case.name)

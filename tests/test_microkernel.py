@@ -235,7 +235,7 @@ def test_short_rows_write_their_target_only(dtype):
 @pytest.mark.parametrize("taps", [(1, 1, 1), (1, 3, 3)])
 @pytest.mark.parametrize("filters", [1, 7, 35])
 def test_packed_weights(dtype, taps, filters):
-    """Of weights as they are, of those of dI, of every second filter, of a kernel backwards; blocks that fill a vector or do not."""
+    """Of weights as they are, of dI's, of every second filter, of a kernel backwards; blocks that fill a vector or do not."""
     machine, weight = host(), random((2, 18, filters, *taps), dtype, 0)
     for layout in (np.ascontiguousarray(weight.swapaxes(1, 2)), weight.swapaxes(1, 2), weight.swapaxes(1, 2)[:, ::2]):
         for given in (layout, layout[..., ::-1]):

@@ -44,6 +44,7 @@ class Layout(NamedTuple):
     step0, step1, step2 : cells between the outputs of a phase, on each axis
     group, block, channel : bytes of the weights from group to group, block to block of filters, channel to channel
     gathered : cells of scratch for gathered ones, or 0
+    kept : whether all blocks of channels are staged side by side, once for all blocks of filters
     """
 
     groups: int
@@ -64,13 +65,15 @@ class Layout(NamedTuple):
     block: int
     channel: int
     gathered: int
+    kept: int
 
 
 @helper
 def layout_of(a):
     """The layout out of the array of all numbers."""
     return Layout(
-        a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36], a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44]
+        a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36],
+        a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44], a[45],
     )  # fmt: skip
 
 
@@ -214,9 +217,9 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                     source = address_of(x) + n * x.strides[0] + (g_first * channels + c_first) * x.strides[1]
                     source += o2 * size
                 else:
-                    source = address_of(cells)
-                    if layout.channels < channels or staged != place:
-                        begin, end = g_first * channels + c_first, (g_last - 1) * channels + c_last
+                    source = address_of(cells) + c_first * plane * size * layout.kept
+                    if staged != place or (layout.channels < channels and not layout.kept):
+                        begin, end = g_first * channels + c_first, (g_last - 1) * channels + (channels if layout.kept else c_last)
                         stage(x, n, begin, end, o0, o1, o2, d, h, w, layout.mode, micro[LOAD], cells)
                         staged = place
                 for g in range(g_first, g_last):
@@ -254,10 +257,9 @@ def parallel(run_jobs, count, x, weights, bias, out, terms, phases, micro, scrat
 
     x (N, C, ...); weights, their address, and what `Layout` says of them; bias (K,), contiguous; out (N, K, ...); terms, pairs of
     the offsets in bytes of a term's cells and its weight, for the channels of a block, one phase after another, and where cells are
-    gathered all of them again, with offsets of the copies; phases, rows of:
-    first term, taps, first output on each axis; micro, the micro-kernels' addresses; scratch (threads, cells): for each merged
-    phase `filters` rows of sums, each a whole number of vectors, then the staged channels of a block, then gathered cells; numbers,
-    the axes and the layout.
+    gathered all of them again, with offsets of the copies; phases, rows of: first term, taps, first output on each axis; micro, the
+    micro-kernels' addresses; scratch (threads, cells): for each merged phase `filters` rows of sums, each of whole vectors,
+    then the staged channels of a block or of all, then gathered cells; numbers, the axes and the layout.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):
