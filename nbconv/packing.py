@@ -38,8 +38,9 @@ def packed(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machi
         elif one_tap and weight.strides[1] == dtype.itemsize:
             together = -1
         if together == 1 or (weight[0, 0, 0].flags.c_contiguous and not one_tap):
-            # of the terms of one channel, those of the next filters, for they are read some channels later
-            micro = kernel_address(machine, dtype.itemsize, "pack", 0, 1 - together)
+            # where filters lie side by side, the next ones of a channel are read some channels later
+            ahead = int(weight.strides[1] == weight[0, 0, 0].nbytes)
+            micro = kernel_address(machine, dtype.itemsize, "pack", 0, ahead)
         elif together == -1:
             micro = kernel_address(machine, dtype.itemsize, "short_rows")
     many = parallel and weight.size >= PARALLEL
