@@ -120,7 +120,7 @@ def read_file(name: str) -> bytes | None:
             if _checksum(name, content) == digest:
                 return content
             (folder / name).unlink()  # the next process finds none, even where warnings are errors
-            _warn(f"compiled kernels were damaged and are compiled again: {folder}")
+            _warn(f"files of the cache were damaged and are not used: {folder}")
     return None
 
 

@@ -266,7 +266,7 @@ def test_damaged_files(folder, damage):
         damage(path, before)
     compiled, (warning,) = run(folder)
     assert compiled > 0
-    assert re.match("RuntimeWarning nbconv: compiled kernels were damaged", warning)
+    assert re.match("RuntimeWarning nbconv: files of the cache were damaged", warning)
     assert files(folder) == list(before)
     assert run(folder) == (0, [])
 
