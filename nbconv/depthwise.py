@@ -73,11 +73,10 @@ def _prepare(plan: Plan) -> _Runs:
         phases = [forward_phases(problem, a) for a in range(3)]
         stride, spread = problem.stride, (1, 1, 1)
         apart = list(problem.dilation)
-    if border := staged_border(plan.direction, plan.problem):
-        x = triple(map(sum, zip(border[0], x, border[1], strict=True)))
-        phases = [
-            [phase._replace(offset=phase.offset + cells) for phase in of] for of, cells in zip(phases, border[0], strict=True)
-        ]
+    if staged := staged_border(plan.direction, plan.problem):
+        before, after = staged
+        x = triple(map(sum, zip(before, x, after, strict=True)))
+        phases = [[each._replace(offset=each.offset + cells) for each in axis] for axis, cells in zip(phases, before, strict=True)]
     flat = np.arange(math.prod(problem.kernel)).reshape(problem.kernel)
     runs, tables, order = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
     first = weight = 0
