@@ -54,6 +54,7 @@ def slab_plan(plan: Plan, slab: Slab) -> Plan:
     batch = 1 if sweep.folded else problem.batch
     limits = plan.limits if plan.kernel == "outer" else OUTER  # planes come here too
     schedule = outer_schedule(sweep, machine.vector // plan.schedule.lanes, limits, machine, problem.groups, batch, False, False)
+    schedule = dataclasses.replace(schedule, once=False)  # the plan's workspace does not count on it
     flops = 2 * batch * problem.filters * problem.channels // problem.groups * math.prod(sweep.out) * math.prod(sweep.kernel)
     return dataclasses.replace(plan, sweep=sweep, schedule=schedule, parallel=flops >= limits.parallel)
 
@@ -137,7 +138,7 @@ def _prepare(
     mode = ZEROS if slab else MODES.index(problem.mode)
     layout = outer.Layout(
         problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(s.in_place), merged,
-        *spacing, group, block, channel, gathered_cells(sweep, s), int(s.kept),
+        *spacing, group, block, channel, gathered_cells(sweep, s), int(s.once),
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
     ahead = s.vectors * machine.vector if s.in_place and not s.gathered else 0

@@ -12,6 +12,7 @@ from .drivers import Twin, aligned, any_array, dense_array
 from .kernels.cpu import pack
 from .kernels.cpu.machine import Machine
 from .kernels.cpu.microkernel import kernel_address
+from .kernels.cpu.pack import FILTERS, NOTHING, TAPS, TERMS
 from .prepared import Forms
 
 PARALLEL = 200_000  # weights from which several threads pay for their launch
@@ -28,24 +29,28 @@ def packed(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machi
     weight = weight.astype(dtype, copy=False)
     blocks = -(-weight.shape[1] // size)
     result = aligned((weight.shape[0], blocks, *weight.shape[2:], size), dtype)
-    micro = together = 0
-    lanes = 1
-    if machine is not None and weight.size:
+    together = NOTHING if machine is None else _together(weight)
+    micro, lanes = 0, 1
+    if machine is not None and together != NOTHING:
         lanes = machine.vector // dtype.itemsize
-        one_tap = weight.shape[3:] == (1, 1, 1)
-        if weight[0, 0].flags.c_contiguous:
-            together = 1
-        elif one_tap and weight.strides[1] == dtype.itemsize:
-            together = -1
-        if together == 1 or (weight[0, 0, 0].flags.c_contiguous and not one_tap):
-            # where filters lie side by side, the next ones of a channel are read some channels later
-            ahead = int(weight.strides[1] == weight[0, 0, 0].nbytes)
-            micro = kernel_address(machine, dtype.itemsize, "pack", 0, ahead)
-        elif together == -1:
-            micro = kernel_address(machine, dtype.itemsize, "short_rows")
+        # where filters lie side by side, the next ones of a channel are read some channels later
+        ahead = int(weight.strides[1] == weight[0, 0, 0].nbytes)
+        kernel = ("short_rows",) if together == FILTERS else ("pack", 0, ahead)
+        micro = kernel_address(machine, dtype.itemsize, *kernel)
     many = parallel and weight.size >= PARALLEL
-    _driver(dtype).run(many, weight.shape[0] * blocks, weight, size, micro, together, lanes, result.reshape(-1))
+    _driver(dtype).run(many, weight.shape[0] * blocks, weight, size, together, micro, lanes, result.reshape(-1))
     return result
+
+
+def _together(weight: Array) -> int:
+    """What of a weight lies side by side in memory, as `kernels.cpu.pack` has it."""
+    if not weight.size:
+        return NOTHING
+    if weight[0, 0].flags.c_contiguous:
+        return TERMS
+    if weight.shape[3:] == (1, 1, 1):
+        return FILTERS if weight.strides[1] == weight.itemsize else NOTHING
+    return TAPS if weight[0, 0, 0].flags.c_contiguous else NOTHING
 
 
 def kept(forms: Forms, plan: Plan, weight: Array) -> Array:

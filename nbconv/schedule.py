@@ -46,7 +46,7 @@ class Schedule:
         Whether a contiguous input is read where it lies, instead of staged.
     gathered : bool
         Whether the cells that one call of a micro-kernel reads are first copied next to each other, for all blocks of filters.
-    kept : bool
+    once : bool
         Whether all blocks of channels are staged side by side, once for all blocks of filters.
     """
 
@@ -63,14 +63,14 @@ class Schedule:
     in_place: bool = False
     taps: Triple | None = None
     gathered: bool = False
-    kept: bool = False
+    once: bool = False
 
 
 class Limits(NamedTuple):
     """Sizes that a family's tiles should stay within.
 
     sums : cells of one filter's output tile.
-    staged : bytes of staged input, read again for every block of filters; it belongs in second-level cache.
+    staged : bytes of a block of staged channels, read again for every block of filters; it belongs in second-level cache.
     filters : filters that share a staged tile, for the portable loop.
     held : bytes of sums of the filters that share a staged tile, for a micro-kernel.
     jobs : jobs that are enough to keep the threads busy; a weight gradient splits its sum until it has them.
@@ -115,8 +115,8 @@ TERMS = 192
 # power of two apart, take 2.8 times as long together.
 STREAMED = 16384
 STREAMS = 8
-# Bytes of staged channels that are kept for the next block of filters: 1x1 of 1024-2048 with stride 2 takes 0.9 of the time.
-KEPT = 1 << 20
+# Bytes of channels that are staged once for all blocks of filters: 1x1 of 1024-2048 with stride 2 takes 0.9 of the time.
+ONCE = 1 << 20
 # Part of an image that its last vector may lack before several images share a tile.
 EMPTY = 0.1
 # Taps of a block of a weight gradient: more would leave fewer filters to share a staged tile.
@@ -271,8 +271,8 @@ def outer(
     if in_place:
         return schedule
     staged = staged_cells(sweep, schedule) * -(-sweep.channels // channels) * itemsize
-    kept = schedule.filters < sweep.filters and channels < sweep.channels and staged <= KEPT
-    return _bundled(sweep, dataclasses.replace(schedule, kept=kept), itemsize, limits, groups, places)
+    once = schedule.filters < sweep.filters and channels < sweep.channels and staged <= ONCE
+    return _bundled(sweep, dataclasses.replace(schedule, once=once), itemsize, limits, groups, places)
 
 
 def gathers(sweep: Sweep, register: int, machine: Machine, in_place: bool) -> bool:
@@ -382,8 +382,8 @@ def weight_grad_cells(sweep: Sweep, schedule: Schedule) -> int:
 
 
 def staged_cells(sweep: Sweep, schedule: Schedule) -> int:
-    """Cells of staged input of one block of channels, or of all that are kept."""
-    channels = sweep.channels if schedule.kept else schedule.channels
+    """Cells of staged input of one block of channels, or of all where they are staged once."""
+    channels = sweep.channels if schedule.once else schedule.channels
     return schedule.bundle * channels * math.prod(sweep.extents(schedule)) * math.prod(sweep.slots(schedule))
 
 

@@ -37,6 +37,12 @@ STAGED = [
     ((1, 1, 200, 90), (1, 1, 13, 25), {"padding": (6, 12)}),
 ]
 
+# The same in place: rows of dI that no tap reads, an input without slices.
+IN_PLACE = [
+    ((1, 1, 20, 20), (1, 1, 12, 12), {"padding": (15, 15, 5, 5)}),
+    ((1, 1, 0, 20, 20), (1, 1, 1, 12, 12), {"padding": (1, 0, 5, 5, 5, 5)}),
+]
+
 # One output of several channels in forward, or one channel of several filters in dI: one run and some, borders, strides, groups.
 SUMS = [
     ((1, 5, 40, 50), (1, 5, 3, 3), {"padding": 1}),
@@ -77,7 +83,7 @@ def runs_of(problem, dtype, direction):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("problem", PROBLEMS + STAGED, ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS + STAGED + IN_PLACE, ids=str)
 def test_many_taps(problem, dtype):
     """In several runs, as the reference has it."""
     p, x, w, dy, bias = operands(problem, dtype)

@@ -135,23 +135,23 @@ def test_schedule_and_threads_do_not_change_results(case, schedule, parallel, dt
             np.testing.assert_array_equal(got[i], want[i])
 
 
-@pytest.mark.skipif(DISABLED, reason="the portable loops keep nothing")
+@pytest.mark.skipif(DISABLED, reason="the portable loops stage them anew")
 @pytest.mark.parametrize(
     "options",
     [{"padding": 1}, {"stride": 2}, {"padding": 1, "stride": (1, 2)}, {"padding": 1, "padding_mode": "circular"}],
     ids=str,
 )
 @pytest.mark.parametrize("parallel", [False, True], ids=["serial", "parallel"])
-def test_kept_channels_serve_all_filters(options, parallel, monkeypatch):
+def test_channels_staged_once_serve_all_filters(options, parallel, monkeypatch):
     """Staged once for several blocks of filters, of several blocks of channels and phases."""
-    kept = []
+    kernels = []
 
     def forced(direction, problem, dtype, machine, wish):
         plan = dispatch.select(direction, problem, dtype, machine, wish)
         s = plan.schedule
         filters, channels = s.register, -(-plan.sweep.channels // 3)
-        schedule = dataclasses.replace(s, tile=(1, 5, 7), filters=filters, channels=channels, bundle=1, kept=True)
-        kept.append(plan.kernel)
+        schedule = dataclasses.replace(s, tile=(1, 5, 7), filters=filters, channels=channels, bundle=1, once=True)
+        kernels.append(plan.kernel)
         return dataclasses.replace(plan, schedule=schedule, parallel=parallel)
 
     x, w = random((2, 40, 11, 12), "float32", 0), random((38, 20, 3, 3), "float32", 1)
@@ -160,7 +160,7 @@ def test_kept_channels_serve_all_filters(options, parallel, monkeypatch):
     want = y, nbconv.conv2d_input_grad(y, w, x.shape, **options)
     monkeypatch.setattr(engine, "select", forced)
     got = nbconv.conv2d(x, w, **options), nbconv.conv2d_input_grad(y, w, x.shape, **options)
-    assert kept == ["outer", "outer"]
+    assert kernels == ["outer", "outer"]
     for result, wanted in zip(got, want, strict=True):
         np.testing.assert_array_equal(result, wanted)
 

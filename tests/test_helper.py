@@ -1,11 +1,10 @@
 """Helpers of kernels: plain functions for Python, part of the machine code of what calls them."""
 
-import numba
 import numpy as np
 import pytest
 
 from nbconv.kernels.helper import helper
-from nbconv.kernels.jit import DISABLED, entry, kernel
+from nbconv.kernels.jit import DISABLED, kernel
 
 
 @helper
@@ -26,7 +25,7 @@ def fourfold(row):
 
 def test_kernels_call_helpers():
     row = np.arange(5, dtype=np.float32)
-    entry(fourfold, numba.types.Array(numba.float32, 1, "C"))(row)
+    fourfold(row)
     assert row.tolist() == [0, 4, 8, 12, 16]
 
 

@@ -13,12 +13,13 @@ from llvmlite import ir
 from oracle import assert_sums, random
 
 import nbconv
-from nbconv import depthwise, dispatch, engine, outer, weight_grad, winograd
+from nbconv import depthwise, dispatch, engine, outer, packing, schedule, weight_grad, winograd
 from nbconv.kernels import jit
-from nbconv.kernels.cpu import microkernel
+from nbconv.kernels.cpu import microkernel, pack
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
 from nbconv.packing import packed
 from nbconv.phases import interior
+from nbconv.schedule import OUTER, Sweep
 from nbconv.winograd_schedule import choices
 
 MACHINES = {"avx512": AVX512, "avx2": AVX2, "sse2": SSE2, "neon": NEON}
@@ -196,14 +197,14 @@ def test_pack_writes_its_target_only(dtype, exact):
     """Every number of rows and columns up to three squares, rows side by side or apart: nothing before or after is touched."""
     size = np.dtype(dtype).itemsize
     lanes = host().vector // size
-    pack = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(microkernel.kernel_address(host(), size, "pack", exact))
+    transpose = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(microkernel.kernel_address(host(), size, "pack", exact))
     source = random((lanes, 3 * lanes), dtype, 0)
     for rows in range(1, lanes + 1):
         for count in range(3 * lanes + 1):
             for pitch in (rows, rows + 3):
                 cells = max(0, (count - 1) * pitch + rows) if exact else count * pitch
                 memory = np.full(cells + 80, 7, dtype)
-                pack(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count)
+                transpose(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count)
                 assert (memory[:40] == 7).all()
                 assert (memory[40 + cells :] == 7).all()
                 for t in range(count):
@@ -234,17 +235,34 @@ def test_short_rows_write_their_target_only(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("taps", [(1, 1, 1), (1, 3, 3)])
 @pytest.mark.parametrize("filters", [1, 7, 35])
-def test_packed_weights(dtype, taps, filters):
+@pytest.mark.parametrize("parallel", [False, True], ids=["serial", "parallel"])
+def test_packed_weights(dtype, taps, filters, parallel, monkeypatch):
     """Of weights as they are, of dI's, of every second filter, of a kernel backwards; blocks that fill a vector or do not."""
+    monkeypatch.setattr(packing, "PARALLEL", 0)
     machine, weight = host(), random((2, 18, filters, *taps), dtype, 0)
     for layout in (np.ascontiguousarray(weight.swapaxes(1, 2)), weight.swapaxes(1, 2), weight.swapaxes(1, 2)[:, ::2]):
         for given in (layout, layout[..., ::-1]):
             for size in (1, 3, machine.vector // given.itemsize, 19):
-                blocks = packed(given, size, given.dtype, False, machine)
+                blocks = packed(given, size, given.dtype, parallel, machine)
                 assert blocks.shape == (2, -(-given.shape[1] // size), 18, *taps, size)
                 for i in range(blocks.shape[1]):
                     wanted = np.moveaxis(given[:, i * size : (i + 1) * size], 1, -1)
                     np.testing.assert_array_equal(blocks[:, i, ..., : wanted.shape[-1]], wanted)
+
+
+def test_weights_side_by_side():
+    """What is read by vectors: filters of 1x1 in dI, taps of others, all terms in forward; nothing of a kernel backwards."""
+    pointwise, square = random((1, 6, 8, 1, 1, 1), "float32", 0), random((1, 6, 8, 1, 3, 3), "float32", 0)
+    given = square, square.swapaxes(1, 2), pointwise.swapaxes(1, 2), pointwise.swapaxes(1, 2)[:, ::2], square[..., ::-1]
+    assert [packing._together(weight) for weight in given] == [pack.TERMS, pack.TAPS, pack.FILTERS, pack.NOTHING, pack.NOTHING]
+
+
+def test_channels_are_staged_once():
+    """For several blocks of filters, while they fit; a border's are not, for a plan does not count them."""
+    sweep = Sweep(512, 1024, (1, 14, 14), (1, 1, 1), (1, 2, 2), (1, 1, 1))
+    assert schedule.outer(sweep, 4, OUTER, AVX2, 1, 4, True, False).once
+    assert not schedule.outer(sweep._replace(filters=64), 4, OUTER, AVX2, 1, 4, True, False).once
+    assert not schedule.outer(sweep._replace(channels=8192), 4, OUTER, AVX2, 1, 4, True, False).once
 
 
 def test_the_spill_check_sees_a_spill():

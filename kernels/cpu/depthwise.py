@@ -2,7 +2,8 @@
 
     out[n, g, o] = bias[g] + sum_(c, t) weight[g, c, t] * x[n, c of g, position of o and t]          c: one channel or some
 
-Where borders are copies, a thread stages rows of a plane within them, or folds the gradient of a padded plane; see `frame`.
+Where borders are copies, or zeros that are wide, a thread stages rows of a plane within them, or folds the gradient of a padded
+plane; see `frame`.
 
 The micro-kernel `depthwise` does it all, a block of taps in one run. A job is a block of rows of a plane; where there is one row, a
 part of it. Arrays are contiguous.

@@ -1,6 +1,7 @@
 """The inner loops that decide the speed of float32 and float64, written as LLVM IR and compiled by llvmlite alone.
 
     pack      target[t, p] = source[p, t]
+    short_rows  target[t, p] = source[t, p]                                   p < lanes
     outer     sums[p, i] += sum_t weights[w[t] + p] * cells[x[t] + i]         p < P filters, i < V vectors of positions
     gather    target[t, i] = cells[x[t] + i]                                  i < V vectors
     load      cells[plane, slot, row, j] = source[plane, row, position + residue of slot + j * stride], 0 outside of the row

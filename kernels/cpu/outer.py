@@ -44,7 +44,7 @@ class Layout(NamedTuple):
     step0, step1, step2 : cells between the outputs of a phase, on each axis
     group, block, channel : bytes of the weights from group to group, block to block of filters, channel to channel
     gathered : cells of scratch for gathered ones, or 0
-    kept : whether all blocks of channels are staged side by side, once for all blocks of filters
+    once : whether all blocks of channels are staged side by side, once for all blocks of filters
     """
 
     groups: int
@@ -65,7 +65,7 @@ class Layout(NamedTuple):
     block: int
     channel: int
     gathered: int
-    kept: int
+    once: int
 
 
 @helper
@@ -217,9 +217,9 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                     source = address_of(x) + n * x.strides[0] + (g_first * channels + c_first) * x.strides[1]
                     source += o2 * size
                 else:
-                    source = address_of(cells) + c_first * plane * size * layout.kept
-                    if staged != place or (layout.channels < channels and not layout.kept):
-                        begin, end = g_first * channels + c_first, (g_last - 1) * channels + (channels if layout.kept else c_last)
+                    source = address_of(cells) + c_first * plane * size * layout.once
+                    if staged != place or (layout.channels < channels and not layout.once):
+                        begin, end = g_first * channels + c_first, (g_last - 1) * channels + (channels if layout.once else c_last)
                         stage(x, n, begin, end, o0, o1, o2, d, h, w, layout.mode, micro[LOAD], cells)
                         staged = place
                 for g in range(g_first, g_last):

@@ -12,28 +12,29 @@ from .microkernel import call_kernel
 
 # Channels that are packed for all blocks, before the next.
 SOME = 16
+# What of a weight lies side by side in memory: nothing, all terms of a filter, the taps of each of its channels, filters.
+NOTHING, TERMS, TAPS, FILTERS = range(4)
 
 
 @kernel
-def jobs(first, last, weight, size, micro, together, lanes, packed):
+def jobs(first, last, weight, size, together, micro, lanes, packed):
     """Pack blocks `first` to `last` of a weight (groups, filters, channels, ...) of any strides; `packed` is flat.
 
-    `micro` is the address of a micro-kernel that takes no more than `lanes` filters at once, 0 for none: of `pack` if the terms of
-    a filter lie side by side in memory, those of all channels where `together` is 1, those of one where it is 0; of `short_rows`
-    if filters do, -1.
+    `together` tells what lies side by side, and `micro` is the address of the micro-kernel for it, which takes no more than `lanes`
+    filters at once: `pack` for terms and taps, `short_rows` for filters, which then have one tap.
     """
     filters, channels = weight.shape[1], weight.shape[2]
     taps = weight.shape[3] * weight.shape[4] * weight.shape[5]
     blocks, cell = -(-filters // size), packed.itemsize
     # filters may lie near one another: what lies between those of a block serves the next one, if that comes soon
-    some = channels if together == 1 else SOME
+    some = channels if together == TERMS else SOME
     for c_first in range(0, channels, some):
         c_count = min(some, channels - c_first)
         for job in range(first, last):
             g, k_first = job // blocks, job % blocks * size
             count = min(size, filters - k_first)
             at = (job * channels + c_first) * taps * size
-            if micro == 0:
+            if together == NOTHING:
                 for c in range(c_first, c_first + c_count):
                     for r0 in range(weight.shape[3]):
                         for r1 in range(weight.shape[4]):
@@ -47,9 +48,9 @@ def jobs(first, last, weight, size, micro, together, lanes, packed):
                     address_of(weight) + g * weight.strides[0] + (k_first + p) * weight.strides[1] + c_first * weight.strides[2]
                 )
                 target, rows = address_of(packed) + (at + p) * cell, min(lanes, count - p)
-                if together < 0:
+                if together == FILTERS:
                     call_kernel(micro, source, weight.strides[2], c_count, target, size * cell, rows)
-                elif together == 1:
+                elif together == TERMS:
                     call_kernel(micro, source, weight.strides[1], rows, target, size * cell, channels * taps)
                 else:
                     for _ in range(c_count):
@@ -58,7 +59,7 @@ def jobs(first, last, weight, size, micro, together, lanes, packed):
 
 
 @kernel(parallel=True)
-def parallel(run_jobs, threads, count, weight, size, micro, together, lanes, packed):
+def parallel(run_jobs, threads, count, weight, size, together, micro, lanes, packed):
     """Pack `count` blocks, an equal share on each thread; `run_jobs` is the address of `jobs`."""
     for thread in numba.prange(threads):
-        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, weight, size, micro, together, lanes, packed)
+        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, weight, size, together, micro, lanes, packed)
