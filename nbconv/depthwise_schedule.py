@@ -97,7 +97,7 @@ def staged_border(direction: str, problem: ConvProblem) -> tuple[Triple, Triple]
         size, before, after = p.out, triple(side[0] for side in sides), triple(side[1] for side in sides)
     padded = triple(map(sum, zip(before, size, after, strict=True)))
     one_slice = padded[0] == p.kernel[0] == size[0] == 1 < min(p.size[1], p.out[1])
-    # a block of rows begins with its first tap's, which for dI may lie behind as many that no tap reads
+    # staging starts at the row that a block's first tap reads; where dI's padding exceeds the kernel's reach, others lie before it
     from_first = direction == "forward" or (p.stride == (1, 1, 1) and p.before[1] <= (p.kernel[1] - 1) * p.dilation[1])
     wide = 4 * (padded[2] - size[2]) >= size[2] and math.prod(padded) <= STAGED_CELLS
     return (before, after) if one_slice and from_first and wide else None
