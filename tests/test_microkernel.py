@@ -18,7 +18,7 @@ from nbconv.kernels import jit
 from nbconv.kernels.cpu import microkernel, pack
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
 from nbconv.packing import packed
-from nbconv.phases import interior
+from nbconv.phases import border_slabs, interior
 from nbconv.schedule import OUTER, Sweep
 from nbconv.winograd_schedule import choices
 
@@ -258,11 +258,16 @@ def test_weights_side_by_side():
 
 
 def test_channels_are_staged_once():
-    """For several blocks of filters, while they fit; a border's are not, for a plan does not count them."""
+    """For several blocks of filters, while they fit; those of a border are not, for a plan does not count them."""
     sweep = Sweep(512, 1024, (1, 14, 14), (1, 1, 1), (1, 2, 2), (1, 1, 1))
     assert schedule.outer(sweep, 4, OUTER, AVX2, 1, 4, True, False).once
     assert not schedule.outer(sweep._replace(filters=64), 4, OUTER, AVX2, 1, 4, True, False).once
     assert not schedule.outer(sweep._replace(channels=8192), 4, OUTER, AVX2, 1, 4, True, False).once
+    shapes, options = ((2, 1024, 28, 28), (1024, 1024, 3, 3)), {"padding": 1, "padding_mode": "circular", "algorithm": "direct"}
+    plan = nbconv.plan("input_grad", *shapes, **options)
+    slabs = list(border_slabs(plan.problem))
+    assert len(slabs) == 4
+    assert not any(outer.slab_plan(plan, slab).schedule.once for slab in slabs)
 
 
 def test_the_spill_check_sees_a_spill():
