@@ -138,20 +138,20 @@ def _prepare(
     mode = ZEROS if slab else MODES.index(problem.mode)
     layout = outer.Layout(
         problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(s.in_place), merged,
-        *spacing, group, block, channel, gathered_cells(sweep, s), int(s.once),
+        *spacing, group, block, channel, s.window, gathered_cells(sweep, s), int(s.once),
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
-    ahead = s.vectors * machine.vector if s.in_place and not s.gathered else 0
+    ahead = s.vectors * machine.vector if s.in_place and not s.window else 0
     filters = s.register, last_block(sweep.filters, s.register)
     micro = [at("outer", p, v, edged, row, ahead) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
     micro.append(loaded(near, w, at))
     micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged))
-    micro.append(at("gather", s.vectors) if s.gathered else 0)
+    micro.append(at("gather", s.vectors) if s.window else 0)
     tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
     jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)
     scratch = outer_cells(sweep, s, merged)
     numbers = np.array([*d, *h, *w, *layout], np.intp)
-    if s.gathered:
+    if s.window:
         terms += [np.stack([np.arange(len(part)) * s.vectors * machine.vector, part[:, 1]], axis=1) for part in terms]
     return _Run(np.concatenate(terms), np.array(phases, np.intp), np.array(micro, np.intp), numbers, jobs, scratch)
 

@@ -44,8 +44,9 @@ class Schedule:
         Whether weights are copied into the order of a micro-kernel, instead of read where they lie.
     in_place : bool
         Whether a contiguous input is read where it lies, instead of staged.
-    gathered : bool
-        Whether the cells that one call of a micro-kernel reads are first copied next to each other, for all blocks of filters.
+    window : int
+        Positions whose cells are first copied next to each other in the order of a micro-kernel's calls, for all blocks of filters;
+        0 if they are read where they lie.
     once : bool
         Whether all blocks of channels are staged side by side, once for all blocks of filters.
     """
@@ -62,7 +63,7 @@ class Schedule:
     packed: bool = False
     in_place: bool = False
     taps: Triple | None = None
-    gathered: bool = False
+    window: int = 0
     once: bool = False
 
 
@@ -75,7 +76,7 @@ class Limits(NamedTuple):
     held : bytes of sums of the filters that share a staged tile, for a micro-kernel.
     jobs : jobs that are enough to keep the threads busy; a weight gradient splits its sum until it has them.
     parallel : floating-point operations from which several threads pay for their launch.
-    near : bytes of gathered cells, where gathering pays; 0 for never.
+    near : bytes of the gathered cells of one call; 0 to gather none.
     """
 
     sums: int
@@ -106,9 +107,13 @@ SHUFFLED = 5
 REUSED = 512
 # Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache.
 ALIASED = 4096
-# Registers below which a call of a micro-kernel has so few positions that their cells are worth gathering: 1x1 layers then take 0.7
-# to 0.9 of the time, on a Zen 3.
+# Registers below which a call of a micro-kernel has so few positions that their cells are worth gathering call by call: 1x1 layers
+# then take 0.7 to 0.9 of the time, on a Zen 3. From there on those of a tile of 1x1 layers are, which then take 0.95 of the time, on
+# a Granite Rapids; by calls of three vectors, as gathered ones do not straddle lines of cache, 0.96 of that.
 FEW = 28
+ALIGNED = 3
+# Channels whose rows lie on more pages than the machine knows at once: gathering pays for few blocks of filters too.
+PAGES = 96
 # Terms of a call, of few taps and so many channels that a smaller tile is worth them.
 TERMS = 192
 # Outputs of a tile whose input is read once, in place; rows that are then read at once, as a small machine foresees: 64 rows, a
@@ -233,7 +238,9 @@ def outer(
     images.
     """
     lanes = machine.vector // itemsize
-    register = even(sweep.filters, (machine.registers - 3) // 2)
+    gathered = limits.near > 0 and gathers(sweep, machine, in_place)
+    whole = gathered and machine.registers >= FEW
+    register = even(sweep.filters, _most_filters(machine, ALIGNED if whole else 2))
     vectors = min(8, (machine.registers - 1 - machine.masks) // (register + 1))
     k, out = sweep.kernel, sweep.out
     wide = _copies_fit(sweep, itemsize, limits)
@@ -255,8 +262,9 @@ def outer(
         room = limits.staged // (wanted * copies * itemsize)
         limits = limits._replace(sums=max(min(limits.sums, room), min(limits.sums, 4 * vectors * lanes)))
         tile = tile_within(sweep, limits, dense)
-    gathered = limits.near > 0 and gathers(sweep, register, machine, in_place)
-    schedule = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place, gathered=gathered)
+    block = vectors * lanes
+    window = -(-math.prod(tile) // block) * block if whole else block if gathered else 0
+    schedule = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place, window=window)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
     parts = max(-(-sweep.filters // most), min(-(-machine.threads // places), -(-sweep.filters // LEAST)))
@@ -266,7 +274,8 @@ def outer(
     if machine.registers < FEW and in_place and sweep.filters <= register:
         channels = even(sweep.channels, STREAMS)
     elif gathered:
-        channels = min(channels, even(sweep.channels, max(1, limits.near // (math.prod(k) * vectors * machine.vector))))
+        room = (limits.staged if whole else limits.near) // (math.prod(k) * window * itemsize)
+        channels = min(channels, even(sweep.channels, max(1, room)))
     schedule = dataclasses.replace(schedule, channels=channels)
     if in_place:
         return schedule
@@ -275,9 +284,18 @@ def outer(
     return _bundled(sweep, dataclasses.replace(schedule, once=once), itemsize, limits, groups, places)
 
 
-def gathers(sweep: Sweep, register: int, machine: Machine, in_place: bool) -> bool:
-    """Whether the cells of a call are first copied next to each other: for many blocks of filters, if terms lie far apart."""
-    return machine.registers < FEW and sweep.filters > 4 * register and sweep.channels >= (16 if in_place else 32)
+def _most_filters(machine: Machine, vectors: int) -> int:
+    """Filters of a call whose sums leave registers for `vectors` vectors of input each and for one weight."""
+    return (machine.registers - 1 - vectors) // vectors
+
+
+def gathers(sweep: Sweep, machine: Machine, in_place: bool) -> bool:
+    """Whether cells are first copied into the order of the calls, for many blocks of filters: those of a whole tile, if copies of
+    one tap, else those of one call, where it has so few positions that it reads a line of each of many terms."""
+    blocks = -(-sweep.filters // _most_filters(machine, 2))
+    if machine.registers >= FEW:
+        return math.prod(sweep.kernel) == 1 and blocks > (1 if sweep.channels >= PAGES else 4)
+    return blocks > 4 and sweep.channels >= (16 if in_place else 32)
 
 
 def _copies_fit(sweep: Sweep, itemsize: int, limits: Limits) -> bool:
@@ -398,12 +416,12 @@ def outer_cells(sweep: Sweep, schedule: Schedule, phases: int) -> int:
     """Scratch of a micro-kernel: sums of the phases stored together, staged input, and gathered cells."""
     block = schedule.vectors * schedule.lanes
     cells = phases * sum_cells(sweep, schedule) + (0 if schedule.in_place else staged_cells(sweep, schedule))
-    return (-(-cells // block) * block if schedule.gathered else cells) + gathered_cells(sweep, schedule)
+    return (-(-cells // block) * block if schedule.window else cells) + gathered_cells(sweep, schedule)
 
 
 def gathered_cells(sweep: Sweep, schedule: Schedule) -> int:
-    """Cells of a block of positions, for all terms of a block of channels, if they are gathered."""
-    return schedule.channels * math.prod(sweep.kernel) * schedule.vectors * schedule.lanes if schedule.gathered else 0
+    """Cells of gathered positions, for all terms of a block of channels."""
+    return schedule.channels * math.prod(sweep.kernel) * schedule.window
 
 
 def direct_cells(sweep: Sweep, schedule: Schedule) -> int:

@@ -78,7 +78,7 @@ def _prepare(
     mode = ZEROS if turned else MODES.index(problem.mode)
     layout = outer.Layout(
         problem.groups, mode, s.filters, s.channels, 1, s.register, s.vectors, 1, s.lanes, 0, sweep.stride[2], *sweep.stride,
-        group, 0, channel, 0, 0,
+        group, 0, channel, 0, 0, 0,
     )  # fmt: skip
     sizes, cells = tile_regions(sweep, s, itemsize)
     staged = _places(extents, sweep.kernel) if together else cell_offsets(sweep, dataclasses.replace(s, channels=1))

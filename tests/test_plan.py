@@ -40,7 +40,7 @@ PINNED = [
     ("forward", "3x3", "float32", "avx2", ("winograd", (1, 14, 14), 66, 64, 1, 6, 2, True)),
     ("forward", "3x3", "int32", "avx512", ("direct", (1, 28, 56), 16, 32, 1, 0, 1, True)),
     ("forward", "3x3", "complex64", "avx512", ("direct", (1, 28, 56), 16, 16, 1, 0, 1, True)),
-    ("forward", "1x1", "float32", "avx512", ("outer", (1, 1, 196), 518, 256, 1, 14, 2, True)),
+    ("forward", "1x1", "float32", "avx512", ("outer", (1, 1, 196), 513, 256, 1, 9, 3, True)),
     ("input_grad", "one output", "float32", "avx512", ("matrix", (1, 1, 3168), 4, 512, 1, 4, 6, True)),
     ("input_grad", "3x3", "float32", "avx512", ("winograd", (1, 14, 14), 65, 64, 1, 13, 2, True)),
     ("input_grad", "first layer", "float32", "avx512", ("outer", (1, 8, 112), 3, 32, 1, 3, 7, True)),

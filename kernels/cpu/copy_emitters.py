@@ -128,34 +128,37 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
 
 
 def gather(module: ir.Module, name: str, itemsize: int, vector: int, vectors: int) -> None:
-    """Emit `gather` of `vectors` vectors for each term.
+    """Emit `gather`: positions in blocks of `vectors` vectors, in each of which the cells of one term follow those of another.
 
-    C signature, all 64-bit: (cells, terms, count, target, room): `target[t, i] = cells[terms[t] + i]`, where a term is a pair as
-    that of `outer`, whose first word is an offset in bytes. Of the cells of each term no more than `room` are read; those of the
-    next positions are fetched ahead.
+    C signature, all 64-bit: (cells, terms, count, target, pitch, length): `target[block, t, i] = cells[terms[t] + block + i]`, where
+    a term is a pair as that of `outer`, whose first word is an offset in bytes, and blocks lie `pitch` bytes apart. Of the cells of
+    each term `length` are read, one run of memory after another, so that the machine foresees the next lines.
     """
-    f = Function(module, name, itemsize, vector, "cells terms count target room")
+    f = Function(module, name, itemsize, vector, "cells terms count target pitch length")
     b, a = f.builder, f.arguments
-    whole, part, after = (b.append_basic_block(block) for block in ("whole", "part", "after"))
+    wide = vectors * f.lanes
+    whole, left = b.sdiv(a["length"], f.word(wide)), b.srem(a["length"], f.word(wide))
+    some = b.zext(b.icmp_signed(">", left, f.word(0)), WORD)
+    edges = [f.below(f.add(left, -v * f.lanes)) for v in range(vectors)]
 
-    def copy(masks: list[Any]) -> None:
-        def step(values: list[Any]) -> list[Any]:
-            terms, target = values
-            place = b.add(a["cells"], f.load(terms, WORD))
-            f.prefetch(f.add(place, vectors * vector), 2)
-            for v, value in enumerate([f.vector_at(place, v, mask) for v, mask in enumerate(masks)]):
-                f.store(value, target, v * vector)
-            return [f.add(terms, 16), f.add(target, vectors * vector)]
+    def step(values: list[Any]) -> list[Any]:
+        terms, target = values
 
-        f.loop(a["count"], [a["terms"], a["target"]], step)
-        b.branch(after)
+        def copy(masks: list[Any]) -> Any:
+            def block(values: list[Any]) -> list[Any]:
+                source, place = values
+                for v, value in enumerate([f.vector_at(source, v, mask) for v, mask in enumerate(masks)]):
+                    f.store(value, place, v * vector)
+                return [f.add(source, vectors * vector), b.add(place, a["pitch"])]
 
-    b.cbranch(b.icmp_signed(">=", a["room"], f.word(vectors * f.lanes)), whole, part)
-    b.position_at_end(whole)
-    copy([None] * vectors)
-    b.position_at_end(part)
-    copy([f.below(f.add(a["room"], -v * f.lanes)) for v in range(vectors)])
-    b.position_at_end(after)
+            return block
+
+        row = [b.add(a["cells"], f.load(terms, WORD)), target]
+        source, _ = f.loop(some, f.loop(whole, row, copy([None] * vectors)), copy(edges))
+        f.prefetch(source, 2)
+        return [f.add(terms, 16), f.add(target, vectors * vector)]
+
+    f.loop(a["count"], [a["terms"], a["target"]], step)
     b.ret_void()
 
 

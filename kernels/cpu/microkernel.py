@@ -3,7 +3,7 @@
     pack      target[t, p] = source[p, t]
     short_rows  target[t, p] = source[t, p]                                   p < lanes
     outer     sums[p, i] += sum_t weights[w[t] + p] * cells[x[t] + i]         p < P filters, i < V vectors of positions
-    gather    target[t, i] = cells[x[t] + i]                                  i < V vectors
+    gather    target[block, t, i] = cells[x[t] + block + i]                   i < V vectors
     load      cells[plane, slot, row, j] = source[plane, row, position + residue of slot + j * stride], 0 outside of the row
     store     target[row, j] = sums[row, j] + bias
     panel     sums[p, v] += sum_i cells[i, p] * dy[i, v]                      p < P scalars, v < V vectors of filters

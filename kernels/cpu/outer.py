@@ -7,9 +7,8 @@ axis, all of which read the same staged dy, each by the taps that meet it.
 
 Stage: `tile.stage` lays the padded input of an output tile out so that every tap is a constant offset; a 1x1 convolution reads
 the caller's array in place.
-Compute: `microkernel.outer`, a block of filters by some vectors of positions at a time, reads the weights where they lie. Where
-blocks are small, `gather` copies the cells of the positions next to each other, for all blocks of filters in turn. The terms are
-added in order, whatever the tiling: results are the same bits as those of the portable loop.
+Compute: `microkernel.outer`, a block of filters by some vectors of positions at a time, reads the weights where they lie. For many
+blocks of filters, `gather` first copies the cells that each call will read next to each other. The terms are added in order, whatever the tiling: results are the same bits as those of the portable loop.
 Store: straight into the output where a tile is one run of it, else from scratch, the phases of the last axis interleaved; then the
 activation, over what was just written.
 
@@ -43,7 +42,7 @@ class Layout(NamedTuple):
     merged : phases of the last axis that are stored together
     step0, step1, step2 : cells between the outputs of a phase, on each axis
     group, block, channel : bytes of the weights from group to group, block to block of filters, channel to channel
-    gathered : cells of scratch for gathered ones, or 0
+    window, gathered : positions whose cells are gathered at once, and cells of scratch for them; 0 if none are
     once : whether all blocks of channels are staged side by side, once for all blocks of filters
     """
 
@@ -64,6 +63,7 @@ class Layout(NamedTuple):
     group: int
     block: int
     channel: int
+    window: int
     gathered: int
     once: int
 
@@ -73,7 +73,7 @@ def layout_of(a):
     """The layout out of the array of all numbers."""
     return Layout(
         a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36],
-        a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44], a[45],
+        a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44], a[45], a[46],
     )  # fmt: skip
 
 
@@ -106,30 +106,23 @@ def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filte
     """
     several, whole = layout.vectors * layout.lanes, filters // layout.register * layout.register
     move, k_bias = layout.register * pitch, layout.register * size if bias != 0 else 0
+    window, source, table, step = length, cells, terms, several * size
     if layout.gathered:
-        for i in range(0, length, several):
-            left = length - i
-            call_kernel(micro[GATHER], cells + i * size, terms, count, room, left)
-            w, b, target = weights, bias, sums + i * size
-            for k in range(0, filters, layout.register):
-                full = k < whole
-                if left >= several:
-                    call_kernel(micro[0 if full else 3], w, room, near, count, target, pitch, first, 0, b)
-                else:
-                    edge_block(micro, w, room, near, count, target, pitch, full, left, first, b, size, layout)
-                w, b, target = w + layout.block, b + k_bias, target + move
-        return
-    w, b, target = weights, bias, sums
-    for k in range(0, filters, layout.register):
-        full = k < whole
-        i = 0
-        while length - i >= several:
-            call_kernel(micro[0 if full else 3], w, cells + i * size, terms, count, target + i * size, pitch, first, 0, b)
-            i += several
-        if i < length:
-            left, place = length - i, target + i * size
-            edge_block(micro, w, cells + i * size, terms, count, place, pitch, full, left, first, b, size, layout)
-        w, b, target = w + layout.block, b + k_bias, target + move
+        window, source, table, step = layout.window, room, near, count * several * size
+    for begin in range(0, length, window):
+        end = min(begin + window, length)
+        if layout.gathered:
+            call_kernel(micro[GATHER], cells + begin * size, terms, count, room, step, end - begin)
+        w, b, row = weights, bias, sums
+        for k in range(0, filters, layout.register):
+            full = k < whole
+            i, place = begin, source
+            while end - i >= several:
+                call_kernel(micro[0 if full else 3], w, place, table, count, row + i * size, pitch, first, 0, b)
+                i, place = i + several, place + step
+            if i < end:
+                edge_block(micro, w, place, table, count, row + i * size, pitch, full, end - i, first, b, size, layout)
+            w, b, row = w + layout.block, b + k_bias, row + move
 
 
 @helper
