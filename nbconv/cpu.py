@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numba import types
 
-from . import depthwise, fft, outer, portable, winograd
+from . import depthwise, fft, outer, pointwise_grad, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
 from .dispatch import Plan, Wish, matrix_plan, select
@@ -121,9 +121,13 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     """out = gradient of conv(x, weight) for the weight; a complex x is conjugated."""
     if out.size == 0:
         return
-    others = {"depthwise_grad": depthwise.weight_grad, "winograd_grad": winograd.weight_grad, "fft": fft.weight_grad}
-    run = others.get(plan.kernel, tiled_weight_grad.run)
-    run(plan, grad_output, x, out)
+    others = {
+        "depthwise_grad": depthwise.weight_grad,
+        "winograd_grad": winograd.weight_grad,
+        "fft": fft.weight_grad,
+        "pointwise_grad": pointwise_grad.run,
+    }
+    others.get(plan.kernel, tiled_weight_grad.run)(plan, grad_output, x, out)
 
 
 @functools.cache

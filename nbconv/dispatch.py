@@ -21,7 +21,7 @@ from .fft_schedule import SPECTRA, Spectra
 from .kernels.cpu.machine import Machine, host
 from .kernels.jit import DISABLED
 from .problem import ConvProblem, Triple
-from .schedule import DIRECT, DOTS, OUTER, PANELS, Limits, Schedule, Sweep
+from .schedule import DIRECT, DOTS, OUTER, PANELS, POINTS, Limits, Schedule, Sweep
 from .winograd_schedule import GRAD_TILES, PHASES, TILES
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ TABLE = (
     Row("outer", "cpu", _FORWARD, "direct", "f", OUTER, families.products, families.tiled, _MICRO),
     Row("direct", "cpu", _FORWARD, "direct", "fciu", DIRECT, families.anything, families.portable, _ANY),
     Row("depthwise_grad", "cpu", _GRAD, "direct", "f", DOTS, families.one_result, families.planes, _PLANES),
+    Row("pointwise_grad", "cpu", _GRAD, "direct", "f", POINTS, families.pointwise, families.pointed, "1x1 reads rows in place"),
     Row("panels", "cpu", _GRAD, "direct", "f", PANELS, families.wide, families.panelled, "channels are broadcast over filters"),
     Row("dots", "cpu", _GRAD, "direct", "f", DOTS, families.few_taps, families.dotted, _MICRO),
     Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, families.portable_grad, _ANY),

@@ -31,6 +31,8 @@ from .schedule import (
     outer_cells,
     panel_cells,
     panels,
+    point_cells,
+    points,
     stored_together,
     together,
     weight_grad_cells,
@@ -214,6 +216,23 @@ def panelled(ask: Ask) -> list[Design]:
     sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes)
     schedule = panels(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch)
     return [Design(sweep, schedule, _split_bytes(ask, schedule), panel_cells(sweep, schedule) * ask.itemsize)]
+
+
+def pointwise(ask: Ask) -> bool:
+    """1x1, for a machine with registers enough, and rows that do not fall on the same lines of first-level cache."""
+    p, machine = ask.problem, ask.machine
+    if machine is None or machine.registers < FEW or not wide(ask) or ask.dtype.itemsize not in (4, 8):
+        return False
+    return _pointwise(p) and math.prod(p.size) * ask.itemsize % (ALIASED // 2) != 0
+
+
+def pointed(ask: Ask) -> list[Design]:
+    """dW of 1x1: one operand is read where it lies."""
+    p, machine = ask.problem, ask.machine
+    assert machine is not None
+    sweep = flat(forward_sweep(p))._replace(out=(p.batch, 1, math.prod(p.out)), folded=True)
+    schedule = points(sweep, ask.itemsize, ask.limits, machine, p.groups)
+    return [Design(sweep, schedule, _split_bytes(ask, schedule), point_cells(sweep, schedule) * ask.itemsize)]
 
 
 def dotted(ask: Ask) -> list[Design]:

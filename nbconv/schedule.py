@@ -93,6 +93,7 @@ class Limits(NamedTuple):
 DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, held=0, jobs=32, parallel=500_000)
 OUTER = Limits(sums=1024, staged=256 * 1024, filters=0, held=512 * 1024, jobs=4, parallel=1_000_000, near=24 * 1024)
 PANELS = Limits(sums=256, staged=320 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
+POINTS = Limits(sums=256, staged=320 * 1024, filters=0, held=512 * 1024, jobs=4, parallel=1_000_000)
 DOTS = Limits(sums=1024, staged=96 * 1024, filters=0, held=448 * 1024, jobs=4, parallel=1_000_000)
 
 # A staged cell costs about this many times a multiplication of it: a load, a store, and their share of a row's overhead.
@@ -122,6 +123,10 @@ STREAMED = 16384
 STREAMS = 8
 # Bytes of channels that are staged once for all blocks of filters: 1x1 of 1024-2048 with stride 2 takes 0.9 of the time.
 ONCE = 1 << 20
+# Products that take as long as transposing a cell of a weight gradient's operand, on a Granite Rapids.
+TRANSPOSED = 18
+# The same for storing a sum and adding it to those of other splits.
+ADDED = 48
 # Part of an image that its last vector may lack before several images share a tile.
 EMPTY = 0.1
 # Taps of a block of a weight gradient: more would leave fewer filters to share a staged tile.
@@ -377,6 +382,49 @@ def panel_cells(sweep: Sweep, schedule: Schedule) -> int:
     plane = staged_cells(sweep, schedule) // schedule.channels
     sums = filters * schedule.channels * math.prod(sweep.kernel)
     return sums + filters * math.prod(schedule.tile) + plane * (schedule.channels + schedule.register)
+
+
+def channels_across(sweep: Sweep, lanes: int) -> bool:
+    """Whether `points` broadcasts filters over vectors of channels, instead of the reverse.
+
+    Vectors take scalars that do not exist, and transposing one costs as many products as `TRANSPOSED` for all scalars.
+    """
+
+    def cost(across: int, along: int) -> float:
+        return -(-across // lanes) * lanes / across + TRANSPOSED / along
+
+    return cost(sweep.channels, sweep.filters) <= cost(sweep.filters, sweep.channels)
+
+
+def points(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int) -> Schedule:
+    """Micro-kernel of dW of 1x1 convolutions: panels of one array stay within `limits.staged` bytes, sums within `limits.held`."""
+    lanes = machine.vector // itemsize
+    swapped, sizes = channels_across(sweep, lanes), (sweep.channels, sweep.filters)
+    along, across = sizes[::-1] if swapped else sizes
+    vectors = min(2, -(-across // lanes))
+    wide = vectors * lanes
+    columns = wide * even(-(-across // wide), limits.staged // (limits.sums * itemsize * wide))
+    register = even(along, _most_filters(machine, vectors))
+    blocks, positions = groups * -(-across // columns), math.prod(sweep.out)
+
+    def cost(count: int) -> int:
+        """Of `count` blocks of rows: what is transposed for each, and sums of as many splits as the jobs still need."""
+        splits = -(-limits.jobs // (blocks * count))
+        return across * (count * positions * TRANSPOSED + (splits > 1) * splits * along * ADDED)
+
+    least = -(-along * columns * itemsize // limits.held)
+    rows = register * -(-even(along, -(-along // min(range(least, least + limits.jobs), key=cost))) // register)
+    tile = tile_within(sweep, limits._replace(sums=limits.staged // (columns * itemsize)), NOWHERE)
+    filters, channels = (rows, columns) if swapped else (columns, rows)
+    schedule = Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes)
+    return with_splits(sweep, schedule, limits, groups, 1)
+
+
+def point_cells(sweep: Sweep, schedule: Schedule) -> int:
+    """Scratch of `points`: sums of a block, and its panels."""
+    sizes = schedule.channels, schedule.filters
+    along, across = sizes[::-1] if channels_across(sweep, schedule.lanes) else sizes
+    return -(-across // schedule.lanes) * schedule.lanes * (along + math.prod(schedule.tile))
 
 
 def _bundled(sweep: Sweep, schedule: Schedule, itemsize: int, limits: Limits, groups: int, jobs: int) -> Schedule:

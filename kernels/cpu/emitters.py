@@ -6,6 +6,8 @@ from llvmlite import ir
 
 from .builder import WORD, Function
 
+REACH = 9  # rows that `rows` reaches from one pointer
+
 
 def starting_sums(f: Function, homes: list[Any], vectors: int, edge: Any = None) -> list[Any]:
     """Vectors of sums from their `homes`, or zeros where the kernel's argument `first` is not 0; the last ones masked by `edge`."""
@@ -206,6 +208,55 @@ def panel(module: ir.Module, name: str, itemsize: int, vector: int, scalars: int
         return [b.add(cells, a["cells_plane"]), *f.loop(a["rows"], [cells, *rest], row)[1:]]
 
     sums = f.loop(a["planes"], [a["cells"], a["dy"], *sums], plane)[2:]
+    for p, home in enumerate(homes):
+        for v in range(vectors):
+            f.store(sums[p * vectors + v], home, v * vector)
+    b.ret_void()
+
+
+def rows(module: ir.Module, name: str, itemsize: int, vector: int, scalars: int, vectors: int) -> None:
+    """Emit `rows` for `scalars` x `vectors`: as `panel`, but each scalar's cells are a row of memory, and nothing is transposed.
+
+    C signature, all 64-bit: (cells, row, plane, dy, count, planes, sums, pitch, first). Addresses of cells, dy and sums; bytes from
+    scalar to scalar and from plane to plane of the cells, while those of dy follow one another; numbers of positions and planes;
+    bytes from one scalar's sums to the next; whether sums start at zero.
+
+    A pointer for each row would take a register each, and reloads of them as much time as the loads. x86 adds a register times 1,
+    2, 4 or 8, so that four multiples of the distance reach nine rows from one pointer. The compiler must not see through them.
+    """
+    f = Function(module, name, itemsize, vector, "cells row plane dy count planes sums pitch first")
+    b, a = f.builder, f.arguments
+    homes = [a["sums"]]
+    for _ in range(scalars - 1):
+        homes.append(b.add(homes[-1], a["pitch"]))
+    sums = starting_sums(f, homes, vectors)
+    multiples = [b.mul(a["row"], f.word(m)) for m in (1, 3, 5, 7)]
+    reached = {m << shift: (i, shift) for i, m in enumerate((1, 3, 5, 7)) for shift in range(4) if m << shift < REACH}
+    groups = -(-scalars // REACH)
+
+    def position(values: list[Any]) -> list[Any]:
+        dy, *rest = values
+        bases, sums = [f.opaque(base) for base in rest[:groups]], rest[groups:]
+        distances = [f.opaque(multiple) for multiple in multiples]
+        ys = [f.load(dy, f.vector, v * vector) for v in range(vectors)]
+        for p in range(scalars):
+            place = bases[p // REACH]
+            if p % REACH:
+                i, shift = reached[p % REACH]
+                place = b.add(place, b.shl(distances[i], f.word(shift)))
+            scalar = f.splat(f.load(place, f.scalar))
+            for v in range(vectors):
+                at = p * vectors + v
+                sums[at] = b.call(f.fma, [scalar, ys[v], sums[at]])
+        return [f.add(dy, vectors * vector), *(f.add(base, itemsize) for base in bases), *sums]
+
+    def plane(values: list[Any]) -> list[Any]:
+        cells, dy, *sums = values
+        bases = [b.add(cells, b.mul(a["row"], f.word(REACH * i))) for i in range(groups)]
+        dy, *rest = f.loop(a["count"], [dy, *bases, *sums], position)
+        return [b.add(cells, a["plane"]), dy, *rest[groups:]]
+
+    _, _, *sums = f.loop(a["planes"], [a["cells"], a["dy"], *sums], plane)
     for p, home in enumerate(homes):
         for v in range(vectors):
             f.store(sums[p * vectors + v], home, v * vector)

@@ -7,6 +7,7 @@
     load      cells[plane, slot, row, j] = source[plane, row, position + residue of slot + j * stride], 0 outside of the row
     store     target[row, j] = sums[row, j] + bias
     panel     sums[p, v] += sum_i cells[i, p] * dy[i, v]                      p < P scalars, v < V vectors of filters
+    rows      sums[p, v] += sum_i cells[p, i] * dy[i, v]                      p < P scalars, v < V vectors of filters
     dots      sums[p, t, i mod lanes] += dy[p, i] * cells[offsets[t] + i]     p < P filters, t < V taps
     collapse  target[t] = sum_lane sums[t, lane]
 
@@ -34,7 +35,7 @@ from .apply import apply
 from .builder import WORD
 from .copy_emitters import gather, load, pack, short_rows, store
 from .depthwise_emitters import depthwise, depthwise_grad
-from .emitters import collapse, dots, outer, panel
+from .emitters import collapse, dots, outer, panel, rows
 from .machine import Machine
 from .transforms import transform
 
@@ -44,6 +45,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "outer": outer,
     "dots": dots,
     "panel": panel,
+    "rows": rows,
     "gather": gather,
     "load": load,
     "store": store,
