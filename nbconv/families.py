@@ -185,7 +185,7 @@ def tiled(ask: Ask) -> list[Design]:
     forward = ask.direction == "forward"
     sweep = folded(forward_sweep(p) if forward else input_grad_sweep(p, True), p, ask.limits, ask.lanes)
     cells = p.batch * math.prod(p.out if forward or machine.registers >= FEW else p.size)
-    copied = cells >= REUSED or p.taps * size % ALIASED == 0
+    copied = cells >= REUSED or (p.taps * size % ALIASED == 0 and (forward or p.kernel == ONES))
     place = _pointwise(p) and not sweep.folded
     batch = 1 if sweep.folded else p.batch
     sweep = flat(sweep) if place else sweep

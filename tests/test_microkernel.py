@@ -13,7 +13,7 @@ from llvmlite import ir
 from oracle import assert_sums, random
 
 import nbconv
-from nbconv import depthwise, dispatch, engine, outer, packing, schedule, weight_grad, winograd
+from nbconv import depthwise, dispatch, engine, outer, packing, pointwise_grad, schedule, weight_grad, winograd
 from nbconv.kernels import jit
 from nbconv.kernels.cpu import microkernel, pack
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
@@ -56,7 +56,7 @@ SHAPES = [
     *[((2, 20, 20, 20), (filters, 20, 3, 3), {}) for filters in (*range(1, 30), 64, 96, 128)],
     *[((2, 64, 20, 20), (64, channels, 3, 3), {"padding": 1, "groups": 64 // channels}) for channels in (8, 16, 32)],
     ((4, 64, 7, 7), (64, 64, 3, 3), {"padding": 1}),
-    ((2, 64, 30, 30), (64, 64, 1, 1), {}),
+    *[((2, channels, 30, 30), (64, channels, 1, 1), {}) for channels in (9, 64)],
     ((2, 12, 31, 31), (40, 12, 5, 5), {"stride": 2}),
     ((1, 8, 9, 9), (16, 8, 9, 9), {}),
 ]
@@ -80,7 +80,7 @@ def kernels(name, itemsize, problems, monkeypatch):
         found.add((emitter, shape))
         return 1
 
-    for module in (outer, depthwise, weight_grad, winograd):
+    for module in (outer, depthwise, pointwise_grad, weight_grad, winograd):
         monkeypatch.setattr(module, "kernel_address", note)
     for x, w, options in problems:
         p = nbconv.ConvProblem.make(x, w, **options)
@@ -95,6 +95,8 @@ def kernels(name, itemsize, problems, monkeypatch):
                 winograd._prepare_grad.__wrapped__(plan, sizes["x"], sizes["dy"], True)
             elif plan.kernel in ("depthwise", "depthwise_grad"):
                 depthwise._prepare.__wrapped__(plan)
+            elif plan.kernel == "pointwise_grad":
+                pointwise_grad._prepare.__wrapped__(plan)
             elif plan.kernel in ("dots", "panels"):
                 weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], True, False, 0)
             elif plan.kernel == "outer":
@@ -155,8 +157,10 @@ def test_code_is_fused_and_does_not_spill(name, itemsize, monkeypatch):
     """Wherever sums stay in registers. Machines without masked loads take the kernels that need them apart, into many blocks."""
     asked = kernels(name, itemsize, SHAPES, monkeypatch)
     masks = name in ("avx512", "avx2")
-    hot = [(e, s) for e, s in asked if e in ("outer", "panel", "dots") and (masks or e == "panel" or (e == "outer" and not s[2]))]
-    assert {emitter for emitter, _ in asked} >= {"outer", "panel", "dots", "load", "store", "pack", "collapse", "transform"}
+    whole = "panel", "rows"
+    hot = [(e, s) for e, s in asked if e in whole or (e == "outer" and (masks or not s[2])) or (e == "dots" and masks)]
+    found = {"outer", "panel", "dots", "load", "store", "pack", "collapse", "transform"}
+    assert {emitter for emitter, _ in asked} >= found | ({"rows"} if MACHINES[name].registers >= schedule.FEW else {"gather"})
     assert len(hot) > 10
     for emitter, shape in hot:
         assembly = assembly_of(emitter, itemsize, MACHINES[name], *shape)

@@ -15,6 +15,7 @@ LAYERS = (
     ("resnet50", "conv2 3x3/1 64"),
     ("resnet50", "conv5 3x3 512"),
     ("resnet50", "conv2 1x1 64-256"),
+    ("resnet50", "conv4 1x1 1024-256"),
     ("resnet50", "conv3 1x1/2 256-512 skip"),
     ("vgg16", "3x3 512-512 14"),
     ("mobilenetv2", "depthwise 3x3/2 144 56"),
