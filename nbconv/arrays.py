@@ -62,11 +62,16 @@ def check_dtype(dtype: npt.DTypeLike, name: str = "dtype") -> np.dtype[Any]:
 
 def common_dtype(**arrays: Array | None) -> np.dtype[Any]:
     """The one dtype of all `arrays`; a TypeError that names two which differ."""
-    present = {name: native(array.dtype) for name, array in arrays.items() if array is not None}
-    (first, dtype), *others = present.items()
-    for name, other in others:
-        if other != dtype:
+    dtype, first = None, ""
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        other = native(array.dtype)
+        if dtype is None:
+            dtype, first = other, name
+        elif other is not dtype and other != dtype:
             raise TypeError(f"{name} must have the dtype of {first}, {dtype}, got {other}")
+    assert dtype is not None
     return dtype
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from .arrays import Array
+from .arrays import Array, accumulator
 from .depthwise_schedule import AROUND, framed, framed_cells, row_blocks, staged_border
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, assign, contiguous, dense_array, run_once, scratch
@@ -25,12 +25,16 @@ from .weight_grad import add_splits
 
 
 class _Runs(NamedTuple):
-    """What the driver needs besides arrays: `kernels.cpu.depthwise` tells the columns of `runs`; `order` is that of the weights."""
+    """What the driver needs besides arrays: `kernels.cpu.depthwise` tells the columns of `runs`; `order` is that of the weights,
+    `taps` of a weight; `plane`, the cells of a plane of results; `zeros` stand for rows outside of x.
+    """
 
     runs: Array
     table: Array
     order: Array
-    zeros: int
+    taps: int
+    plane: int
+    zeros: Array
     blocks: int
     frame: Array
     cells: int
@@ -107,7 +111,10 @@ def _prepare(plan: Plan) -> _Runs:
     count = row_blocks(plan.direction, plan.problem, plan.sweep, schedule, itemsize)
     border = _frame(plan, count)
     cells = int(border[frame.CELLS]) if border.size else 0
-    return _Runs(np.array(runs, np.intp), table, np.concatenate(order), zeros, count, border, cells)
+    p = plan.problem
+    taps, plane = math.prod(p.kernel), math.prod(p.size if plan.direction == "input_grad" else p.out)
+    rows = np.zeros(zeros, accumulator(plan.dtype))
+    return _Runs(np.array(runs, np.intp), table, np.concatenate(order), taps, plane, rows, count, border, cells)
 
 
 def _frame(plan: Plan, blocks: int) -> Array:
@@ -177,13 +184,12 @@ def _taken(weight: Array, order: Array) -> Array:
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any) -> None:
     """out = activation(bias + sum of products) over planes of x; for dI, x is dy."""
     prepared, dtype = _prepare(plan), out.dtype
-    packed = contiguous(weight, dtype).reshape(-1, math.prod(plan.problem.kernel))
+    packed = contiguous(weight, dtype).reshape(-1, prepared.taps)
     if plan.direction == "input_grad":
         packed = _taken(packed, prepared.order)
     target = out if out.flags.c_contiguous else scratch(out.shape, dtype)
-    zeros = np.zeros(prepared.zeros, dtype)
-    cells = prepared.cells + (math.prod(out.shape[2:]) if takes_results(apply) else 0)
-    arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, zeros
+    cells = prepared.cells + (prepared.plane if takes_results(apply) else 0)
+    arrays = contiguous(x, dtype), packed, contiguous(bias, dtype), target, prepared.runs, prepared.table, prepared.zeros
     jobs = x.shape[0] * out.shape[1] * prepared.blocks
     _driver(dtype).run(plan.parallel, jobs, cells, arrays, (prepared.frame, prepared.blocks, apply))
     if target is not out:
@@ -193,10 +199,10 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """out = gradient for the weight of a depthwise convolution."""
     prepared, dtype, splits = _prepare(plan), out.dtype, plan.schedule.splits
-    dy, x, zeros = contiguous(dy, dtype), contiguous(x, dtype), np.zeros(prepared.zeros, dtype)
+    dy, x = contiguous(dy, dtype), contiguous(x, dtype)
 
     def fill(sums: Array) -> None:
-        arrays = dy, x, sums, prepared.runs, prepared.table, zeros
+        arrays = dy, x, sums, prepared.runs, prepared.table, prepared.zeros
         _grad_driver(dtype).run(plan.parallel, splits * len(out), prepared.cells, arrays, (prepared.frame,))
 
     add_splits(splits, fill, out)

@@ -152,9 +152,9 @@ def aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Uninitialised scratch that starts on a cache line."""
     if record := recorder():
         return record.scratch(cells, dtype)
-    count = math.prod(cells)
-    if count == 0:
+    if 0 in cells:
         return np.empty(cells, dtype)
+    count = math.prod(cells)
     memory = np.empty(count + LINE // dtype.itemsize, dtype)
     start = -memory.ctypes.data % LINE // dtype.itemsize
     return memory[start : start + count].reshape(cells)

@@ -98,10 +98,10 @@ def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, f
 
 
 @helper
-def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filters, length, first, bias, size, layout):
-    """Add the products of `count` terms to `filters` rows of `length` sums, `pitch` bytes apart, and then the bias if there is one.
+def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filters, length, first, bias, apply, size, layout):
+    """Add the products of `count` terms to `filters` rows of `length` sums, `pitch` bytes apart, then the bias, and run the activation.
 
-    `weights`, `cells`, `terms`, `sums` and `bias` are addresses, 0 for no bias. Where cells are gathered, `room` is the address of
+    `weights`, `cells`, `terms`, `sums`, `bias` and `apply` are addresses, the last two 0 for none. Where cells are gathered, `room` is the address of
     their copies and `near` that of the terms that read them.
     """
     several, whole = layout.vectors * layout.lanes, filters // layout.register * layout.register
@@ -122,6 +122,11 @@ def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filte
                 i, place = i + several, place + step
             if i < end:
                 edge_block(micro, w, place, table, count, row + i * size, pitch, full, end - i, first, b, size, layout)
+            if apply != 0:
+                # while the rows of one block of filters are in cache
+                for p in range(min(layout.register, filters - k)):
+                    fresh = row + p * pitch + begin * size
+                    run_at(apply, fresh, end - begin, fresh)
             w, b, row = w + layout.block, b + k_bias, row + move
 
 
@@ -217,10 +222,11 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                         staged = place
                 for g in range(g_first, g_last):
                     k = g * filters + k_first
-                    target, row, b = address_of(scratch), pitch, 0
+                    target, row, b, activation = address_of(scratch), pitch, 0, 0
                     if direct:
                         target, row = inner + k * out.strides[1], out.strides[1]
-                        b = address_of(bias) + k * size if c_last == channels else 0
+                        if c_last == channels:
+                            b, activation = address_of(bias) + k * size, apply
                     packed = weights + g * layout.group + k_first // layout.register * layout.block + c_first * layout.channel
                     for m in range(layout.merged):
                         taps = phases[phase + m, 1]
@@ -228,20 +234,16 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                         near = begin + terms.shape[0] // 2 * 16  # the second half of the terms, where there is one
                         multiply(
                             micro, packed, source, begin, (c_last - c_first) * taps, near, room,
-                            target + m * region, row, k_count, length, c_first == 0, b, size, layout,
+                            target + m * region, row, k_count, length, c_first == 0, b, activation, size, layout,
                         )  # fmt: skip
                     source += channels * plane * size
-                    if c_last < channels:
+                    if direct or c_last < channels:
                         continue
-                    if not direct:
-                        for i in range(k_count):
-                            finish(
-                                target + i * pitch, region, k + i, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
-                                phases[phase, 4], bias, out, micro[STORE], apply, target + i * pitch, d, h, w, layout,
-                            )  # fmt: skip
-                    elif apply != 0:
-                        for i in range(k_count):
-                            run_at(apply, target + i * row, length, target + i * row)
+                    for i in range(k_count):
+                        finish(
+                            target + i * pitch, region, k + i, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
+                            phases[phase, 4], bias, out, micro[STORE], apply, target + i * pitch, d, h, w, layout,
+                        )  # fmt: skip
 
 
 @kernel(parallel=True)
