@@ -107,14 +107,13 @@ def _prepare(plan: Plan) -> _Runs:
             tables.append(_rows(x, itemsize, d, h, slices, padded, stride[0], apart[0]).reshape(-1))
             first += len(tables[-1])
     table = np.concatenate(tables)
-    zeros = max(1, x[2]) if table.size and table.min() < 0 else 1
+    zeros = np.zeros(max(1, x[2]) if table.size and table.min() < 0 else 1, accumulator(plan.dtype))
     count = row_blocks(plan.direction, plan.problem, plan.sweep, schedule, itemsize)
     border = _frame(plan, count)
     cells = int(border[frame.CELLS]) if border.size else 0
     p = plan.problem
     taps, plane = math.prod(p.kernel), math.prod(p.size if plan.direction == "input_grad" else p.out)
-    rows = np.zeros(zeros, accumulator(plan.dtype))
-    return _Runs(np.array(runs, np.intp), table, np.concatenate(order), taps, plane, rows, count, border, cells)
+    return _Runs(np.array(runs, np.intp), table, np.concatenate(order), taps, plane, zeros, count, border, cells)
 
 
 def _frame(plan: Plan, blocks: int) -> Array:

@@ -108,9 +108,9 @@ SHUFFLED = 5
 REUSED = 512
 # Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache.
 ALIASED = 4096
-# Registers below which a call of a micro-kernel has so few positions that their cells are worth gathering call by call: 1x1 layers
-# then take 0.7 to 0.9 of the time, on a Zen 3. From there on those of a tile of 1x1 layers are, which then take 0.95 of the time, on
-# a Granite Rapids; by calls of three vectors, as gathered ones do not straddle lines of cache, 0.96 of that.
+# Registers below which a call of a micro-kernel has so few positions that cells are worth gathering call by call: 1x1 layers then
+# take 0.7 to 0.9 of the time, on a Zen 3. From there on those of a tile are: 0.94 of the time, on a Granite Rapids; with calls of
+# three vectors, as gathered cells do not straddle lines of cache, 0.96 of that.
 FEW = 28
 ALIGNED = 3
 # Channels whose rows lie on more pages than the machine knows at once: gathering pays for few blocks of filters too.

@@ -130,9 +130,9 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
 def gather(module: ir.Module, name: str, itemsize: int, vector: int, vectors: int) -> None:
     """Emit `gather`: positions in blocks of `vectors` vectors, in each of which the cells of one term follow those of another.
 
-    C signature, all 64-bit: (cells, terms, count, target, pitch, length): `target[block, t, i] = cells[terms[t] + block + i]`, where
-    a term is a pair as that of `outer`, whose first word is an offset in bytes, and blocks lie `pitch` bytes apart. Of the cells of
-    each term `length` are read, one run of memory after another, so that the machine foresees the next lines.
+    C signature, all 64-bit: (cells, terms, count, target, pitch, length): `target[block, t, i] = cells[terms[t] + block + i]`. A
+    term is a pair as that of `outer`, whose first word is an offset in bytes; blocks lie `pitch` bytes apart. Of the cells of each
+    term `length` are read, one run of memory after another, so that the machine foresees the next lines.
     """
     f = Function(module, name, itemsize, vector, "cells terms count target pitch length")
     b, a = f.builder, f.arguments

@@ -8,7 +8,8 @@ axis, all of which read the same staged dy, each by the taps that meet it.
 Stage: `tile.stage` lays the padded input of an output tile out so that every tap is a constant offset; a 1x1 convolution reads
 the caller's array in place.
 Compute: `microkernel.outer`, a block of filters by some vectors of positions at a time, reads the weights where they lie. For many
-blocks of filters, `gather` first copies the cells that each call will read next to each other. The terms are added in order, whatever the tiling: results are the same bits as those of the portable loop.
+blocks of filters, `gather` first copies the cells that each call will read next to each other. The terms are added in order,
+whatever the tiling: results are the same bits as those of the portable loop.
 Store: straight into the output where a tile is one run of it, else from scratch, the phases of the last axis interleaved; then the
 activation, over what was just written.
 
@@ -99,10 +100,10 @@ def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, f
 
 @helper
 def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filters, length, first, bias, apply, size, layout):
-    """Add the products of `count` terms to `filters` rows of `length` sums, `pitch` bytes apart, then the bias, and run the activation.
+    """Add the products of `count` terms to `filters` rows of `length` sums, `pitch` bytes apart, then the bias; run the activation.
 
-    `weights`, `cells`, `terms`, `sums`, `bias` and `apply` are addresses, the last two 0 for none. Where cells are gathered, `room` is the address of
-    their copies and `near` that of the terms that read them.
+    `weights`, `cells`, `terms`, `sums`, `bias` and `apply` are addresses, the last two 0 for none. Where cells are gathered, `room`
+    is the address of their copies and `near` that of the terms that read them.
     """
     several, whole = layout.vectors * layout.lanes, filters // layout.register * layout.register
     move, k_bias = layout.register * pitch, layout.register * size if bias != 0 else 0

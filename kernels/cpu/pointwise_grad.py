@@ -86,8 +86,8 @@ def store_rows(micro, totals, rows, columns, target, room, points):
     for k in range(0, columns, points.vectors * points.lanes):
         width = width_of(columns, k, points)
         call_kernel(
-            micro[COPY], address_of(totals) + k * rows * size, width * size, 0, address_of(target) + k * size, target.strides[0], size,
-            rows, min(width, columns - k), address_of(room),
+            micro[COPY], address_of(totals) + k * rows * size, width * size, 0, address_of(target) + k * size, target.strides[0],
+            size, rows, min(width, columns - k), address_of(room),
         )  # fmt: skip
 
 
@@ -113,9 +113,7 @@ def jobs(first, last, along, across, sums, micro, scratch, points):
             n, o = place // tiles * points.images, place % tiles * points.tile
             images, length = min(points.images, along.shape[0] - n), min(points.tile, along.shape[2] - o)
             transpose(across, n, images, k, k_count, o, length, micro, panels, points)
-            multiply(
-                along, n, images, c, c_count, o, length, micro, panels, k_count, address_of(totals), place == begin, points
-            )
+            multiply(along, n, images, c, c_count, o, length, micro, panels, k_count, address_of(totals), place == begin, points)
         if points.swapped:
             store_rows(micro, totals, c_count, k_count, sums[split, c:, k_first:], scratch[totals.size :], points)
         else:
