@@ -1,6 +1,7 @@
 """Calls of all kinds from many threads at once, some cancelled at any moment: `python tests/soak.py --minutes 10`.
 
-Every result has the bits that it had before the threads began. Ten lines tell calls, cancellations, and resident memory.
+Every result has the bits that it had before the threads began. Ten lines tell calls, cancellations, and resident memory. With
+`--calls 1000000` small calls of all kinds follow one another on one thread, and ten lines tell their time and the memory.
 """
 
 import argparse
@@ -27,13 +28,13 @@ def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
-def prepared():
+def prepared(scales=(1, 5)):
     """Calls, small and large, with their arguments and results; large ones launch threads."""
     calls = []
     for _, call in problems():
         if call.portable:  # that is asked of the whole process
             continue
-        for scale in (1, 5):
+        for scale in scales:
             batch, channels, *sizes = call.input_shape
             sizes = sizes if call.options == {} else [scale * size for size in sizes]
             call = dataclasses.replace(call, input_shape=(batch, channels, *sizes), dtype=random.choice(["float32", "float64"]))
@@ -94,12 +95,30 @@ class Soak:
             self._inside.discard(identity)
 
 
+def in_turn(count):
+    """Small calls, one after the other; whether the process grew by more than a MiB after the first tenth."""
+    calls, sizes = prepared((1,)), []
+    for tenth in range(10):
+        start = time.perf_counter()
+        for number in range(tenth * count // 10, (tenth + 1) * count // 10):
+            call, given, want = calls[number % len(calls)]
+            if not np.array_equal(run(call, *given), want):
+                raise SystemExit(f"{call}: other bits")
+        taken = (time.perf_counter() - start) / max(1, count // 10)
+        sizes.append(resident())
+        print(f"{(tenth + 1) * count // 10:11,} calls {taken * 1e6:7.1f} us each {sizes[-1] / 2**20:7.1f} MiB", flush=True)
+    return sizes[-1] - sizes[0] > 1 << 20
+
+
 def main():
     """Run, and tell."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--threads", type=int, default=16)
+    parser.add_argument("--calls", type=int, help="small calls on one thread instead")
     chosen = parser.parse_args()
+    if chosen.calls:
+        raise SystemExit(in_turn(chosen.calls))
     faulthandler.dump_traceback_later(60 * chosen.minutes + 120, exit=True)  # where it hangs
     with Soak(chosen.threads) as state:
         start = time.monotonic()
