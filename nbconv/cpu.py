@@ -117,17 +117,19 @@ def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, o
         assign(out, result)
 
 
+_WEIGHT_GRADS = {
+    "depthwise_grad": depthwise.weight_grad,
+    "winograd_grad": winograd.weight_grad,
+    "fft": fft.weight_grad,
+    "pointwise_grad": pointwise_grad.run,
+}
+
+
 def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     """out = gradient of conv(x, weight) for the weight; a complex x is conjugated."""
     if out.size == 0:
         return
-    others = {
-        "depthwise_grad": depthwise.weight_grad,
-        "winograd_grad": winograd.weight_grad,
-        "fft": fft.weight_grad,
-        "pointwise_grad": pointwise_grad.run,
-    }
-    others.get(plan.kernel, tiled_weight_grad.run)(plan, grad_output, x, out)
+    _WEIGHT_GRADS.get(plan.kernel, tiled_weight_grad.run)(plan, grad_output, x, out)
 
 
 @functools.cache

@@ -221,7 +221,7 @@ def panelled(ask: Ask) -> list[Design]:
 def pointwise(ask: Ask) -> bool:
     """1x1, for a machine with registers enough, and rows that do not fall on the same lines of first-level cache."""
     p, machine = ask.problem, ask.machine
-    if machine is None or machine.registers < FEW or not wide(ask) or ask.dtype.itemsize not in (4, 8):
+    if machine is None or machine.registers < FEW or not wide(ask):
         return False
     return _pointwise(p) and math.prod(p.size) * ask.itemsize % (ALIASED // 2) != 0
 
@@ -230,7 +230,7 @@ def pointed(ask: Ask) -> list[Design]:
     """dW of 1x1: one operand is read where it lies."""
     p, machine = ask.problem, ask.machine
     assert machine is not None
-    sweep = flat(forward_sweep(p))._replace(out=(p.batch, 1, math.prod(p.out)), folded=True)
+    sweep = forward_sweep(p)._replace(out=(p.batch, 1, math.prod(p.out)), folded=True)
     schedule = points(sweep, ask.itemsize, ask.limits, machine, p.groups)
     return [Design(sweep, schedule, _split_bytes(ask, schedule), point_cells(sweep, schedule) * ask.itemsize)]
 

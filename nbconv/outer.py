@@ -52,9 +52,10 @@ def slab_plan(plan: Plan, slab: Slab) -> Plan:
     assert machine is not None
     sweep = border_sweep(plan.sweep, problem, slab)
     batch = 1 if sweep.folded else problem.batch
-    limits = plan.limits if plan.kernel == "outer" else OUTER  # planes come here too
+    # planes come here too; what is gathered or staged once is not in the plan's workspace
+    limits = (plan.limits if plan.kernel == "outer" else OUTER)._replace(near=0)
     schedule = outer_schedule(sweep, machine.vector // plan.schedule.lanes, limits, machine, problem.groups, batch, False, False)
-    schedule = dataclasses.replace(schedule, once=False)  # the plan's workspace does not count on it
+    schedule = dataclasses.replace(schedule, once=False)
     flops = 2 * batch * problem.filters * problem.channels // problem.groups * math.prod(sweep.out) * math.prod(sweep.kernel)
     return dataclasses.replace(plan, sweep=sweep, schedule=schedule, parallel=flops >= limits.parallel)
 

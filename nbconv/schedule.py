@@ -70,13 +70,13 @@ class Schedule:
 class Limits(NamedTuple):
     """Sizes that a family's tiles should stay within.
 
-    sums : cells of one filter's output tile.
+    sums : cells of one filter's output tile; of POINTS, those that a panel has at the least.
     staged : bytes of a block of staged channels, read again for every block of filters; it belongs in second-level cache.
     filters : filters that share a staged tile, for the portable loop.
     held : bytes of sums of the filters that share a staged tile, for a micro-kernel.
     jobs : jobs that are enough to keep the threads busy; a weight gradient splits its sum until it has them.
     parallel : floating-point operations from which several threads pay for their launch.
-    near : bytes of the gathered cells of one call; 0 to gather none.
+    near : bytes of the gathered cells of one call, where calls have few positions; 0 to gather none.
     """
 
     sums: int
@@ -267,8 +267,8 @@ def outer(
         room = limits.staged // (wanted * copies * itemsize)
         limits = limits._replace(sums=max(min(limits.sums, room), min(limits.sums, 4 * vectors * lanes)))
         tile = tile_within(sweep, limits, dense)
-    block = vectors * lanes
-    window = -(-math.prod(tile) // block) * block if whole else block if gathered else 0
+    together = vectors * lanes
+    window = -(-math.prod(tile) // together) * together if whole else together if gathered else 0
     schedule = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place, window=window)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
@@ -295,8 +295,11 @@ def _most_filters(machine: Machine, vectors: int) -> int:
 
 
 def gathers(sweep: Sweep, machine: Machine, in_place: bool) -> bool:
-    """Whether cells are first copied into the order of the calls, for many blocks of filters: those of a whole tile, if copies of
-    one tap, else those of one call, where it has so few positions that it reads a line of each of many terms."""
+    """Whether cells are first copied into the order of the calls, for several blocks of filters.
+
+    With registers enough that is done for a whole tile, and only of one tap: more taps are as many copies. Else it is done for the
+    positions of one call, which are so few that it reads little more than a line of each of many terms.
+    """
     blocks = -(-sweep.filters // _most_filters(machine, 2))
     if machine.registers >= FEW:
         return math.prod(sweep.kernel) == 1 and blocks > (1 if sweep.channels >= PAGES else 4)
@@ -397,24 +400,33 @@ def channels_across(sweep: Sweep, lanes: int) -> bool:
 
 
 def points(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int) -> Schedule:
-    """Micro-kernel of dW of 1x1 convolutions: panels of one array stay within `limits.staged` bytes, sums within `limits.held`."""
-    lanes = machine.vector // itemsize
+    """Micro-kernel of dW of 1x1 convolutions: panels of one array stay within `limits.staged` bytes, sums within `limits.held`.
+
+    Jobs are made by blocks of the array that is read in place, or by splits, of which each has a tile at the least.
+    """
+    lanes, positions = machine.vector // itemsize, math.prod(sweep.out)
     swapped, sizes = channels_across(sweep, lanes), (sweep.channels, sweep.filters)
     along, across = sizes[::-1] if swapped else sizes
     vectors = min(2, -(-across // lanes))
     wide = vectors * lanes
-    columns = wide * even(-(-across // wide), limits.staged // (limits.sums * itemsize * wide))
+    columns = wide * even(-(-across // wide), limits.staged // (max(1, limits.sums) * itemsize * wide))
     register = even(along, _most_filters(machine, vectors))
-    blocks, positions = groups * -(-across // columns), math.prod(sweep.out)
+    blocks = groups * -(-across // columns)
+
+    def splits(count: int) -> int:
+        """Of `count` blocks of rows: what the jobs still need."""
+        return max(1, min(positions, -(-limits.jobs // (blocks * count))))
 
     def cost(count: int) -> int:
-        """Of `count` blocks of rows: what is transposed for each, and sums of as many splits as the jobs still need."""
-        splits = -(-limits.jobs // (blocks * count))
-        return across * (count * positions * TRANSPOSED + (splits > 1) * splits * along * ADDED)
+        """Of `count` blocks of rows: what is transposed for each, and sums of splits."""
+        return across * (count * positions * TRANSPOSED + (splits(count) > 1) * splits(count) * along * ADDED)
 
-    least = -(-along * columns * itemsize // limits.held)
-    rows = register * -(-even(along, -(-along // min(range(least, least + limits.jobs), key=cost))) // register)
-    tile = tile_within(sweep, limits._replace(sums=limits.staged // (columns * itemsize)), NOWHERE)
+    least = -(-along * columns * itemsize // max(1, limits.held))
+    most = max(least, min(least + limits.jobs, -(-along // register)))
+    count = min(range(least, most + 1), key=cost)
+    rows = register * -(-even(along, -(-along // count)) // register)
+    room = min(limits.staged // (columns * itemsize), -(-positions // splits(-(-along // rows))))
+    tile = tile_within(sweep, limits._replace(sums=room), NOWHERE)
     filters, channels = (rows, columns) if swapped else (columns, rows)
     schedule = Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes)
     return with_splits(sweep, schedule, limits, groups, 1)

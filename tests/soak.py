@@ -100,11 +100,12 @@ def in_turn(count):
     calls, sizes = prepared((1,)), []
     for tenth in range(10):
         start = time.perf_counter()
-        for number in range(tenth * count // 10, (tenth + 1) * count // 10):
+        turn = range(tenth * count // 10, (tenth + 1) * count // 10)
+        for number in turn:
             call, given, want = calls[number % len(calls)]
             if not np.array_equal(run(call, *given), want):
                 raise SystemExit(f"{call}: other bits")
-        taken = (time.perf_counter() - start) / max(1, count // 10)
+        taken = (time.perf_counter() - start) / max(1, len(turn))
         sizes.append(resident())
         print(f"{(tenth + 1) * count // 10:11,} calls {taken * 1e6:7.1f} us each {sizes[-1] / 2**20:7.1f} MiB", flush=True)
     return sizes[-1] - sizes[0] > 1 << 20

@@ -112,3 +112,14 @@ def test_workspace_is_what_the_plan_says(direction, options):
     threads = numba.get_num_threads() if plan.parallel else 1
     stated = plan.shared_bytes + threads * plan.thread_bytes
     assert stated / 2 - 20_000 <= peak <= stated + 20_000
+
+
+@pytest.mark.parametrize("channels", [16, 64, 192, 1024])
+@pytest.mark.parametrize("filters", [24, 96, 512])
+@pytest.mark.parametrize(("batch", "size"), [(1, 33), (4, 14), (2, 20), (16, 7)])
+def test_weight_grad_of_1x1_has_jobs_for_threads(batch, size, channels, filters):
+    p = nbconv.ConvProblem.make((batch, channels, size, size), (filters, channels, 1, 1))
+    plan = dispatch.select("weight_grad", p, np.dtype("float32"), AVX512)
+    s = plan.schedule
+    assert plan.kernel == "pointwise_grad"
+    assert s.splits * -(-channels // s.channels) * -(-filters // s.filters) >= plan.limits.jobs

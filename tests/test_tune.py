@@ -189,6 +189,21 @@ def test_a_record_of_nothing_that_exists_is_passed_over(kept):
     assert nbconv.plan("forward", shape, weight, **options).reason == "tuned"
 
 
+@pytest.mark.parametrize("value", [0, 1, 10**7, 10**12])
+@pytest.mark.parametrize("name", dispatch.POINTS._fields)
+def test_a_record_of_odd_limits_makes_a_plan(name, value, kept):
+    """What nobody has measured, but somebody might have written."""
+    shape, weight = (2, 40, 9, 11), (60, 40, 1, 1)
+    p = nbconv.ConvProblem.make(shape, weight)
+    limits = dispatch.POINTS._replace(**{name: max(value, name == "jobs")})
+    for row in (row for row in dispatch.TABLE if "weight_grad" in row.directions and row.algorithm == "direct"):
+        tuned.save("weight_grad", p, FLOAT32, host(), tuned.Record(row.name, limits, (1, 1, 1), "tuned"))
+        dispatch.select.cache_clear()
+        x, dy = random(shape, "float32", 0), random((2, 60, 9, 11), "float32", 1)
+        want = np.einsum("nkhw,nchw->kc", dy.astype(np.float64), x)
+        np.testing.assert_allclose(nbconv.conv_weight_grad(dy, x, weight)[:, :, 0, 0], want, atol=1e-3)
+
+
 def test_nothing_to_tune(kept):
     assert not nbconv.tune("forward", (0, 3, 9), (4, 3, 3)).reason.startswith("tuned")
     assert kept == {}
