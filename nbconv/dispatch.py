@@ -18,10 +18,11 @@ from .arrays import accumulator, check_dtype
 from .cost import cost
 from .families import ONES, Ask, Design, Direction
 from .fft_schedule import SPECTRA, Spectra
+from .grad_schedule import DOTS, PANELS, POINTS
 from .kernels.cpu.machine import Machine, host
 from .kernels.jit import DISABLED
 from .problem import ConvProblem, Triple
-from .schedule import DIRECT, DOTS, OUTER, PANELS, POINTS, Limits, Schedule, Sweep
+from .schedule import DIRECT, OUTER, Limits, Schedule, Sweep
 from .winograd_schedule import GRAD_TILES, PHASES, TILES
 
 if TYPE_CHECKING:

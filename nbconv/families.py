@@ -9,6 +9,15 @@ import numpy as np
 from . import fft_schedule, winograd_schedule
 from .depthwise_schedule import JOBS, depthwise, depthwise_grad, framed_cells, row_blocks
 from .fft_schedule import Spectra
+from .grad_schedule import (
+    direct_weight_grad,
+    dots,
+    panel_cells,
+    panels,
+    point_cells,
+    points,
+    weight_grad_cells,
+)
 from .kernels.cpu.machine import Machine
 from .phases import border_slabs
 from .problem import ConvProblem, Triple
@@ -21,21 +30,14 @@ from .schedule import (
     Sweep,
     direct,
     direct_cells,
-    direct_weight_grad,
-    dots,
     flat,
     folded,
     forward_sweep,
     input_grad_sweep,
     outer,
     outer_cells,
-    panel_cells,
-    panels,
-    point_cells,
-    points,
     stored_together,
     together,
-    weight_grad_cells,
 )
 
 Direction = Literal["forward", "input_grad", "weight_grad"]

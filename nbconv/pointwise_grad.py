@@ -10,10 +10,10 @@ import numpy as np
 from .arrays import Array
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, contiguous, dense_array, last_block
+from .grad_schedule import channels_across, point_cells
 from .kernels.cpu import pointwise_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.pointwise_grad import Points
-from .schedule import channels_across, point_cells
 from .weight_grad import add_splits
 
 POINTS = numba.typeof(Points(*[0] * 9))

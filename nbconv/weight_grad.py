@@ -25,13 +25,14 @@ from .drivers import (
     run_once,
     scratch,
 )
+from .grad_schedule import panel_cells, weight_grad_cells
 from .kernels.cpu import panel_grad, transfer, weight_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES
 from .phases import triple
 from .record import recorder
-from .schedule import axes_of, cell_offsets, panel_cells, weight_grad_cells
+from .schedule import axes_of, cell_offsets
 
 
 class _Run(NamedTuple):

@@ -5,10 +5,11 @@ import itertools
 import math
 from collections.abc import Iterator
 
+from .grad_schedule import with_splits
 from .kernels.cpu.machine import Machine
 from .phases import triple
 from .problem import ConvProblem, Triple
-from .schedule import LEAST, NOWHERE, Limits, Schedule, Sweep, even, staged_cells, tile_within, with_splits
+from .schedule import LEAST, NOWHERE, Limits, Schedule, Sweep, even, staged_cells, tile_within
 
 TILES = Limits(sums=256, staged=3000 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
 GRAD_TILES = Limits(sums=256, staged=1536 * 1024, filters=0, held=1700 * 1024, jobs=4, parallel=1_000_000)

@@ -1,0 +1,155 @@
+"""Schedules of weight gradients: the direct kernels, of which each splits the sum over (n, o) until there are jobs enough."""
+
+import dataclasses
+import math
+
+from .kernels.cpu.machine import Machine
+from .schedule import (
+    NOWHERE,
+    Limits,
+    Schedule,
+    Sweep,
+    bundled,
+    copies_fit,
+    direct,
+    even,
+    most_filters,
+    staged_cells,
+    tile_within,
+)
+
+# From cache sizes; DOTS was then chosen from some dozens of values on 3x3 layers of 256 and 512 channels, on Zen 4.
+PANELS = Limits(sums=256, staged=320 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
+POINTS = Limits(sums=256, staged=320 * 1024, filters=0, held=512 * 1024, jobs=4, parallel=1_000_000)
+DOTS = Limits(sums=1024, staged=96 * 1024, filters=0, held=448 * 1024, jobs=4, parallel=1_000_000)
+
+# Taps of a block of a weight gradient: more would leave fewer filters to share a staged tile.
+TAPS = 48
+# Products that take as long as transposing a cell of a weight gradient's operand, on a Granite Rapids.
+TRANSPOSED = 18
+# The same for storing a sum and adding it to those of other splits.
+ADDED = 48
+
+
+def direct_weight_grad(sweep: Sweep, itemsize: int, limits: Limits, groups: int, batch: int) -> Schedule:
+    """As `direct`, with the sum over images and tiles split until there are `limits.jobs` jobs."""
+    return with_splits(sweep, direct(sweep, itemsize, limits), limits, groups, batch)
+
+
+def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
+    """Micro-kernel of dW: as many taps and filters as leave registers for a vector of input each and one of dy.
+
+    Rows are staged densely, so that they are one to the kernel, unless it has so many taps that the copies do not fit.
+    The vectors of sums of all pairs of filter and tap of a block stay within `limits.held` bytes.
+    """
+    lanes, terms = machine.vector // itemsize, math.prod(sweep.kernel)
+    pairs = limits.held // machine.vector
+    register = even(sweep.filters, min(6 if machine.registers >= 32 else 3, max(1, pairs // terms)))
+    most = max(1, (machine.registers - 2) // (register + 1))
+    wide = copies_fit(sweep, itemsize, limits)
+    dense = (False, sweep.folded and wide, wide)
+    schedule = Schedule(tile_within(sweep, limits, dense), 1, 1, 1, dense, 1, register, 1, lanes)
+    held = limits.staged // (staged_cells(sweep, schedule) * itemsize)
+    channels = even(sweep.channels, max(1, min(held, TAPS // terms)))
+    vectors = even(channels * terms, most)
+    block = max(register, pairs // (channels * terms) // register * register)
+    filters = -(-even(sweep.filters, block) // register) * register
+    schedule = dataclasses.replace(schedule, filters=filters, channels=channels, vectors=vectors)
+    schedule = bundled(sweep, schedule, itemsize, limits, groups, groups)
+    return with_splits(sweep, schedule, limits, -(-groups // schedule.bundle), 1 if sweep.folded else batch)
+
+
+def panels(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
+    """Micro-kernel of dW that broadcasts channels over vectors of filters.
+
+    dy of all filters of a block stays within `limits.held` bytes, the staged channels within `limits.staged`, and the sums of the
+    block within the two. Both are transposed again for each block of the other: small tiles leave room for large blocks, and those
+    of float64 have half the cells (on 1x1 layers, by 512 cells 1.13 times the time in float64; by 128 in float32 1.04).
+    """
+    limits = limits._replace(sums=limits.sums * 4 // itemsize)
+    lanes = machine.vector // itemsize
+    vectors = min(2, -(-sweep.filters // lanes))
+    register = even(sweep.channels, min(14, (machine.registers - 1 - vectors) // vectors))
+    schedule = Schedule(tile_within(sweep, limits, NOWHERE), 1, 1, 1, NOWHERE, 1, register, vectors, lanes)
+    wide = vectors * lanes
+    most = max(1, limits.held // (math.prod(schedule.tile) * itemsize * wide))
+    filters = wide * even(-(-sweep.filters // wide), most)
+    held = min(
+        limits.staged // (staged_cells(sweep, schedule) * itemsize),
+        (limits.held + limits.staged) // (filters * math.prod(sweep.kernel) * itemsize),
+    )
+    channels = register * even(-(-sweep.channels // register), max(1, held // register))
+    schedule = dataclasses.replace(schedule, filters=filters, channels=channels)
+    return with_splits(sweep, schedule, limits, groups, 1 if sweep.folded else batch)
+
+
+def panel_cells(sweep: Sweep, schedule: Schedule) -> int:
+    """Scratch of `panels`: sums of a block, its dy, its staged channels, and some of them before they are transposed."""
+    filters = -(-schedule.filters // schedule.lanes) * schedule.lanes
+    plane = staged_cells(sweep, schedule) // schedule.channels
+    sums = filters * schedule.channels * math.prod(sweep.kernel)
+    return sums + filters * math.prod(schedule.tile) + plane * (schedule.channels + schedule.register)
+
+
+def channels_across(sweep: Sweep, lanes: int) -> bool:
+    """Whether `points` broadcasts filters over vectors of channels, instead of the reverse.
+
+    Vectors take scalars that do not exist, and transposing one costs as many products as `TRANSPOSED` for all scalars.
+    """
+
+    def cost(across: int, along: int) -> float:
+        return -(-across // lanes) * lanes / across + TRANSPOSED / along
+
+    return cost(sweep.channels, sweep.filters) <= cost(sweep.filters, sweep.channels)
+
+
+def points(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int) -> Schedule:
+    """Micro-kernel of dW of 1x1 convolutions: panels of one array stay within `limits.staged` bytes, sums within `limits.held`.
+
+    Jobs are made by blocks of the array that is read in place, or by splits, of which each has a tile at the least.
+    """
+    lanes, positions = machine.vector // itemsize, math.prod(sweep.out)
+    swapped, sizes = channels_across(sweep, lanes), (sweep.channels, sweep.filters)
+    along, across = sizes[::-1] if swapped else sizes
+    vectors = min(2, -(-across // lanes))
+    wide = vectors * lanes
+    columns = wide * even(-(-across // wide), limits.staged // (max(1, limits.sums) * itemsize * wide))
+    register = even(along, most_filters(machine, vectors))
+    blocks = groups * -(-across // columns)
+
+    def splits(count: int) -> int:
+        """Of `count` blocks of rows: what the jobs still need."""
+        return max(1, min(positions, -(-limits.jobs // (blocks * count))))
+
+    def cost(count: int) -> int:
+        """Of `count` blocks of rows: what is transposed for each, and sums of splits."""
+        return across * (count * positions * TRANSPOSED + (splits(count) > 1) * splits(count) * along * ADDED)
+
+    least = -(-along * columns * itemsize // max(1, limits.held))
+    most = max(least, min(least + limits.jobs, -(-along // register)))
+    count = min(range(least, most + 1), key=cost)
+    rows = register * -(-even(along, -(-along // count)) // register)
+    room = min(limits.staged // (columns * itemsize), -(-positions // splits(-(-along // rows))))
+    tile = tile_within(sweep, limits._replace(sums=room), NOWHERE)
+    filters, channels = (rows, columns) if swapped else (columns, rows)
+    schedule = Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes)
+    return with_splits(sweep, schedule, limits, groups, 1)
+
+
+def point_cells(sweep: Sweep, schedule: Schedule) -> int:
+    """Scratch of `points`: sums of a block, and its panels."""
+    sizes = schedule.channels, schedule.filters
+    along, across = sizes[::-1] if channels_across(sweep, schedule.lanes) else sizes
+    return -(-across // schedule.lanes) * schedule.lanes * (along + math.prod(schedule.tile))
+
+
+def with_splits(sweep: Sweep, schedule: Schedule, limits: Limits, groups: int, batch: int) -> Schedule:
+    blocks = groups * -(-max(sweep.channels, 1) // schedule.channels) * -(-max(sweep.filters, 1) // schedule.filters)
+    places = batch * math.prod(-(-out // size) for out, size in zip(sweep.out, schedule.tile, strict=True))
+    return dataclasses.replace(schedule, splits=max(1, min(places, -(-limits.jobs // blocks))))
+
+
+def weight_grad_cells(sweep: Sweep, schedule: Schedule) -> int:
+    """Scratch of a weight gradient: a row of dy or the vectors of sums, and staged input."""
+    pairs = schedule.bundle * schedule.filters * schedule.channels * math.prod(sweep.kernel) * schedule.lanes
+    return (pairs if schedule.register else schedule.tile[2]) + schedule.lanes**2 + staged_cells(sweep, schedule)
