@@ -88,8 +88,8 @@ class Limits(NamedTuple):
     near: int = 0
 
 
-# From cache sizes (32 KiB first-level, 512 KiB or more second-level); OUTER was then chosen from some dozens of values on 3x3 layers
-# of 256 and 512 channels, on Zen 4.
+# From cache sizes (32 KiB first-level, 512 KiB or more second-level); OUTER was then chosen from some dozens of values on layers
+# of 3x3 and 256 or 512 channels, on Zen 4.
 DIRECT = Limits(sums=2048, staged=256 * 1024, filters=16, held=0, jobs=32, parallel=500_000)
 OUTER = Limits(sums=1024, staged=256 * 1024, filters=0, held=512 * 1024, jobs=4, parallel=1_000_000, near=24 * 1024)
 
