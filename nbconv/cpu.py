@@ -11,7 +11,7 @@ import numba
 import numpy as np
 from numba import types
 
-from . import depthwise, fft, outer, pointwise_grad, portable, winograd
+from . import depthwise, fft, outer, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
 from .dispatch import Plan, Wish, matrix_plan, select
@@ -117,12 +117,7 @@ def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, o
         assign(out, result)
 
 
-_WEIGHT_GRADS = {
-    "depthwise_grad": depthwise.weight_grad,
-    "winograd_grad": winograd.weight_grad,
-    "fft": fft.weight_grad,
-    "pointwise_grad": pointwise_grad.run,
-}
+_WEIGHT_GRADS = {"depthwise_grad": depthwise.weight_grad, "winograd_grad": winograd.weight_grad, "fft": fft.weight_grad}
 
 
 def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:

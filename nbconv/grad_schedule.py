@@ -132,14 +132,14 @@ def points(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups
     room = min(limits.staged // (columns * itemsize), -(-positions // splits(-(-along // rows))))
     tile = tile_within(sweep, limits._replace(sums=room), NOWHERE)
     filters, channels = (rows, columns) if swapped else (columns, rows)
-    schedule = Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes)
+    schedule = Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes, in_place=not swapped)
     return with_splits(sweep, schedule, limits, groups, 1)
 
 
 def point_cells(sweep: Sweep, schedule: Schedule) -> int:
     """Scratch of `points`: sums of a block, and its panels."""
     sizes = schedule.channels, schedule.filters
-    along, across = sizes[::-1] if channels_across(sweep, schedule.lanes) else sizes
+    along, across = sizes if schedule.in_place else sizes[::-1]
     return -(-across // schedule.lanes) * schedule.lanes * (along + math.prod(schedule.tile))
 
 

@@ -25,8 +25,8 @@ from .drivers import (
     run_once,
     scratch,
 )
-from .grad_schedule import panel_cells, weight_grad_cells
-from .kernels.cpu import panel_grad, transfer, weight_grad
+from .grad_schedule import panel_cells, point_cells, weight_grad_cells
+from .kernels.cpu import panel_grad, pointwise_grad, transfer, weight_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES
@@ -52,6 +52,11 @@ def _kernels(plan: Plan, near: int | None, axis: Axis) -> list[int]:
     if machine is None:
         return [0] * 8
     at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
+    if plan.kernel == "pointwise_grad":
+        sizes = (sweep.channels, sweep.filters) if s.in_place else (sweep.filters, sweep.channels)
+        scalars, last = (s.register, last_block(sizes[0], s.register)), -(-last_block(sizes[1], s.vectors * s.lanes) // s.lanes)
+        panels = (at("rows", p, v) for p in scalars for v in (s.vectors, last))
+        return [*panels, 0, at("pack", 0), at("pack", 1), at("store", 0, 1)]
     row = loaded(near, axis, at)
     if plan.kernel == "panels":
         last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
@@ -76,7 +81,7 @@ def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int | No
     blocks = Blocks(problem.groups, MODES.index(problem.mode), *sizes, int(plan.dtype.kind == "c"))
     bundles = -(-problem.groups // s.bundle)
     jobs = s.splits * bundles * -(-sweep.channels // s.channels) * -(-sweep.filters // s.filters)
-    cells = (panel_cells if plan.kernel == "panels" else weight_grad_cells)(sweep, s)
+    cells = {"panels": panel_cells, "pointwise_grad": point_cells}.get(plan.kernel, weight_grad_cells)(sweep, s)
     offsets = np.arange(s.channels) * plane if inside else cell_offsets(sweep, s)
     if plan.kernel == "dots" and plan.machine is not None and not inside:
         offsets = offsets * (plan.machine.vector // s.lanes)
@@ -84,11 +89,19 @@ def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int | No
     return _Run(offsets, np.array(micro, np.intp), axes, blocks, jobs, cells)
 
 
+class _Family(NamedTuple):
+    """A kernel's loop over jobs, and the launch that all of them share."""
+
+    jobs: Any
+    parallel: Any = weight_grad.parallel
+
+
 @functools.cache
 def _driver(kernel: str, dtype: np.dtype[Any]) -> ScratchTwin:
     vector = dense_array(INTEGER, 1)
     arrays = any_array(dtype, 5, True), any_array(dtype, 5, True), dense_array(dtype, 3), vector, vector
-    return ScratchTwin(panel_grad if kernel == "panels" else weight_grad, dtype, arrays, (AXIS, AXIS, AXIS, BLOCKS))
+    module = {"panels": panel_grad, "pointwise_grad": pointwise_grad}.get(kernel, weight_grad)
+    return ScratchTwin(_Family(module.jobs), dtype, arrays, (AXIS, AXIS, AXIS, BLOCKS))
 
 
 def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
@@ -96,7 +109,9 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     s = plan.schedule
     if s.register:
         dy = contiguous(dy, dy.dtype)  # its layout would change the order of the sum
-    if plan.sweep.folded:
+    if plan.kernel == "pointwise_grad":
+        dy, x = (contiguous(array, out.dtype).reshape(*array.shape[:2], 1, 1, -1) for array in (dy, x))
+    elif plan.sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
     inside = s.in_place and is_run(x)
     prepared = _prepare(plan, x.shape, dy.shape, between(x, out.dtype), inside, x.strides[1] if inside else 0)

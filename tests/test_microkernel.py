@@ -13,7 +13,7 @@ from llvmlite import ir
 from oracle import assert_sums, random
 
 import nbconv
-from nbconv import depthwise, dispatch, engine, outer, packing, pointwise_grad, schedule, weight_grad, winograd
+from nbconv import depthwise, dispatch, engine, outer, packing, schedule, weight_grad, winograd
 from nbconv.kernels import jit
 from nbconv.kernels.cpu import microkernel, pack
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
@@ -80,7 +80,7 @@ def kernels(name, itemsize, problems, monkeypatch):
         found.add((emitter, shape))
         return 1
 
-    for module in (outer, depthwise, pointwise_grad, weight_grad, winograd):
+    for module in (outer, depthwise, weight_grad, winograd):
         monkeypatch.setattr(module, "kernel_address", note)
     for x, w, options in problems:
         p = nbconv.ConvProblem.make(x, w, **options)
@@ -95,9 +95,7 @@ def kernels(name, itemsize, problems, monkeypatch):
                 winograd._prepare_grad.__wrapped__(plan, sizes["x"], sizes["dy"], True)
             elif plan.kernel in ("depthwise", "depthwise_grad"):
                 depthwise._prepare.__wrapped__(plan)
-            elif plan.kernel == "pointwise_grad":
-                pointwise_grad._prepare.__wrapped__(plan)
-            elif plan.kernel in ("dots", "panels"):
+            elif plan.kernel in ("dots", "panels", "pointwise_grad"):
                 weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], True, False, 0)
             elif plan.kernel == "outer":
                 forward = direction == "forward"

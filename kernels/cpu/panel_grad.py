@@ -8,13 +8,11 @@ Compute: `microkernel.panel`, which broadcasts channels over vectors of filters,
 Store: the sums of each split, transposed, which the caller adds in order, so that the result does not depend on threads.
 
 A job is one (split, group, block of channels, block of filters). A split is a run of the list of (image, tile); how many there are
-follows from the shapes alone.
+follows from the shapes alone. `weight_grad.parallel` launches the jobs.
 """
 
-import numba
-
 from ..helper import helper
-from ..jit import address_of, call, kernel
+from ..jit import address_of, kernel
 from .microkernel import call_kernel
 from .tile import stage
 
@@ -117,7 +115,11 @@ def store_sums(micro, totals, filters, terms, target, blocks):
 
 @kernel
 def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
-    """Run jobs `first` to `last`; shapes as in `parallel`, with one row of its scratch."""
+    """Run jobs `first` to `last`; arguments as those of `weight_grad.parallel`, with one row of its scratch.
+
+    Offsets are in cells; scratch: sums of a block, its dy, its staged channels, and `blocks.register` of them before they are
+    transposed.
+    """
     channels, filters = x.shape[1] // blocks.groups, dy.shape[1] // blocks.groups
     taps = sums.shape[2] // channels
     channel_blocks, filter_blocks = -(-channels // blocks.channels), -(-filters // blocks.filters)
@@ -147,17 +149,3 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
             stage_filters(dy, n, k, k + k_count, o0, o1, o2, t0, t1, t2, micro, dys, blocks)
             multiply(micro, c_count, k_count, taps, t0, t1, t2, plane, staged, dys, offsets, totals, place == begin, h, w, blocks)
         store_sums(micro, totals, k_count, c_count * taps, sums[split, k:, c_first * taps :], blocks)
-
-
-@kernel(parallel=True)
-def parallel(run_jobs, count, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
-    """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
-
-    dy (N, K, ...), the last axis of which is contiguous; x (N, C, ...), sums (splits, K, C / groups * taps), offsets of the taps in
-    cells; micro, the micro-kernels' addresses; scratch (threads, cells): sums of a block, its dy, its staged channels, and
-    `blocks.register` of them before they are transposed.
-    """
-    threads = scratch.shape[0]
-    for thread in numba.prange(threads):
-        first, last = thread * count // threads, (thread + 1) * count // threads
-        call(run_jobs, first, last, dy, x, sums, offsets, micro, scratch[thread], d, h, w, blocks)

@@ -143,12 +143,12 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
 
 @kernel(parallel=True)
 def parallel(run_jobs, count, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
-    """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
+    """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`, of this file or another.
 
     dy (N, K, ...), the last axis of which is contiguous for micro-kernels; x (N, C, ...), sums (splits, K, C / groups * taps),
     offsets of the taps of a block of channels, in cells or, for a micro-kernel, in bytes; micro, the micro-kernels' addresses;
-    scratch (threads, cells): a vector of sums for each pair of filter and tap of a block and a square of lanes to spare, or a
-    row of dy, then `blocks.channels` staged planes.
+    scratch (threads, cells): here a vector of sums for each pair of filter and tap of a block and a square of lanes to spare, or
+    a row of dy, then `blocks.channels` staged planes.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):
