@@ -9,6 +9,14 @@ from .builder import WORD, Function
 REACH = 9  # rows that `rows` reaches from one pointer
 
 
+def homes_of(f: Function, count: int, step: str) -> list[Any]:
+    """Addresses of `count` rows of sums, the argument `step` apart."""
+    homes = [f.arguments["sums"]]
+    for _ in range(count - 1):
+        homes.append(f.builder.add(homes[-1], f.arguments[step]))
+    return homes
+
+
 def starting_sums(f: Function, homes: list[Any], vectors: int, edge: Any = None) -> list[Any]:
     """Vectors of sums from their `homes`, or zeros where the kernel's argument `first` is not 0; the last ones masked by `edge`."""
     b = f.builder
@@ -46,9 +54,7 @@ def outer(
     f = Function(module, name, itemsize, vector, "weights cells terms count sums sums_row first edge bias")
     b, a = f.builder, f.arguments
     edge = f.below(a["edge"]) if edged else None
-    homes = [a["sums"]]
-    for _ in range(filters - 1):
-        homes.append(b.add(homes[-1], a["sums_row"]))
+    homes = homes_of(f, filters, "sums_row")
     sums = starting_sums(f, homes, vectors, edge)
 
     def step(values: list[Any]) -> list[Any]:
@@ -184,9 +190,7 @@ def panel(module: ir.Module, name: str, itemsize: int, vector: int, scalars: int
     """
     f = Function(module, name, itemsize, vector, "cells step cells_row cells_plane dy count rows planes sums pitch first")
     b, a = f.builder, f.arguments
-    homes = [a["sums"]]
-    for _ in range(scalars - 1):
-        homes.append(b.add(homes[-1], a["pitch"]))
+    homes = homes_of(f, scalars, "pitch")
     sums = starting_sums(f, homes, vectors)
 
     def position(values: list[Any]) -> list[Any]:
@@ -226,9 +230,7 @@ def rows(module: ir.Module, name: str, itemsize: int, vector: int, scalars: int,
     """
     f = Function(module, name, itemsize, vector, "cells row plane dy count planes sums pitch first")
     b, a = f.builder, f.arguments
-    homes = [a["sums"]]
-    for _ in range(scalars - 1):
-        homes.append(b.add(homes[-1], a["pitch"]))
+    homes = homes_of(f, scalars, "pitch")
     sums = starting_sums(f, homes, vectors)
     multiples = [b.mul(a["row"], f.word(m)) for m in (1, 3, 5, 7)]
     reached = {m << shift: (i, shift) for i, m in enumerate((1, 3, 5, 7)) for shift in range(4) if m << shift < REACH}
