@@ -242,26 +242,40 @@ def _register(name: str, verb: str) -> None:
     inlined(_typing(parameters, functools.partial(_implementation, name, verb, parameters)))
 
 
+def _needs(need: Any) -> list[bool | None]:
+    """Which gradients `conv_backward` computes, as far as it is known when the caller is compiled; None where it is not."""
+    need = need.value if isinstance(need, types.Omitted) else need
+    if not isinstance(need, types.Type):
+        return list(need)
+    if not isinstance(need, types.BaseTuple) or [isinstance(each, types.Boolean) for each in need] != [True] * 3:
+        raise TypingError(f"nbconv: need must be a tuple of three bools, for dI, dW and dB, got {need}")
+    return [each.literal_value if isinstance(each, types.Literal) else None for each in need]
+
+
 def _register_backward(name: str) -> None:
     function, parts = getattr(functional, name), [getattr(functional, name.replace("backward", each)) for each in _GRADS]
     parameters = _parameters(function, {})
+    options = "stride, padding, dilation, groups, padding_mode, algorithm=algorithm, precision=precision"
+    options += ", workspace_limit=workspace_limit"
+    calls = (
+        f"input_grad(grad_output, weight, input.shape, {options})",
+        f"weight_grad(grad_output, input, weight.shape, {options})",
+        "bias_grad(grad_output)",
+    )
+    scope = dict(zip(_GRADS, parts, strict=True))
 
     def implement(given: dict[str, Any]) -> Any:
-        if isinstance(given["need"], types.Type) and not isinstance(given["need"], types.Omitted):
-            raise TypingError("nbconv: in compiled code call the gradient that is needed, need is not supported")
-        options = "stride, padding, dilation, groups, padding_mode, algorithm=algorithm, precision=precision"
-        options += ", workspace_limit=workspace_limit"
-        scope = dict(zip(_GRADS, parts, strict=True))
-        exec(
-            f"def implementation({_listed(parameters)}):\n"
-            f"    dx = input_grad(grad_output, weight, input.shape, {options})\n"
-            f"    dw = weight_grad(grad_output, input, weight.shape, {options})\n"
-            f"    return dx, dw, bias_grad(grad_output)\n",
-            scope,
-        )
+        body = ""
+        for i, (needed, call) in enumerate(zip(_needs(given["need"]), calls, strict=True)):
+            if needed is None:  # an array or None, which only the call tells
+                body += f"    grad_{i} = None\n    if need[{i}]:\n        grad_{i} = {call}\n"
+            else:
+                body += f"    grad_{i} = {call if needed else None}\n"
+        exec(f"def implementation({_listed(parameters)}):\n{body}    return grad_0, grad_1, grad_2\n", scope)
         return scope["implementation"]
 
-    overload(function)(_typing(parameters, implement))
+    # for the types of the results to tell which of them are None
+    overload(function, prefer_literal=True)(_typing(parameters, implement))
 
 
 _GRADS = ("input_grad", "weight_grad", "bias_grad")

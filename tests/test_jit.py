@@ -1,5 +1,6 @@
 """The public functions inside compiled code: the same bits as from Python, without Python."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -103,6 +104,31 @@ def test_backward_hands_on_its_options():
     assert not np.array_equal(direct[0], winograd[0])
     with pytest.raises(ValueError, match="algorithm must be one of"):
         backward_by(dy, x, w, "guess")
+
+
+@njit
+def needed_alone(dy, x, w):
+    dx, nothing, db = nbconv.conv2d_backward(dy, x, w, padding=1, need=(True, False, True))
+    return dx, nothing, db
+
+
+@njit
+def needed(dy, x, w, need):
+    return nbconv.conv2d_backward(dy, x, w, padding=1, need=need)
+
+
+def test_backward_computes_what_is_needed():
+    x, w, dy = (random(shape, "float32", i) for i, shape in enumerate(((2, 4, 9, 8), (6, 4, 3, 3), (2, 6, 9, 8))))
+    needed_alone(dy, x, w)
+    array, nothing, vector = needed_alone.nopython_signatures[0].return_type
+    assert (array.ndim, nothing, vector.ndim) == (4, numba.types.none, 1)  # not arrays or None
+    for need in itertools.product((False, True), repeat=3):
+        for got, want in zip(needed(dy, x, w, need), nbconv.conv2d_backward(dy, x, w, padding=1, need=need), strict=True):
+            assert (got is None) == (want is None)
+            np.testing.assert_array_equal(got, want)
+    for wrong in ((True, False), (True, False, 1), True):
+        with pytest.raises(numba.core.errors.TypingError, match="need must be a tuple of three bools"):
+            needed(dy, x, w, wrong)
 
 
 LAYOUTS = {
