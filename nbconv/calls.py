@@ -16,7 +16,7 @@ import numpy as np
 
 from . import functional, threads
 from .arrays import Array
-from .kernels.cpu.epilogue import Descriptor
+from .kernels.cpu.epilogue import Descriptor, Formula
 from .kernels.program import HEAD, HOOK, SCRATCH, SLOTS, STATE, SYMBOLS
 from .record import Unrecordable, recorder, recording
 
@@ -48,10 +48,13 @@ class _Reader:
     def value(self, kind: str) -> Any:
         """An option: "i" an int, "b" a bool, "s" a text, "n" None, "(...)" a tuple of such.
 
-        What is known when the caller is compiled stands in the kind itself: "=..." a text, "#..." an int, "!..." a hook.
+        What is known when the caller is compiled stands in the kind itself: "=..." a text, "#..." an int, "!..." a hook, "f..." a
+        formula.
         """
         if kind[0] == "!":
             return _Hook(kind == "!1")
+        if kind[0] == "f":
+            return Formula(kind[1:])
         if kind[0] == "(":
             return tuple(self.value(each) for each in _parts(kind[1:-1]))
         if kind[0] in "=#":

@@ -4,10 +4,8 @@ Arrays come here with three spatial axes, native and aligned; results are writte
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 
@@ -18,8 +16,7 @@ from .dispatch import Plan, Wish, matrix_plan, select
 from .drivers import Twin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu import transfer
-from .kernels.cpu.epilogue import Epilogue
-from .kernels.cpu.epilogue import compile_epilogue as _compile_epilogue
+from .kernels.cpu.epilogue import Descriptor, Epilogue
 from .kernels.cpu.fold import fold
 from .kernels.padding import MODES
 from .phases import Slab, border_slabs, interior
@@ -32,11 +29,6 @@ BIAS_PARALLEL = 500_000
 _TRIPLE = types.UniTuple(types.intp, 3)
 
 
-def compile_epilogue(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Epilogue:
-    """The activation as the kernels call it."""
-    return _compile_epilogue(activation, numba.from_dtype(dtype))
-
-
 def _by_group(problem: ConvProblem, weight: Array) -> Array:
     """A view (groups, filters, channels, ...) of a weight."""
     if problem.groups == 1:
@@ -47,15 +39,23 @@ def _by_group(problem: ConvProblem, weight: Array) -> Array:
 
 
 def forward(
-    plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array, apply: Any = 0, forms: Forms | None = None
+    plan: Plan,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    out: Array,
+    epilogue: Epilogue | Descriptor | None = None,
+    forms: Forms | None = None,
 ) -> None:
-    """out = activation(bias + conv(x, weight)); `apply` is the address of the activation; `forms`, what is kept of the weight."""
+    """out = activation(bias + conv(x, weight)); `epilogue` is the activation; `forms`, what is kept of the weight."""
     if out.size == 0:
         return
+    formula = epilogue.formula if epilogue and plan.kernel in ("outer", "depthwise") else ""
+    apply = epilogue.address if epilogue and not formula else 0
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
     if plan.kernel == "depthwise":
-        depthwise.run(plan, x, weight, bias, out, apply)
+        depthwise.run(plan, x, weight, bias, out, apply, formula)
     else:
         by_group = _by_group(plan.problem, weight)
         if plan.kernel == "winograd":
@@ -63,7 +63,7 @@ def forward(
         elif plan.kernel == "fft":
             fft.run(plan, x, by_group, bias, out, apply)
         elif plan.kernel == "outer":
-            outer.run(plan, x, by_group, bias, out, None, apply, forms)
+            outer.run(plan, x, by_group, bias, out, None, apply, formula, forms)
         else:
             portable.run(plan, x, by_group, bias, out, None, apply)
 
@@ -78,7 +78,7 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
     if plan.kernel == "depthwise":
-        return depthwise.run(plan, grad_output, weight, bias, out, 0)
+        return depthwise.run(plan, grad_output, weight, bias, out)
     rotated = _by_group(problem, weight).swapaxes(1, 2)
 
     direct = plan
@@ -90,7 +90,7 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
 
     def run(slab: Slab, target: Array, bias: Array) -> None:
         if direct.kernel != "direct":  # a border is thin, also that of planes
-            outer.run(outer.slab_plan(direct, slab), grad_output, rotated, bias, target, slab, 0, forms)
+            outer.run(outer.slab_plan(direct, slab), grad_output, rotated, bias, target, slab, forms=forms)
         else:
             portable.run(direct, grad_output, rotated, bias, target, slab)
 

@@ -48,7 +48,9 @@ def _rows(shape: tuple[int, ...], itemsize: int, d: Phase, h: Phase, slices: int
     return np.where(inside, (depth[..., None] * shape[1] + row) * shape[2] * itemsize, -1)
 
 
-def _kernel(plan: Plan, taps: tuple[int, int], stride: Triple, apart: int, columns: tuple[tuple[int, ...], ...], adds: bool) -> int:
+def _kernel(
+    plan: Plan, taps: tuple[int, int], stride: Triple, apart: int, columns: tuple[tuple[int, ...], ...], adds: bool, formula: str
+) -> int:
     """Address of the micro-kernel of one run; `adds` if it is not the first."""
     machine, s = plan.machine, plan.schedule
     assert machine is not None
@@ -57,11 +59,12 @@ def _kernel(plan: Plan, taps: tuple[int, int], stride: Triple, apart: int, colum
     if plan.direction == "weight_grad":
         return at("depthwise_grad", s.tile[1], *shape, columns[0])
     held = math.prod(taps) * sum(map(len, columns)) + s.tile[1] * s.vectors * len(columns)
-    return at("depthwise", s.tile[1], s.vectors, held + AROUND <= machine.registers, *shape, columns, adds, plan.sweep.channels > 1)
+    hoisted, several = held + AROUND <= machine.registers, plan.sweep.channels > 1
+    return at("depthwise", s.tile[1], s.vectors, hoisted, *shape, columns, adds, several, formula)
 
 
 @functools.lru_cache(maxsize=512)
-def _prepare(plan: Plan) -> _Runs:
+def _prepare(plan: Plan, formula: str = "") -> _Runs:
     machine, schedule, problem = plan.machine, plan.schedule, plan.problem
     assert machine is not None
     assert schedule.taps is not None
@@ -95,9 +98,10 @@ def _prepare(plan: Plan) -> _Runs:
                 places = [[w.offset + t * apart[2] for t in part] for w, part in zip(phases[2], parts, strict=True)]
                 low = min(itertools.chain(*places), default=0)
                 columns = tuple(tuple(place - low for place in part) for part in places)
-                kernel = _kernel(plan, (len(r0), len(r1)), stride, apart[1], columns, i > 0)
+                last = i == len(blocks) - 1
+                kernel = _kernel(plan, (len(r0), len(r1)), stride, apart[1], columns, i > 0, formula if last else "")
                 start = first + r0.start * padded + r1.start * apart[1]
-                runs.append((kernel, start, *steps, slices, rows, *begin, weight, low, i == len(blocks) - 1, *schedule.tile[1:]))
+                runs.append((kernel, start, *steps, slices, rows, *begin, weight, low, last, *schedule.tile[1:]))
                 met = [
                     flat[np.ix_(d.taps[r0.start : r0.stop], h.taps[r1.start : r1.stop], w.taps[part.start : part.stop])]
                     for w, part in zip(phases[2], parts, strict=True)
@@ -180,9 +184,9 @@ def _taken(weight: Array, order: Array) -> Array:
     return target
 
 
-def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any) -> None:
-    """out = activation(bias + sum of products) over planes of x; for dI, x is dy."""
-    prepared, dtype = _prepare(plan), out.dtype
+def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0, formula: str = "") -> None:
+    """out = activation(bias + sum of products) over planes of x; for dI, x is dy. The activation is as in `outer.run`."""
+    prepared, dtype = _prepare(plan, formula), out.dtype
     packed = contiguous(weight, dtype).reshape(-1, prepared.taps)
     if plan.direction == "input_grad":
         packed = _taken(packed, prepared.order)

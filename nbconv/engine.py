@@ -14,7 +14,7 @@ from . import cpu
 from .arrays import Array, accumulator, can_write_directly, check_out, computable
 from .dispatch import AUTO, Wish, select
 from .drivers import conjugated, contiguous
-from .kernels.cpu.epilogue import Descriptor
+from .kernels.cpu.epilogue import Descriptor, compile_epilogue
 from .problem import ConvProblem
 from .record import recorder
 
@@ -38,8 +38,7 @@ def forward(
     x, w, b = computable(input), computable(weight, acc), None if bias is None else computable(bias, acc)
 
     def fill(y: Array) -> None:
-        address = epilogue.address if epilogue else 0
-        cpu.forward(plan, _lift(x, *spatial), _lift(w, problem.axes), b, _lift(y, *spatial), address, forms)
+        cpu.forward(plan, _lift(x, *spatial), _lift(w, problem.axes), b, _lift(y, *spatial), epilogue, forms)
 
     return _deliver(out, problem.output_shape, dtype, (input, weight, bias), fill)
 
@@ -94,7 +93,7 @@ def compiled(activation: Callable[..., Any], dtype: np.dtype[Any]) -> Any:
     if isinstance(activation, Descriptor):
         return activation
     try:
-        epilogue = cpu.compile_epilogue(activation, dtype)
+        epilogue = compile_epilogue(activation, dtype)
         if record := recorder():
             record.kept.append(epilogue)
         return epilogue

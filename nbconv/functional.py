@@ -18,7 +18,7 @@ from .arrays import Array, accumulator, castable, check_array, check_dtype, comm
 from .cuda.arrays import View
 from .dispatch import wish
 from .kernels import activations, jit
-from .kernels.cpu.epilogue import Descriptor
+from .kernels.cpu.epilogue import Descriptor, Formula
 from .namespaces import Foreign, through_numpy
 from .problem import ConvProblem, Padding, Sizes, problem_of, transposed_problem
 
@@ -444,7 +444,7 @@ def activation_function(activation: Activation | None, dtype: np.dtype[Any]) -> 
         if dtype.kind == "c" or (dtype.kind in "iu" and activation not in activations.INTEGER):
             raise TypeError(f"activation {activation!r} is not defined for dtype {dtype}")
         return activations.NAMED[activation]  # type: ignore[no-any-return]
-    if is_jitted(activation) or isinstance(activation, Descriptor) or (jit.DISABLED and callable(activation)):
+    if is_jitted(activation) or isinstance(activation, Descriptor | Formula) or (jit.DISABLED and callable(activation)):
         return activation
     raise TypeError(f"activation must be a name or a function compiled by numba.njit, got {activation!r}")
 

@@ -20,6 +20,7 @@ from numba.extending import overload
 from . import calls, functional
 from .arrays import DTYPES, castable
 from .kernels import hooks, program
+from .kernels.cpu.formula import formula_of
 from .kernels.helper import WITHIN
 from .kernels.jit import DISABLED
 from .kernels.program import HOOK, LONGEST, SCRATCH
@@ -109,6 +110,12 @@ def implementation({parameters}):
 """
 
 
+def _formula(given: dict[str, Any], dtype: np.dtype[Any]) -> str:
+    """The formula of the caller's own activation, where it has one and nothing else asks for a function; else ""."""
+    found = given.get("activation")
+    return formula_of(found.dispatcher, dtype) if isinstance(found, types.Dispatcher) and _absent(given["store"]) else ""
+
+
 def _visit(given: dict[str, Any], dtype: np.dtype[Any], axes: int) -> Any:
     """The function of the caller's own that results are run through, as `hooks.descriptor` takes it; None if there is none."""
     functions = {}
@@ -141,15 +148,17 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
     dtype = numba.np.numpy_support.as_dtype(kind)
     if "out" in arrays and not given["out"].mutable:
         raise TypingError("nbconv: out must be writeable, got a read-only array")
-    visit = _visit(given, dtype, given["weight"].ndim - 2) if verb == "conv" else None
+    formula = _formula(given, dtype)
+    visit = _visit(given, dtype, given["weight"].ndim - 2) if verb == "conv" and not formula else None
     stores = visit is not None and not _absent(given["store"])
     if stores and "out" in arrays:
         raise TypingError("nbconv: out must be None where a store takes the results")
     options = [each for each in parameters if each not in (*VERBS[verb], "out", "dtype", *STORE) and not _absent(given[each])]
-    kinds = {each: _kind(given[each], each) for each in options if each != "activation" or visit is None}
+    kinds = {each: _kind(given[each], each) for each in options if each != "activation" or not (formula or visit)}
     fields += [f"{each}:{kind}" for each, kind in kinds.items()]
-    if visit is not None:
-        fields.append(f"activation:!{int(stores)}")
+    most = _most_words("|".join(fields))
+    if formula or visit:
+        fields.append(f"activation:f{formula}" if formula else f"activation:!{int(stores)}")
     written = [each for each, kind in kinds.items() if kind[0] not in "=#n"]
     text = "|".join([name, *fields])
     ndim = {"conv_input_grad": "input_shape", "conv_weight_grad": "weight_shape"}.get(verb)
@@ -166,7 +175,7 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
         result += f"\n    bases[{HOOK}] = descriptor(visit, 0, ())" if visit is not None else ""
     source = _BODY.format(
         parameters=_listed(parameters),
-        most=_most_words(text),
+        most=most,
         writes="\n    ".join(f"at = write(words, at, {each})" for each in (*arrays, *written)),
         key=int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little"),
         text=text,

@@ -102,12 +102,14 @@ def _prepare(
     spread: bool,
     plane: int,
     weights: tuple[int, ...],
+    formula: str,
 ) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
     `slab` tells which padded cells dI is sought for, None for a forward run; `near` is what `between` says of x; `spread` tells
     whether the cells of a row of out are no neighbours in memory; `plane`, the bytes from channel to channel of x; `weights`, bytes
-    from group to group, block to block of filters, filter to filter, channel to channel and tap to tap on each axis of the weights.
+    from group to group, block to block of filters, filter to filter, channel to channel and tap to tap on each axis of the weights;
+    `formula`, the activation, or "".
     """
     problem, s, machine = plan.problem, plan.schedule, plan.machine
     assert machine is not None
@@ -144,9 +146,9 @@ def _prepare(
     at = functools.partial(kernel_address, machine, itemsize)
     ahead = s.vectors * machine.vector if s.in_place and not s.window else 0
     filters = s.register, last_block(sweep.filters, s.register)
-    micro = [at("outer", p, v, edged, row, ahead) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
+    micro = [at("outer", p, v, edged, row, ahead, formula) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
     micro.append(loaded(near, w, at))
-    micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged))
+    micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged, formula))
     micro.append(at("gather", s.vectors) if s.window else 0)
     tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
     jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)
@@ -166,11 +168,20 @@ def _driver(x: np.dtype[Any], out: np.dtype[Any]) -> ScratchTwin:
 
 
 def run(
-    plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab | None, apply: Any = 0, forms: Forms | None = None
+    plan: Plan,
+    x: Array,
+    weight: Array,
+    bias: Array,
+    out: Array,
+    slab: Slab | None,
+    apply: Any = 0,
+    formula: str = "",
+    forms: Forms | None = None,
 ) -> None:
     """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction.
 
-    `forms` keeps the packed weights of a caller who uses them again.
+    The activation is a function, at `apply`, or a formula, or neither. `forms` keeps the packed weights of a caller who uses them
+    again.
     """
     if plan.schedule.in_place:
         if x.dtype == out.dtype and is_run(x) and is_run(out):
@@ -190,6 +201,6 @@ def run(
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
     near, spread = between(x, out.dtype), out.strides[-1] != out.itemsize
     steps = group, block, row, channel, *taps
-    prepared = _prepare(plan, slab, x.shape, out.shape, near, spread, x.strides[1] if s.in_place else 0, steps)
+    prepared = _prepare(plan, slab, x.shape, out.shape, near, spread, x.strides[1] if s.in_place else 0, steps, formula)
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:3]
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))

@@ -139,7 +139,7 @@ def run(call, first, second, bias, out):
     """The result of a call on arrays of the caller's."""
     p, options = call.problem, call.options | {"algorithm": call.algorithm, "out": out}
     weight = nbconv.prepare(second) if call.prepared else second
-    with plans(call), nbconv.num_threads(call.threads):
+    with plans(call), nbconv.num_threads(min(call.threads, numba.config.NUMBA_NUM_THREADS)):
         if call.compiled:
             return _run_compiled(call, first, second, bias)
         if call.direction == "forward":

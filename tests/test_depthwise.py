@@ -187,7 +187,7 @@ def test_rows_are_divided(monkeypatch):
         for got, want in zip(results(problem, "float32"), first, strict=True):
             np.testing.assert_array_equal(got, want)
     prepare = depthwise._prepare.__wrapped__
-    monkeypatch.setattr(depthwise, "_prepare", lambda plan: prepare(plan)._replace(blocks=1))
+    monkeypatch.setattr(depthwise, "_prepare", lambda plan, formula="": prepare(plan, formula)._replace(blocks=1))
     for got, want in zip(results(problem, "float32")[:2], first[:2], strict=True):
         np.testing.assert_array_equal(got, want)
 

@@ -71,7 +71,14 @@ PLANES = [
 ]
 
 
-def kernels(name, itemsize, problems, monkeypatch):
+def relu6(itemsize):
+    """The formula of an activation."""
+    kind = "float" if itemsize == 4 else "double"
+    low, high = f"fcmp.olt {kind} %0 0.0; select {kind} %1 0.0 %0", f"fcmp.ogt {kind} %2 6.0; select {kind} %3 6.0 %2"
+    return f"{low}; {high}"
+
+
+def kernels(name, itemsize, problems, monkeypatch, formula=""):
     """The kernels that a machine is asked for by the preparation of all three directions: (emitter, shape)."""
     found = set()
 
@@ -94,15 +101,15 @@ def kernels(name, itemsize, problems, monkeypatch):
             elif plan.kernel == "winograd_grad":
                 winograd._prepare_grad.__wrapped__(plan, sizes["x"], sizes["dy"], True)
             elif plan.kernel in ("depthwise", "depthwise_grad"):
-                depthwise._prepare.__wrapped__(plan)
+                depthwise._prepare.__wrapped__(plan, formula if direction == "forward" else "")
             elif plan.kernel in ("dots", "panels", "pointwise_grad"):
                 weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], True, False, 0)
             elif plan.kernel == "outer":
                 forward = direction == "forward"
                 source, target = (sizes["x"], sizes["dy"]) if forward else (sizes["dy"], sizes["x"])
-                taps = (0, 0, itemsize) if forward else (itemsize,) * 3
-                slab = None if forward else interior(p)
-                outer._prepare.__wrapped__(plan, slab, source, target, True, False, 64, (64, 64, 4 * itemsize, 64, *taps))
+                steps = 64, 64, 4 * itemsize, 64, *((0, 0, itemsize) if forward else (itemsize,) * 3)
+                slab, given = (None, formula) if forward else (interior(p), "")
+                outer._prepare.__wrapped__(plan, slab, source, target, True, False, 64, steps, given)
     return sorted(found, key=str)
 
 
@@ -154,6 +161,7 @@ def fmas(emitter, shape):
 def test_code_is_fused_and_does_not_spill(name, itemsize, monkeypatch):
     """Wherever sums stay in registers. Machines without masked loads take the kernels that need them apart, into many blocks."""
     asked = kernels(name, itemsize, SHAPES, monkeypatch)
+    asked += kernels(name, itemsize, SHAPES[::8], monkeypatch, relu6(itemsize))
     masks = name in ("avx512", "avx2")
     whole = "panel", "rows"
     hot = [(e, s) for e, s in asked if e in whole or (e == "outer" and (masks or not s[2])) or (e == "dots" and masks)]
@@ -168,10 +176,11 @@ def test_code_is_fused_and_does_not_spill(name, itemsize, monkeypatch):
         assert not re.search(r"\bcallq?\b|\bbl\s", assembly), (emitter, shape)
 
 
+@pytest.mark.parametrize("activated", [False, True])
 @pytest.mark.parametrize("itemsize", [4, 8])
-def test_depthwise_code_is_fused_and_keeps_its_sums(itemsize, monkeypatch):
+def test_depthwise_code_is_fused_and_keeps_its_sums(itemsize, activated, monkeypatch):
     """Every tap is one multiplication, and sums stay off the stack, where vectors are masked and registers are many."""
-    asked = kernels("avx512", itemsize, PLANES, monkeypatch)
+    asked = kernels("avx512", itemsize, PLANES, monkeypatch, relu6(itemsize) if activated else "")
     assert {emitter for emitter, _ in asked} >= {"depthwise", "depthwise_grad"}
     for emitter, shape in asked:
         if not emitter.startswith("depthwise"):

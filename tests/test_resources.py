@@ -122,7 +122,7 @@ def test_memory_that_runs_short():
     assert refused == 35
     assert embedded == 5
     assert reserved * mmap.PAGESIZE < 100 << 20  # malloc may reserve 64 MiB for a thread
-    assert resident * mmap.PAGESIZE < 16 << 20
+    assert resident * mmap.PAGESIZE < 40 << 20  # malloc may keep an array of up to 32 MiB that was freed; five would be 90
 
 
 INTERRUPTED = """

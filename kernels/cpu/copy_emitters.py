@@ -5,6 +5,7 @@ from typing import Any
 from llvmlite import ir
 
 from .builder import INDEX, WORD, Function
+from .formula import evaluate
 
 LINE = 64  # bytes of a cache line
 
@@ -186,8 +187,10 @@ def picked(f: Function, parts: list[Any], phase: int) -> Any:
     return value
 
 
-def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int, phases: int) -> None:
+def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int, phases: int, formula: str = "") -> None:
     """Emit `store`, to neighbouring cells or to strided ones, of `phases` rows at once: cell j of a row belongs at j * phases.
+
+    The bias is added, and the result run through `formula`.
 
     C signature, all 64-bit: (source, source_row, source_phase, target, target_row, step, rows, count, bias): addresses, bytes from
     row to row and phase to phase of the source, from row to row and cell to cell of the target, numbers of rows and of cells of
@@ -220,7 +223,7 @@ def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int
             place = b.add(source, b.mul(a["source_phase"], f.word(p)))
             # cells of this phase among the next `count`
             mask = None if count is None else f.below(b.sdiv(f.add(count, phases - 1 - p), f.word(phases)))
-            values.append(b.fadd(f.vector_at(place, 0, mask), bias))
+            values.append(evaluate(f, formula, b.fadd(f.vector_at(place, 0, mask), bias)))
         for m, value in enumerate(interleaved(f, values)):
             place = b.add(target, b.mul(step, f.word(m * f.lanes)))
             left = None if count is None else f.add(count, -m * f.lanes)

@@ -20,6 +20,7 @@ from llvmlite import ir
 from .builder import INDEX, WORD, Function
 from .copy_emitters import interleaved, split
 from .emitters import total
+from .formula import evaluate
 
 Columns = tuple[tuple[int, ...], ...]
 
@@ -169,10 +170,12 @@ def depthwise(
     columns: Columns,
     adds: bool,
     several: bool,
+    formula: str = "",
 ) -> None:
     """Emit `depthwise` for blocks of `rows` x `vectors`.
 
-    `hoisted` keeps a plane's weights in registers, `adds` begins with y, `several` sums over channels.
+    `hoisted` keeps a plane's weights in registers, `adds` begins with y, `several` sums over channels. Results are run
+    through `formula`.
 
     C signature, all 64-bit: (x, x_plane, y, y_plane, y_slice, y_row, weights, plane_weights, bias, plane_bias, planes, table,
     slice, span, slices, rows, width, y_width, zeros, shift, part, parts, channels, x_channel, channel_weights). Addresses of x, y,
@@ -254,7 +257,7 @@ def depthwise(
                 add(sums, [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses], weights)
             for i in range(count):
                 for v in range(vectors):
-                    merged = interleaved(f, [b.fadd(sums[i, p, v], bias) for p in range(phases)])
+                    merged = interleaved(f, [evaluate(f, formula, b.fadd(sums[i, p, v], bias)) for p in range(phases)])
                     for m, value in enumerate(merged):
                         at = (v * phases + m) * f.lanes
                         row = b.add(place, b.mul(a["y_row"], f.word(i)))

@@ -5,6 +5,7 @@ from typing import Any
 from llvmlite import ir
 
 from .builder import WORD, Function
+from .formula import evaluate
 
 REACH = 9  # rows that `rows` reaches from one pointer
 
@@ -38,13 +39,22 @@ def starting_sums(f: Function, homes: list[Any], vectors: int, edge: Any = None)
 
 
 def outer(
-    module: ir.Module, name: str, itemsize: int, vector: int, filters: int, vectors: int, edged: int, row: int, ahead: int
+    module: ir.Module,
+    name: str,
+    itemsize: int,
+    vector: int,
+    filters: int,
+    vectors: int,
+    edged: int,
+    row: int,
+    ahead: int,
+    formula: str = "",
 ) -> None:
     """Emit `outer` for `filters` x `vectors`, the last of which is a part of a vector if `edged`.
 
     The weights of a term lie `row` bytes apart: a distance that is known only at run time takes a register for each filter, and
     vectors spill (half the speed). Cells `ahead` bytes further are fetched, if that is not 0: those of the next positions, where
-    channels are so far apart that no hardware foresees them.
+    channels are so far apart that no hardware foresees them. Sums with a bias added are run through `formula`.
 
     C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias). Addresses of weights, cells, terms
     and sums; `count`, the number of terms, each a pair of the offsets in bytes of its cells and of its weight; bytes from one
@@ -88,7 +98,7 @@ def outer(
     put(sums)
     b.position_at_end(biased)
     biases = [f.splat(f.load(a["bias"], f.scalar, p * itemsize)) for p in range(filters)]
-    put([b.fadd(value, biases[i // vectors]) for i, value in enumerate(sums)])
+    put([evaluate(f, formula, b.fadd(value, biases[i // vectors])) for i, value in enumerate(sums)])
 
 
 def dots(module: ir.Module, name: str, itemsize: int, vector: int, filters: int, taps: int) -> None:

@@ -1,6 +1,7 @@
 """The last step before a store: a function that is run over a row of outputs while it is still in first-level cache.
 
-It is compiled to a small C function of its own, `apply(context, row address, length, target)`, and reaches the driver as the
+Where the function can be written as a formula (`formula`), some micro-kernels compute it in registers, and none of this runs.
+Else it is a small C function of its own, `apply(context, row address, length, target)`, and reaches the driver as the
 address of a descriptor, three words: the function's address, the context, and whether it stores. So a driver is compiled once for
 all of them, and the call costs some nanoseconds a row instead of a call an element.
 
@@ -23,6 +24,9 @@ from numba.extending import intrinsic
 from ..helper import helper
 from ..jit import DISABLED, address_of, uninterrupted
 from .builder import WORD
+from .formula import formula_of
+from .machine import host
+from .microkernel import kernel_address
 
 if DISABLED:
 
@@ -84,13 +88,22 @@ class Descriptor(NamedTuple):
     """A function that somebody else compiled and keeps: the address of its descriptor."""
 
     address: int
+    formula: str = ""
+
+
+class Formula(NamedTuple):
+    """A function that its caller has written as a formula."""
+
+    text: str
 
 
 class Epilogue:
-    """A compiled activation: `address` is good for as long as this object lives."""
+    """A compiled activation: its `formula` if it has one, and an `address` that is good for as long as this object lives."""
 
-    def __init__(self, activation: Callable[..., Any], dtype: types.Type):
+    def __init__(self, activation: Callable[..., Any] | Formula, dtype: np.dtype[Any]):
+        self.formula = ""
         if DISABLED:
+            assert callable(activation)
 
             def over_row(row):
                 for i in range(row.size):
@@ -98,6 +111,18 @@ class Epilogue:
 
             self.address: Any = over_row
             return
+        self.formula = activation.text if isinstance(activation, Formula) else formula_of(activation, dtype)
+        if self.formula:
+            function = kernel_address(host(), dtype.itemsize, "activate", self.formula)
+        else:
+            self._compiled = self._over_row(activation, numba.from_dtype(dtype))
+            function = self._compiled.address
+        self._descriptor = np.array([function, 0, 0], np.int64)
+        self.address = self._descriptor.ctypes.data
+
+    @staticmethod
+    def _over_row(activation: Any, dtype: types.Type) -> Any:
+        """The function over a row of cells, compiled by Numba."""
 
         def apply(context, pointer, length, target):
             row = numba.carray(pointer, length)
@@ -106,12 +131,10 @@ class Epilogue:
 
         signature = types.void(types.intp, types.CPointer(dtype), types.intp, types.intp)
         with uninterrupted():
-            self._compiled = numba.cfunc(signature, nopython=True, error_model="numpy")(apply)
-        self._descriptor = np.array([self._compiled.address, 0, 0], np.int64)
-        self.address = self._descriptor.ctypes.data
+            return numba.cfunc(signature, nopython=True, error_model="numpy")(apply)
 
 
 @functools.lru_cache(maxsize=256)
-def compile_epilogue(activation: Callable[..., Any], dtype: types.Type) -> Epilogue:
+def compile_epilogue(activation: Callable[..., Any] | Formula, dtype: np.dtype[Any]) -> Epilogue:
     """Compile `activation` for rows of `dtype`, once for each pair that is in use."""
     return Epilogue(activation, dtype)

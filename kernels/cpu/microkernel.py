@@ -36,6 +36,7 @@ from .builder import WORD
 from .copy_emitters import gather, load, pack, short_rows, store
 from .depthwise_emitters import depthwise, depthwise_grad
 from .emitters import collapse, dots, outer, panel, rows
+from .formula import activate
 from .machine import Machine
 from .transforms import transform
 
@@ -54,6 +55,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "depthwise_grad": depthwise_grad,
     "transform": transform,
     "apply": apply,
+    "activate": activate,
 }
 
 
