@@ -314,17 +314,17 @@ def test_key_holds_sources(tmp_path):
     shutil.copytree(Path(jit.__file__).parent, package / "kernels", ignore=unwanted)
     edited = package / "kernels" / "cpu" / "epilogue.py"
     source = edited.read_text()
-    call = CALL.replace("conv2d(x, w)", "conv2d(x, -w, activation='relu')")
+    call = CALL.replace("conv2d(x, w)", "conv2d(x, 9 * w, activation='tanh')")
     where = f"assert nbconv.__file__ == {str(package / '__init__.py')!r}"
-    cold = finish(start(cache, where + call, tmp_path), [0])[0]
-    warm = finish(start(cache, call, tmp_path), [0])[0]  # the activation itself is compiled in each process
+    cold = finish(start(cache, where + call, tmp_path), [1])[0]
+    warm = finish(start(cache, call, tmp_path), [1])[0]  # the activation itself is compiled in each process
     assert warm < cold
     changed = source.replace("_word(apply, 1), place, length, target", "_word(apply, 1), place, 0, target")
     assert changed != source
     edited.write_text(changed)
-    assert finish(start(cache, call, tmp_path), [-9])[0] == cold
+    assert finish(start(cache, call, tmp_path), [81])[0] == cold
     edited.write_text(source)
-    assert finish(start(cache, call, tmp_path), [0])[0] == warm
+    assert finish(start(cache, call, tmp_path), [1])[0] == warm
 
 
 ASSEMBLY = """
