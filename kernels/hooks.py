@@ -119,15 +119,21 @@ def make_visit(store, activation, like, axes):
         filters = shape[-axes - 1]
         first = target // size
         last = first + length
+        begin, rest = first % wide, first // wide
+        o1, rest = rest % high, rest // high
+        o0, rest = rest % deep, rest // deep
+        k, n = rest % filters, rest // filters
         while first < last:
-            begin, rest = natural(first % wide), first // wide
-            o1, rest = natural(rest % high), rest // high
-            o0, rest = natural(rest % deep), rest // deep
-            k, n = natural(rest % filters), natural(rest // filters)
-            end = min(wide, begin + last - first)
-            row = place - begin * size
-            along(n, k, o0, o1, begin, end, row, *arguments)
+            end = min(begin + last - first, wide)
+            along(natural(n), natural(k), natural(o0), natural(o1), natural(begin), end, place - begin * size, *arguments)
             place += (end - begin) * size
             first += end - begin
+            begin, o1 = 0, o1 + 1
+            if o1 == high:
+                o1, o0 = 0, o0 + 1
+                if o0 == deep:
+                    o0, k = 0, k + 1
+                    if k == filters:
+                        k, n = 0, n + 1
 
     return numba.njit(visit)
