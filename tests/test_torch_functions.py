@@ -2,6 +2,7 @@
 
 import copy
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -210,14 +211,19 @@ def test_replace_leaves_others():
         functions.replace([])
 
 
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor compiles C++")
+
+
 @pytest.mark.skipif(DISABLED, reason="too slow")
-def test_compiled_whole():
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER)])
+def test_compiled_whole(backend):
     """`torch.compile` breaks no graph, and the gradients are those of the plain call."""
-    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), torch.nn.ConvTranspose2d(8, 4, 3, 2))
+    first = torch.nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect")
+    model = torch.nn.Sequential(first, torch.nn.ReLU(), torch.nn.ConvTranspose2d(8, 4, 3, 2))
     functions.replace(model.double())
     (x,) = tensors((2, 3, 9, 9))
     want = torch.autograd.grad(model(x).square().sum(), [x, *model.parameters()])
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
     for mine, other in zip(torch.autograd.grad(compiled(x).square().sum(), [x, *model.parameters()]), want, strict=True):
         torch.testing.assert_close(mine, other)
 
