@@ -64,12 +64,12 @@ def common_dtype(**arrays: Array | None) -> np.dtype[Any]:
     """The one dtype of all `arrays`; a TypeError that names two which differ."""
     dtype, first = None, ""
     for name, array in arrays.items():
-        if array is None:
+        if array is None or array.dtype is dtype:
             continue
         other = native(array.dtype)
         if dtype is None:
             dtype, first = other, name
-        elif other is not dtype and other != dtype:
+        elif other != dtype:
             raise TypeError(f"{name} must have the dtype of {first}, {dtype}, got {other}")
     assert dtype is not None
     return dtype

@@ -73,6 +73,7 @@ class ScratchTwin:
     def __init__(self, family: Any, dtype: np.dtype[Any], arrays: tuple[Any, ...], rest: tuple[Any, ...]):
         self._family, self._dtype, self._arrays, self._rest = family, dtype, arrays, rest
         self._serial = types.intp, types.intp, *arrays, dense_array(dtype, 1), *rest
+        self._nothing = np.empty(0, dtype)
 
     @functools.cached_property
     def serial(self) -> Callable[..., Any]:
@@ -99,7 +100,7 @@ class ScratchTwin:
                 if threads > 1:
                     self.parallel(count, *arrays, aligned((min(threads, count), cells), self._dtype), *rest)
                     return
-        self.serial(0, count, *arrays, aligned((cells,), self._dtype), *rest)
+        self.serial(0, count, *arrays, aligned((cells,), self._dtype) if cells else self._nothing, *rest)
 
 
 def run_once(kernel: Any, kinds: tuple[types.Type, ...], *arguments: Any) -> None:

@@ -31,14 +31,14 @@ def forward(
 ) -> Array:
     """activation(bias + conv(input, weight)), summed and returned in `dtype`; arrays may have other dtypes of its kind."""
     plan = select("forward", problem, dtype, None, wish)
-    spatial = problem.axes, problem.batched
+    lift, lift_weight = _PLACES[problem.axes, problem.batched], _PLACES[problem.axes, True]
     acc = accumulator(dtype)
     forms = getattr(weight, "forms", None)
     epilogue = None if activation is None else compiled(activation, acc)
     x, w, b = computable(input), computable(weight, acc), None if bias is None else computable(bias, acc)
 
     def fill(y: Array) -> None:
-        cpu.forward(plan, _lift(x, *spatial), _lift(w, problem.axes), b, _lift(y, *spatial), epilogue, forms)
+        cpu.forward(plan, x[lift], w[lift_weight], b, y[lift], epilogue, forms)
 
     return _deliver(out, problem.output_shape, dtype, (input, weight, bias), fill)
 
@@ -55,13 +55,13 @@ def input_grad(
 ) -> Array:
     """bias + gradient for the input, of the conjugated weight if so wished."""
     plan = select("input_grad", problem, dtype, None, wish)
-    spatial = problem.axes, problem.batched
+    lift, lift_weight = _PLACES[problem.axes, problem.batched], _PLACES[problem.axes, True]
     forms = getattr(weight, "forms", None)
     dy, w, b = computable(grad_output), computable(weight), None if bias is None else computable(bias)
     w = conjugated(w) if conjugate else w
 
     def fill(dx: Array) -> None:
-        cpu.input_grad(plan, _lift(dy, *spatial), _lift(w, problem.axes), b, _lift(dx, *spatial), forms)
+        cpu.input_grad(plan, dy[lift], w[lift_weight], b, dx[lift], forms)
 
     return _deliver(out, problem.input_shape, dtype, (grad_output, weight, bias), fill)
 
@@ -71,11 +71,11 @@ def weight_grad(
 ) -> Array:
     """Gradient for the weight; a complex input is conjugated."""
     plan = select("weight_grad", problem, dtype, None, wish)
-    spatial = problem.axes, problem.batched
+    lift, lift_weight = _PLACES[problem.axes, problem.batched], _PLACES[problem.axes, True]
     dy, x = computable(grad_output), computable(input)
 
     def fill(dw: Array) -> None:
-        cpu.weight_grad(plan, _lift(dy, *spatial), _lift(x, *spatial), _lift(dw, problem.axes))
+        cpu.weight_grad(plan, dy[lift], x[lift], dw[lift_weight])
 
     return _deliver(out, problem.weight_shape, dtype, (grad_output, input), fill)
 
@@ -127,13 +127,10 @@ def _deliver(
     return out
 
 
+# Indices that give a view of an input, output or weight with all of its two leading axes and three spatial axes, by the number of
+# axes it has and whether it has a batch.
 _PLACES = {
     (axes, batched): (slice(None) if batched else None, slice(None), *(None,) * (3 - axes), ...)
     for axes in (1, 2, 3)
     for batched in (False, True)
 }
-
-
-def _lift(array: Array, axes: int, batched: bool = True) -> Array:
-    """A view of an input, output or weight with all of its two leading axes and three spatial axes."""
-    return array[_PLACES[axes, batched]]

@@ -22,7 +22,7 @@ Sizes = int | Sequence[int]
 LARGEST = 2**60
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class ConvProblem:
     """Shapes of one convolution; made by `ConvProblem.make`, which validates.
 
@@ -83,12 +83,12 @@ class ConvProblem:
             return problem_of(input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)
         return _make(input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)
 
-    @property
+    @functools.cached_property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of the caller's input: ([N,] C, *size)."""
         return self._shape(self.channels, self.size)
 
-    @property
+    @functools.cached_property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of the caller's output: ([N,] K, *out)."""
         return self._shape(self.filters, self.out)
@@ -104,6 +104,11 @@ class ConvProblem:
         return self.channels // self.groups * math.prod(self.kernel)
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        """Computed once: every call of a layer looks its plan up."""
         return hash((self.batch, self.channels, self.filters, self.size, self.kernel, self.stride, self.before))
 
     @property
