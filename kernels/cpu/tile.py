@@ -90,18 +90,6 @@ def tile_of(place, d, h, w, gaps):
 
 
 @helper
-def stage_border(row, source, start, low, high, axis, mode):
-    """Fill the cells of a staged row before `low` and from `high` on, which lie outside the input."""
-    zero = row.dtype.type(0)  # a literal 0 would make uint64 and it meet in float64
-    for j in range(low):
-        i = source_index(start + j * axis.stride, axis.size, mode)
-        row[j] = source[i] if i >= 0 else zero
-    for j in range(high, row.shape[0]):
-        i = source_index(start + j * axis.stride, axis.size, mode)
-        row[j] = source[i] if i >= 0 else zero
-
-
-@helper
 def stage_row(row, source, start, low, high, axis, mode):
     """Fill a staged row from one row of the input; see `stage` for the rest."""
     inside, target = source[start + low * axis.stride :], row[low:high]
@@ -111,7 +99,11 @@ def stage_row(row, source, start, low, high, axis, mode):
     else:
         for j in range(high - low):
             target[j] = inside[j * axis.stride]
-    stage_border(row, source, start, low, high, axis, mode)
+    zero = row.dtype.type(0)  # a literal 0 would make uint64 and it meet in float64
+    for k in range(low + row.shape[0] - high):
+        j = k if k < low else high + k - low
+        i = source_index(start + j * axis.stride, axis.size, mode)
+        row[j] = source[i] if i >= 0 else zero
 
 
 @helper
@@ -159,12 +151,17 @@ def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
                         # cells low to high of a staged row lie inside the input
                         low = min(max(-(left // w.stride), 0), w.extent)
                         high = min(max((w.size - 1 - left) // w.stride + 1, low), w.extent)
+                        at = q2 * box + begin
+                        if load != 0:
+                            for k in range(low + w.extent - high):
+                                j = k if k < low else high + k - low
+                                i2 = source_index(left + j * w.stride, w.size, mode)
+                                for c in range(channels):
+                                    for r in range(rows):
+                                        copy = x[n, c_first + c, i0, i1 + r * h.stride, i2]
+                                        cells[c * plane + at + r * w.extent + j] = copy
+                            continue
                         for c in range(channels):
-                            for r in range(rows):
-                                at = c * plane + q2 * box + begin + r * w.extent
-                                row, line = cells[at : at + w.extent], x[n, c_first + c, i0, i1 + r * h.stride]
-                                if load == 0:
-                                    stage_row(row, line, left, low, high, w, mode)
-                                else:
-                                    stage_border(row, line, left, low, high, w, mode)
+                            row = cells[c * plane + at : c * plane + at + w.extent]
+                            stage_row(row, x[n, c_first + c, i0, i1], left, low, high, w, mode)
                 j1 += rows
