@@ -83,6 +83,8 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     places = -(-along.shape[0] // d.tile) * tiles
     totals = scratch[: row_block * -(-column_block // blocks.lanes) * blocks.lanes]
     panels = address_of(scratch) + totals.size * size
+    if columns % blocks.lanes != 0:
+        scratch[:] = 0  # see `winograd.clear_spare`
     for job in range(first, last):
         k_first = job % column_blocks * column_block
         c_first = job // column_blocks % row_blocks * row_block

@@ -103,7 +103,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
         begin, count = c_first * taps, (c_last - c_first) * taps
         held = (k_last - k_first) * count * blocks.lanes
         if blocks.register:
-            lanes[: (g_last - g_first) * held] = 0
+            scratch[: (g_last - g_first) * held + blocks.lanes * blocks.lanes] = 0
         else:
             for k in range(g_first * filters + k_first, (g_last - 1) * filters + k_last):
                 sums[split, k, begin : begin + count] = 0
