@@ -130,7 +130,7 @@ def bars(title: str, unit: str, values: dict[tuple[str, str], list[float]], line
         spread = np.maximum(0, [means - [min(each) for each in chosen], [max(each) for each in chosen] - means])
         where = np.array(places) + (i - 1) * 0.27
         if chosen:
-            axes.bar(where, means, 0.25, yerr=spread, capsize=2, color=colour, ecolor="grey", label=direction)
+            axes.bar(where, means, 0.25, yerr=spread.tolist(), capsize=2, color=colour, ecolor="grey", label=direction)
     axes.axhline(line, color="black", linewidth=1)
     axes.set(title=title, ylabel=unit, yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
