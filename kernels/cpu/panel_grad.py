@@ -132,7 +132,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     staged = scratch[totals.size + dys.size : totals.size + dys.size + blocks.channels * plane]
     cells = scratch[totals.size + dys.size + staged.size :]
     if filters % blocks.lanes != 0:
-        scratch[:] = 0  # see `winograd.clear_spare`
+        dys[:] = 0  # see `winograd.clear_spare`
     for job in range(first, last):
         k_first = job % filter_blocks * blocks.filters
         c_first = job // filter_blocks % channel_blocks * blocks.channels

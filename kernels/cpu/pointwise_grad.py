@@ -84,7 +84,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     totals = scratch[: row_block * -(-column_block // blocks.lanes) * blocks.lanes]
     panels = address_of(scratch) + totals.size * size
     if columns % blocks.lanes != 0:
-        scratch[:] = 0  # see `winograd.clear_spare`
+        scratch[totals.size :] = 0  # see `winograd.clear_spare`
     for job in range(first, last):
         k_first = job % column_blocks * column_block
         c_first = job // column_blocks % row_blocks * row_block

@@ -107,7 +107,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
     of_dy = Blocks(1, ZEROS, 0, 0, 1, lanes, 1, 0, lanes, 0)
     staged, spare = scratch[r.staged :], scratch[r.spare :]
     if channels % lanes != 0 or filters % lanes != 0:
-        scratch[:] = 0  # see `winograd.clear_spare`
+        staged[:] = 0  # see `winograd.clear_spare`
     for job in range(first, last):
         k_first = job % filter_blocks * blocks.filters
         c_first = job // filter_blocks % channel_blocks * blocks.channels
