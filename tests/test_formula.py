@@ -25,6 +25,14 @@ def soft_threshold(v):
     return 0.0 * v
 
 
+def steps(v):
+    a = v * 0.5
+    b = a + 1 if a < 3 else a * a
+    c = b - v if b > v else v - b
+    d = c * c if c < 0.25 else (c + b if v > -4 else a)
+    return d if d == d else 1.25
+
+
 def pieces(v):
     if v < 0:
         result = -v if v > -2 else 2.0
@@ -50,6 +58,7 @@ FORMULAS = {
     "minus": njit(lambda v: -v),
     "soft threshold": njit(soft_threshold),
     "pieces": njit(pieces),
+    "steps": njit(steps),
     "either": njit(lambda v: v if v < -1 or v > 1 else 0.0),
     "quotient": njit(lambda v: 1 / (1 + abs(v))),
     "both": njit(lambda v: v if v > -1 and v < 1 else 0.0),

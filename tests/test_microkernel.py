@@ -74,7 +74,7 @@ PLANES = [
 def relu6(itemsize):
     """The formula of an activation."""
     kind = "float" if itemsize == 4 else "double"
-    low, high = f"fcmp.olt {kind} %0 0.0; select {kind} %1 0.0 %0", f"fcmp.ogt {kind} %2 6.0; select {kind} %3 6.0 %2"
+    low, high = f"fcmp.olt {kind} $0 0.0; select {kind} $1 0.0 $0", f"fcmp.ogt {kind} $2 6.0; select {kind} $3 6.0 $2"
     return f"{low}; {high}"
 
 

@@ -1,7 +1,7 @@
 """Scalar functions that can be computed on vectors: what Numba's code of them says, in a form that micro-kernels take up.
 
-A formula is a text of steps, "operation type operands" each, "; " between them: "fcmp.olt float %0 0.0; select float %1 0.0 %0" is
-ReLU. %0 is the function's argument, %1 the first step's result, and so on; the last step is the function's result. Where a
+A formula is a text of steps, "operation type operands" each, "; " between them: "fcmp.olt float $0 0.0; select float $1 0.0 $0" is
+ReLU. $0 is the function's argument, $1 the first step's result, and so on; the last step is the function's result. Where a
 function branches, all branches are computed, and the results selected. Every step is one that IEEE 754 defines, on a vector as on a
 scalar: a fused formula gives the bits that the function gives on its own.
 """
@@ -28,7 +28,7 @@ _KIND = "(float|double|i1)"
 _LINES = {
     "": rf"(f(?:add|sub|mul|div)|and|or|xor) {_KIND} {_VALUE}, {_VALUE}",
     "fneg": rf"fneg {_KIND} {_VALUE}",
-    "fcmp.": rf"fcmp (\w+) {_KIND} {_VALUE}, {_VALUE}",
+    "fcmp.": rf"fcmp ([ou](?:eq|gt|ge|lt|le|ne)|ord|uno) {_KIND} {_VALUE}, {_VALUE}",
     "select": rf"select i1 {_VALUE}, {_KIND} {_VALUE}, {_KIND} {_VALUE}",
     "cast": rf"(fpext|fptrunc) {_KIND} {_VALUE} to {_KIND}",
     "call": rf"(?:tail )?call {_KIND} @llvm\.(fabs|sqrt)\.f\d\d\({_KIND} (?:noundef )?{_VALUE}\)(?: #\d+)?",
@@ -47,19 +47,21 @@ class _Unliftable(Exception):
 class _Lifter:
     """Writes the steps of one function, from LLVM's text of its body."""
 
-    def __init__(self, body: str, argument: str, kind: str):
+    def __init__(self, body: str, argument: str):
         self.steps: list[str] = []
-        self.names = {argument: "%0"}
+        self.names = {argument: "$0"}  # of LLVM's values
         self.blocks: dict[str, list[str]] = {}
         self.reached: dict[str, str] = {}  # of each block entered so far, the condition under which it is
         self.edges: dict[tuple[str, str], str] = {}
-        self.result, self.kind = "", kind
+        self.result = False
         for line in body.splitlines():
             text = re.sub(r", !\w+ !\d+", "", line.split(";")[0].strip())
             if text.endswith(":"):
-                self.blocks["%" + text[:-1]] = block = []
+                self.blocks["%" + text[:-1]] = []
+            elif text and self.blocks:
+                self.blocks[next(reversed(self.blocks))].append(text)
             elif text:
-                block.append(text)
+                raise _Unliftable("a block without a name")
         waiting = list(self.blocks)
         while waiting:
             name = next((each for each in waiting if self._ready(each)), None)
@@ -69,6 +71,8 @@ class _Lifter:
             self._enter(name)
             for line in self.blocks[name]:
                 self._line(name, line)
+        if not self.result:
+            raise _Unliftable("no result")
 
     def _origins(self, block: str) -> list[str]:
         return [name for name, lines in self.blocks.items() if re.search(rf"label {re.escape(block)}(?:,|$)", lines[-1])]
@@ -84,8 +88,12 @@ class _Lifter:
             self.reached[block] = functools.reduce(lambda one, other: self._add("or i1", one, other), conditions)
 
     def _add(self, head: str, *operands: str) -> str:
-        self.steps.append(" ".join((head, *(self.names.get(each, each) for each in operands))))
-        return f"%{len(self.steps)}"
+        """Write a step over constants, steps and LLVM's values."""
+        found = [self.names.get(each, each) for each in operands]
+        if any(each.startswith("%") for each in found):
+            raise _Unliftable("a value from elsewhere")
+        self.steps.append(" ".join((head, *found)))
+        return f"${len(self.steps)}"
 
     def _both(self, one: str, other: str) -> str:
         return other if one == "true" else self._add("and i1", one, other)
@@ -107,15 +115,16 @@ class _Lifter:
         elif found := _BRANCH.fullmatch(line):
             target, condition, then, otherwise = found.groups()
             reached = self.reached[block]
-            if target:
-                self.edges[block, target] = reached
+            if target or then == otherwise:
+                self.edges[block, target or then] = reached
             else:
                 self.edges[block, then] = self._both(reached, condition)
                 self.edges[block, otherwise] = self._both(reached, self._add("xor i1", condition, "true"))
         elif (found := _STORE.fullmatch(line)) and not self.result:
             kind, value = found.groups()
             # a step of its own, which LLVM drops: the last one is the result, were it the argument or a constant
-            self.result = self._add(f"select {kind}", "true", value, value)
+            self._add(f"select {kind}", "true", value, value)
+            self.result = True
         elif line != "ret i32 0":
             raise _Unliftable(line)
 
@@ -155,7 +164,7 @@ def formula_of(function: Callable[..., Any], dtype: np.dtype[Any]) -> str:
     if found is None:
         return ""
     try:
-        steps = _Lifter(found[2], found[1], "float" if dtype == np.float32 else "double").steps
+        steps = _Lifter(found[2], found[1]).steps
     except _Unliftable:
         return ""
     return "; ".join(steps) if len(steps) <= LONGEST else ""
@@ -178,7 +187,7 @@ def evaluate(f: Function, formula: str, value: Any) -> Any:
     values = [value]
 
     def operand(text: str, kind: str) -> Any:
-        if text.startswith("%"):
+        if text.startswith("$"):
             return values[int(text[1:])]
         vector = ir.VectorType(kinds[kind], f.lanes)
         number = int(text == "true") if kind == "i1" else _constant(text)
