@@ -327,6 +327,13 @@ def test_key_holds_sources(tmp_path):
     assert finish(start(cache, call, tmp_path), [1])[0] == warm
 
 
+def test_formulas_of_named_activations_are_kept(tmp_path):
+    """A process that uses one compiles nothing once another has."""
+    relu = CALL.replace("conv2d(x, w)", "conv2d(x, -w, activation='relu')")
+    assert finish(start(tmp_path, relu), [0])[0] > 0
+    assert finish(start(tmp_path, relu), [0]) == (0, [])
+
+
 ASSEMBLY = """
 import re
 nbconv.conv2d_bias_grad(y)
