@@ -59,9 +59,11 @@ def _package(tree: Path, folder: Path) -> Path:
 
 
 def _start(folder: Path, threads: int) -> "subprocess.Popen[str]":
+    # threads that wait for work without sleeping would take the other process's cores
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_WAIT_POLICY": "passive"}
     return subprocess.Popen(
         [sys.executable, "-c", WORKER, str(threads)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env={**os.environ, "PYTHONPATH": str(folder)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment,
     )  # fmt: skip
 
 

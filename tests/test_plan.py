@@ -24,6 +24,7 @@ CASES = {
     "depthwise": ((1, 96, 56, 56), (96, 1, 3, 3), {"padding": 1, "groups": 96}),
     "dilated 1-D": ((1, 16, 16000), (16, 16, 3), {"dilation": 64}),
     "1x1": ((4, 256, 14, 14), (1024, 256, 1, 1), {}),
+    "strided": ((4, 256, 28, 28), (256, 256, 3, 3), {"stride": 2, "padding": 1}),
     "one output": ((4, 256, 7, 7), (512, 256, 7, 7), {}),
     "one channel": ((1, 1, 1024, 1024), (1, 1, 11, 11), {"padding": 5}),
 }
@@ -41,6 +42,7 @@ PINNED = [
     ("forward", "3x3", "int32", "avx512", ("direct", (1, 28, 56), 16, 32, 1, 0, 1, True)),
     ("forward", "3x3", "complex64", "avx512", ("direct", (1, 28, 56), 16, 16, 1, 0, 1, True)),
     ("forward", "1x1", "float32", "avx512", ("outer", (1, 1, 196), 513, 256, 1, 9, 3, True)),
+    ("forward", "strided", "float32", "avx512", ("outer", (1, 14, 14), 261, 29, 1, 9, 3, True)),
     ("input_grad", "one output", "float32", "avx512", ("matrix", (1, 1, 3168), 4, 512, 1, 4, 6, True)),
     ("input_grad", "3x3", "float32", "avx512", ("winograd", (1, 14, 14), 65, 64, 1, 13, 2, True)),
     ("input_grad", "first layer", "float32", "avx512", ("outer", (1, 8, 112), 3, 32, 1, 3, 7, True)),
