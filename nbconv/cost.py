@@ -20,9 +20,9 @@ WINOGRAD = (1.08, 13.5, 14.0, 9.2), (1.15, 9.0, 13.0, 7.5)
 # Cost of transformed weights in shorter vectors than that was fitted for, which take fewer shuffles: on 3x3 layers of 64 to 512
 # channels, on a Zen 3, the tile chosen by 14 takes 1.13 of the time of the best, by 5 to 11 1.00.
 WIDE, SHORT = 64, 9.0
-# For groups of fewer channels or filters than this, forward and dI, the cost of Winograd's algorithm times so many: its transforms
-# are as many vectors as there are products. It takes 0.9 to 1.4 times as long as the direct one on a Zen 4 (3 channels, 64 filters,
-# 3x3 and 3x3x3), 0.9 to 2.2 on a Granite Rapids.
+# For groups of fewer channels or filters than this, the cost of Winograd's algorithm times so many: its transforms are as many
+# vectors as there are products. It takes 0.9 to 1.4 times as long as the direct one on a Zen 4 (3 channels, 64 filters, 3x3 and
+# 3x3x3; dW: 0.94 to 0.98), 0.9 to 2.2 on a Granite Rapids (dW: 1.13 to 1.30).
 NARROW, NARROWED = 8, 4
 # Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
 BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
@@ -75,6 +75,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
     p, s, sweep, lanes = ask.problem, design.schedule, design.sweep, ask.lanes
     products = math.prod(k + m - 1 for k, m in zip(p.kernel, design.outputs, strict=True))
     channels, filters = sweep.channels, sweep.filters
+    narrow = NARROWED if min(channels, filters) < NARROW else 1
     if ask.direction == "weight_grad":
         blocks, tiles = _blocks(sweep, design, p, design.outputs)
         rows = -(-channels // s.register) * s.register
@@ -85,7 +86,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
             s.splits * channels * panels,
             blocks * tiles * panels * -(-channels // s.channels),
         )
-        return p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask)
+        return narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask)
     blocks, tiles = _blocks(sweep, design, p, (1, 1, 1))
     vectors = -(-tiles // lanes)
     rows = -(-filters // s.register)
@@ -96,7 +97,6 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks * channels * rows * -(-s.register // lanes) * packing,
         blocks * vectors * filters,
     )
-    narrow = NARROWED if min(channels, filters) < NARROW else 1
     return narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask)
 
 
