@@ -11,6 +11,7 @@ from test_jit import operands, options
 
 import nbconv
 from nbconv.kernels.activations import NAMED
+from nbconv.kernels.cpu import formula
 from nbconv.kernels.cpu.formula import LONGEST, formula_of
 from nbconv.kernels.jit import DISABLED
 
@@ -164,6 +165,48 @@ def test_other_dtypes_have_none(dtype):
 def test_what_cannot_be_compiled_is_named():
     with pytest.raises(TypeError, match="cannot be compiled for a scalar of dtype float32"):
         nbconv.conv1d(np.ones((1, 1, 4), np.float32), np.ones((1, 1, 1), np.float32), activation=njit(lambda v: v.no_such_thing))
+
+
+@njit
+def by_where(v):
+    return np.where(v > 0, v, 0.1 * v)  # an array without axes, which can be stored
+
+
+def test_what_can_be_stored_is_taken():
+    x, w = np.array([[-2, -1, 0, 1, 2]], np.float32), np.ones((1, 1, 1), np.float32)
+    np.testing.assert_allclose(nbconv.conv1d(x, w, activation=by_where), np.where(x > 0, x, 0.1 * x), rtol=1e-6)
+
+
+def test_formulas_of_a_process_are_bounded(monkeypatch):
+    """A caller may make functions without end, whose kernels would stay; beyond the bound they are run over rows."""
+    monkeypatch.setattr(formula, "MOST", 2)
+    monkeypatch.setattr(formula, "_found", set())
+    x, w = random((2, 3, 40), "float32", 0), random((4, 3, 3), "float32", 1)
+    plain, found = nbconv.conv1d(x, w), []
+    for i in range(4):
+        more = njit(lambda v, i=i: v + i)
+        found.append(formula_of(more, np.dtype("float32")) != "")
+        np.testing.assert_allclose(nbconv.conv1d(x, w, activation=more), plain + np.float32(i), rtol=1e-6, atol=1e-6)
+    assert found == [True, True, False, False]
+
+
+def test_a_switch_is_no_formula():
+    """LLVM's text of one ends in a line of its own, whatever order blocks come in."""
+    body = """entry:
+  %c = fcmp olt float %x, 0.000000e+00
+  br i1 %c, label %C, label %B
+C:
+  br label %T
+T:
+  %r = phi float [ 1.000000e+00, %C ], [ 2.000000e+00, %B ]
+  store float %r, ptr %retptr, align 4
+  ret i32 0
+B:
+  switch i32 %k, label %T [
+    i32 1, label %T
+  ]"""
+    with pytest.raises(formula._Unliftable):
+        formula._Lifter(body, "%x")
 
 
 def test_compiled_callers_need_no_function():

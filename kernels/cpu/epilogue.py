@@ -101,24 +101,35 @@ class Epilogue:
     """A compiled activation: its `formula` if it has one, and an `address` that is good for as long as this object lives."""
 
     def __init__(self, activation: Callable[..., Any] | Formula, dtype: np.dtype[Any]):
+        self._activation, self._dtype = activation, dtype
+        self._kept: list[Any] = []  # what addresses point to, of two threads that come at once too
         self.formula = ""
+        if isinstance(activation, Formula):
+            self.formula = activation.text
+        elif not DISABLED:
+            self.formula = formula_of(activation, dtype)
+        if not self.formula:
+            self.address  # noqa: B018  an error is told before anything is computed
+
+    @functools.cached_property
+    def address(self) -> Any:
+        """Of the descriptor; the function itself without compilation."""
         if DISABLED:
-            assert callable(activation)
-
-            def over_row(row):
-                for i in range(row.size):
-                    row[i] = activation(row[i])
-
-            self.address: Any = over_row
-            return
-        self.formula = activation.text if isinstance(activation, Formula) else formula_of(activation, dtype)
+            return self._interpreted
         if self.formula:
-            function = kernel_address(host(), dtype.itemsize, "activate", self.formula)
+            function = kernel_address(host(), self._dtype.itemsize, "activate", self.formula)
         else:
-            self._compiled = self._over_row(activation, numba.from_dtype(dtype))
-            function = self._compiled.address
-        self._descriptor = np.array([function, 0, 0], np.int64)
-        self.address = self._descriptor.ctypes.data
+            compiled = self._over_row(self._activation, numba.from_dtype(self._dtype))
+            self._kept.append(compiled)
+            function = compiled.address
+        descriptor = np.array([function, 0, 0], np.int64)
+        self._kept.append(descriptor)
+        return descriptor.ctypes.data
+
+    def _interpreted(self, row: Any) -> None:
+        assert callable(self._activation)
+        for i in range(row.size):
+            row[i] = self._activation(row[i])
 
     @staticmethod
     def _over_row(activation: Any, dtype: types.Type) -> Any:

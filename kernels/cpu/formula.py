@@ -3,7 +3,7 @@
 A formula is a text of steps, "operation type operands" each, "; " between them: "fcmp.olt float $0 0.0; select float $1 0.0 $0" is
 ReLU. $0 is the function's argument, $1 the first step's result, and so on; the last step is the function's result. Where a
 function branches, all branches are computed, and the results selected. Every step is one that IEEE 754 defines, on a vector as on a
-scalar: a fused formula gives the bits that the function gives on its own.
+scalar: a fused formula gives the bits that the function gives on its own, but for those that tell one NaN from another.
 """
 
 import functools
@@ -15,12 +15,15 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
+from numba.core import config
+from numba.core.errors import NumbaError
 
 from ..activations import NAMED
 from ..jit import cached_bytes, uninterrupted
 from .builder import Function
 
 LONGEST = 32  # steps; beyond, a loop of its own over the results costs little more than it computes
+MOST = 64  # formulas of a process: each is compiled into kernels that stay, and a caller may make functions without end
 
 _NAME = r'%(?:[\w.$-]+|"[^"]*")'
 _VALUE = rf"({_NAME}|true|false|-?\d\.\d+e[+-]\d+|0x[0-9A-F]{{16}})"
@@ -39,6 +42,9 @@ _PHI = re.compile(rf"({_NAME}) = phi {_KIND} (.*)")
 _EDGE = re.compile(rf"\[ {_VALUE}, ({_NAME}) \]")
 _BRANCH = re.compile(rf"br (?:label ({_NAME})|i1 {_VALUE}, label ({_NAME}), label ({_NAME}))")
 _STORE = re.compile(rf"store {_KIND} {_VALUE}, ptr %retptr, align \d+")
+
+
+_found: set[str] = set()
 
 
 class _Unliftable(Exception):
@@ -63,6 +69,8 @@ class _Lifter:
                 self.blocks[next(reversed(self.blocks))].append(text)
             elif text:
                 raise _Unliftable("a block without a name")
+        if not all(lines and (_BRANCH.fullmatch(lines[-1]) or lines[-1] == "ret i32 0") for lines in self.blocks.values()):
+            raise _Unliftable("another way on")
         waiting = list(self.blocks)
         while waiting:
             name = next((each for each in waiting if self._ready(each)), None)
@@ -145,16 +153,18 @@ class _Lifter:
 
 @functools.lru_cache(maxsize=256)
 def formula_of(function: Callable[..., Any], dtype: np.dtype[Any]) -> str:
-    """The formula of a jitted function of one float32 or float64; "" if it does something else, or much.
-
-    Raises what Numba raises where the function cannot be compiled for that type.
-    """
+    """The formula of a jitted function of one float32 or float64; "" if it does something else, or much."""
     if dtype not in (np.float32, np.float64):
         return ""
     for name, own in NAMED.items():
         if function is own:  # among the sources that the cache's key holds: a process need not compile it, which takes 0.3 s
-            return cached_bytes(f"formula-{name}-{dtype}", lambda: _lifted(function, dtype).encode()).decode()
-    return _lifted(function, dtype)
+            key = f"formula-{name}-{dtype}-{config.OPT}-{config.DEBUGINFO_DEFAULT}"
+            return cached_bytes(key, lambda: _lifted(function, dtype).encode()).decode()
+    text = _lifted(function, dtype)
+    if text not in _found and len(_found) >= MOST:
+        return ""
+    _found.add(text)
+    return text
 
 
 def _lifted(function: Callable[..., Any], dtype: np.dtype[Any]) -> str:
@@ -164,9 +174,12 @@ def _lifted(function: Callable[..., Any], dtype: np.dtype[Any]) -> str:
         return kind(function(value))
 
     wanted = numba.from_dtype(dtype)
-    with uninterrupted():
-        result = numba.njit(scalar, error_model="numpy", no_cfunc_wrapper=True).get_compile_result(wanted(wanted))
-        text = result.library.get_llvm_str()
+    try:
+        with uninterrupted():
+            result = numba.njit(scalar, error_model="numpy", no_cfunc_wrapper=True).get_compile_result(wanted(wanted))
+            text = result.library.get_llvm_str()
+    except NumbaError:  # an array of no axes can be stored, but is no scalar: that is for others to compile, or to refuse
+        return ""
     name = re.escape(result.fndesc.llvm_func_name)
     found = re.search(rf"define [^\n]*@\"?{name}\"?\([^\n]* ({_NAME})\)[^\n]*\{{\n(.*?)\n\}}", text, re.DOTALL)
     if found is None:
