@@ -266,7 +266,7 @@ def _register_backward(name: str) -> None:
     parameters = _parameters(function, {})
     options = "stride, padding, dilation, groups, padding_mode, algorithm=algorithm, precision=precision"
     options += ", workspace_limit=workspace_limit"
-    calls = (
+    gradients = (
         f"input_grad(grad_output, weight, input.shape, {options})",
         f"weight_grad(grad_output, input, weight.shape, {options})",
         "bias_grad(grad_output)",
@@ -275,7 +275,7 @@ def _register_backward(name: str) -> None:
 
     def implement(given: dict[str, Any]) -> Any:
         body = ""
-        for i, (needed, call) in enumerate(zip(_needs(given["need"]), calls, strict=True)):
+        for i, (needed, call) in enumerate(zip(_needs(given["need"]), gradients, strict=True)):
             if needed is None:  # an array or None, which only the call tells
                 body += f"    grad_{i} = None\n    if need[{i}]:\n        grad_{i} = {call}\n"
             else:
