@@ -122,7 +122,8 @@ def test_memory_that_runs_short():
     assert refused == 35
     assert embedded == 5
     assert reserved * mmap.PAGESIZE < 100 << 20  # malloc may reserve 64 MiB for a thread
-    assert resident * mmap.PAGESIZE < 40 << 20  # malloc may keep an array of up to 32 MiB that was freed; five would be 90
+    # one of 18 MB stays now and then, on one thread, but no second one in 12 turns; if each turn lost one, it would be 90
+    assert resident * mmap.PAGESIZE < 40 << 20
 
 
 INTERRUPTED = """
