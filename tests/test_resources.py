@@ -118,12 +118,12 @@ def test_memory_that_runs_short():
 
     Of a compiled caller no more is asked than the error: numba keeps the arrays of a function that is left by one.
     """
-    refused, reserved, resident, embedded = map(int, python(SHORT))
+    # malloc's own limit grows with what is freed (mallopt(3)) until a second arena keeps 18 MB at its end for the next call
+    refused, reserved, resident, embedded = map(int, python(SHORT, MALLOC_MMAP_THRESHOLD_="131072"))
     assert refused == 35
     assert embedded == 5
     assert reserved * mmap.PAGESIZE < 100 << 20  # malloc may reserve 64 MiB for a thread
-    # one of 18 MB stays now and then, on one thread, but no second one in 12 turns; if each turn lost one, it would be 90
-    assert resident * mmap.PAGESIZE < 40 << 20
+    assert resident * mmap.PAGESIZE < 16 << 20  # the smallest array takes more
 
 
 INTERRUPTED = """
