@@ -16,9 +16,9 @@ from .helper import WITHIN
 from .jit import address_of
 
 # What is linked to in each process: state of the table, and functions of Python's.
-SYMBOLS = "nbconv_state", "nbconv_prepare", "nbconv_run", "nbconv_error"
+SYMBOLS = "nbconv_state", "nbconv_prepare", "nbconv_error"
 SLOTS = 1 << 16  # of the table: shapes that one process convolves
-HEAD = 10  # words of a program before its first step
+HEAD = 9  # words of a program before its first step
 SCRATCH = 4  # number of the base that scratch is; arrays of the call come before, the result last
 HOOK = 5  # number of the base that the descriptor of the caller's own function is; see `cpu.epilogue`
 STATE = 5  # words of what Python tells compiled code
@@ -39,6 +39,17 @@ def peek(typingctx, address):
         return builder.load(builder.inttoptr(arguments[0], WORD.as_pointer()))
 
     return types.int64(types.int64), codegen
+
+
+@intrinsic
+def poke(typingctx, address, value):
+    """Write the word at an address."""
+
+    def codegen(context, builder, signature, arguments):
+        builder.store(arguments[1], builder.inttoptr(arguments[0], WORD.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -72,18 +83,14 @@ def ask(typingctx, text, key, words, count):
     return None
 
 
-def external(name: str) -> Any:
-    @intrinsic
-    def call(typingctx, first, second):
-        def codegen(context, builder, signature, arguments):
-            return builder.call(symbol(context, builder, name, ir.FunctionType(WORD, [WORD] * 2)), arguments)
+@intrinsic
+def last_error(typingctx, buffer, room):
+    """The text of the last error that Python met: its length times four, plus its kind."""
 
-        return types.int64(types.int64, types.int64), codegen
+    def codegen(context, builder, signature, arguments):
+        return builder.call(symbol(context, builder, SYMBOLS[2], ir.FunctionType(WORD, [WORD] * 2)), arguments)
 
-    return call
-
-
-by_python, last_error = external(SYMBOLS[2]), external(SYMBOLS[3])
+    return types.int64(types.int64, types.int64), codegen
 
 
 @intrinsic
@@ -206,13 +213,11 @@ def lookup(key, words, count):
 @helper
 def execute(program, bases):
     """Run a program on arrays that start at addresses `bases`."""
-    if peek(program) == 0:
-        if by_python(program, address_of(bases)) != 0:
-            raise_last()
-        return
-    scratch = made(np.empty(peek(program + 8) + 64, np.uint8))
+    scratch = made(np.empty(peek(program) + 64, np.uint8))
     bases[SCRATCH] = (address_of(scratch) + 63) // 64 * 64
-    words = np.empty(peek(program + 16), np.int64)
+    failed = bases[SCRATCH]  # a word that kernels set where something gets no memory
+    poke(failed, 0)
+    words = np.empty(peek(program + 8), np.int64)
     available, width = launch_width()
     parallel = width > 1
     if parallel and width < available:
@@ -233,7 +238,10 @@ def execute(program, bases):
         step += 8 * peek(step)
     if parallel and width < available:
         set_thread_count(told(2), available)
+    without = peek(failed) != 0
     scratch[0] = words[0] = 0  # both live until here
+    if without:
+        raise MemoryError("no memory for a Fourier transform")
 
 
 def write(words, at, value):
@@ -298,5 +306,5 @@ def bounds(array):
 @helper
 def shape_of(program, empty):
     for axis in range(len(empty)):
-        empty = numba.cpython.unsafe.tuple.tuple_setitem(empty, axis, peek(program + 8 * (4 + axis)))
+        empty = numba.cpython.unsafe.tuple.tuple_setitem(empty, axis, peek(program + 8 * (3 + axis)))
     return empty

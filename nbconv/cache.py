@@ -11,7 +11,7 @@ from . import functional
 from .dispatch import DIRECTIONS
 from .kernels import jit
 from .problem import ConvProblem
-from .record import Unrecordable, recording
+from .record import recording
 
 
 def info() -> dict[str, str]:
@@ -42,10 +42,7 @@ def warm(wanted: list[tuple[str, ConvProblem]], dtypes: Iterable[str]) -> None:
     work = [(problem, direction, dtype) for _, problem in wanted for direction in DIRECTIONS for dtype in dtypes]
     for problem, direction, dtype in tqdm(work, unit="kernel"):
         with recording():
-            try:
-                _call(problem, direction, np.dtype(dtype))()
-            except Unrecordable:  # what NumPy computes; all kernels of the call are compiled by then
-                continue
+            _call(problem, direction, np.dtype(dtype))()
 
 
 def _call(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-"""What compiled code asks Python: programs of calls that it meets first, calls that cannot be recorded, texts of errors.
+"""What compiled code asks Python: programs of calls that it meets first, and texts of errors.
 
 A call comes as a text, which names the function and each argument's kind, and as words: shapes, strides and options. Its program is
 entered into a table that compiled code reads without a lock (`kernels.program`).
@@ -17,14 +17,13 @@ import numpy as np
 from . import functional, threads
 from .arrays import Array
 from .kernels.cpu.epilogue import Descriptor, Formula
-from .kernels.program import HEAD, HOOK, SCRATCH, SLOTS, STATE, SYMBOLS
-from .record import Unrecordable, recorder, recording
+from .kernels.program import HOOK, SCRATCH, SLOTS, STATE, SYMBOLS
+from .record import recorder, recording
 
 _state = np.zeros(STATE, np.int64)  # what compiled code reads: see `program.told`
 _table = np.zeros(SLOTS, np.int64)
 _programs: dict[tuple[str, tuple[int, ...]], Array] = {}
 _kept: list[Any] = []  # entries of the table, and constants of programs: for ever, since code may be running them
-_calls: dict[int, Callable[[list[int]], None]] = {}
 _lock = threading.RLock()
 _errors = threading.local()
 
@@ -110,47 +109,15 @@ def _record(text: str, words: list[int]) -> Array:
     words_of_hook = np.array([0, 0, hook is not None and hook.stores], np.int64)
     if hook:
         options["activation"] = Descriptor(words_of_hook.ctypes.data)
-    out = arrays.get("out")
     bases = {name: array for name, array in arrays.items() if name != "out"}
     with recording() as record:
         record.know(words_of_hook, HOOK)
-        try:
-            result = function(**arrays, **options)
-            for base, array in enumerate([*bases.values(), *(None,) * (SCRATCH - 1 - len(bases)), result]):
-                if array is not None:
-                    record.know(array, base)
-            _kept.append(record.kept)
-            return record.program(result.shape)
-        except Unrecordable:
-            shape = record.shape
-    dtype = next(iter(bases.values())).dtype
-    layout = [(array.dtype, array.shape, array.strides) for array in bases.values()]
-    layout.append((dtype, shape, np.empty(shape, dtype).strides if out is None else out.strides))
-
-    wanted = {*bases} if hook and hook.stores else {*bases, "out"}
-
-    # an output that a store takes is allocated here, and its place given as 0: so FFT plans do, the only ones that come here
-    def call(addresses: list[int]) -> None:
-        starts = [*addresses[: len(bases)], addresses[SCRATCH - 1]]
-        found = zip([*bases, "out"], starts, layout, strict=True)
-        given = {name: _at(start, *each) for name, start, each in found if name in wanted}
-        own = {"activation": Descriptor(addresses[HOOK])} if hook else {}
-        function(**given, **options | own)
-
-    by_python = np.zeros(HEAD, np.int64)
-    by_python[3 : 4 + len(shape)] = [len(shape), *shape]
-    _calls[by_python.ctypes.data] = call
-    return by_python
-
-
-def _at(address: int, dtype: np.dtype[Any], shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
-    """The array that starts at an address."""
-    if 0 in shape:
-        return np.empty(shape, dtype)
-    low = sum(min(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True))
-    high = sum(max(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True)) + dtype.itemsize
-    memory = np.ctypeslib.as_array((ctypes.c_uint8 * (high - low)).from_address(address + low))
-    return np.ndarray(shape, dtype, memory, -low, strides)
+        result = function(**arrays, **options)
+        for base, array in enumerate([*bases.values(), *(None,) * (SCRATCH - 1 - len(bases)), result]):
+            if array is not None:
+                record.know(array, base)
+        _kept.append(record.kept)
+        return record.program(result.shape)
 
 
 def _fail(error: BaseException) -> None:
@@ -183,16 +150,6 @@ def _prepare(text: int, key: int, words: int, count: int) -> int:
         return 0
 
 
-def _run(program: int, bases: int) -> int:
-    """Carry out by Python what could not be recorded; 0, or 1 after an error."""
-    try:
-        _calls[program](np.ctypeslib.as_array((ctypes.c_int64 * (HOOK + 1)).from_address(bases)).tolist())
-    except BaseException as error:
-        _fail(error)
-        return 1
-    return 0
-
-
 def _error(buffer: int, room: int) -> int:
     """Write the text of this thread's last error; its length times four, plus its kind."""
     text = _errors.text[:room]
@@ -212,7 +169,6 @@ _REFUSAL = ctypes.CFUNCTYPE(ctypes.c_int32)(_refuse)
 _WORD = ctypes.c_int64
 _CALLBACKS = (
     ctypes.CFUNCTYPE(_WORD, _WORD, _WORD, _WORD, _WORD)(_prepare),
-    ctypes.CFUNCTYPE(_WORD, _WORD, _WORD)(_run),
     ctypes.CFUNCTYPE(_WORD, _WORD, _WORD)(_error),
 )
 

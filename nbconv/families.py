@@ -18,7 +18,7 @@ from .grad_schedule import (
     points,
     weight_grad_cells,
 )
-from .kernels.cpu.machine import Machine
+from .kernels.cpu.machine import Machine, host
 from .phases import border_slabs
 from .problem import ConvProblem, Triple
 from .schedule import (
@@ -299,7 +299,8 @@ def fft(ask: Ask) -> list[Design]:
     """Any direction in the frequency domain, for each size of tiles."""
     p = ask.problem
     designs = []
-    for found in fft_schedule.spectra(ask.direction, p, ask.itemsize, ask.dtype.kind == "c", ask.room):
+    threads = (ask.machine or host()).threads
+    for found in fft_schedule.spectra(ask.direction, p, ask.itemsize, ask.dtype.kind == "c", ask.room, threads):
         schedule = Schedule(found.valid, found.filters, p.channels // p.groups)
-        designs.append(Design(forward_sweep(p), schedule, found.bytes + _border_bytes(ask), 0, ONES, found))
+        designs.append(Design(forward_sweep(p), schedule, found.bytes + _border_bytes(ask), found.thread, ONES, found))
     return designs

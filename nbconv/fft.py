@@ -6,9 +6,10 @@ The transforms are NumPy's (pocketfft). Tiles and filters are taken in chunks, s
 channels, and in dW over tiles, run in one order whatever the chunks of filters are.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,217 +17,169 @@ from numba import types
 
 from .arrays import Array, accumulator
 from .dispatch import Plan
-from .drivers import AXIS, Twin, any_array, dense_array
-from .fft_schedule import CHUNK, frequencies, reach
-from .kernels.cpu import spectral
+from .drivers import INTEGER, ScratchTwin, aligned, any_array, between, dense_array, loaded
+from .fft_schedule import Spectra, frequencies, thread_cells, thread_rows
+from .kernels.cpu import analysis, synthesis
+from .kernels.cpu.fourier import loops
+from .kernels.cpu.machine import host
+from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis
-from .kernels.jit import entry
+from .kernels.jit import DISABLED
 from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
-from .problem import Triple
-from .record import recorder, refuse
+from .problem import ConvProblem, Triple
+from .record import recorder
+
+
+def _complex(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Of the spectra of cells of a dtype."""
+    return np.result_type(dtype, np.complex64)
 
 
 @functools.cache
-def _cutter(x: np.dtype[Any], result: np.dtype[Any]) -> Callable[..., None]:
-    arrays = any_array(x, 5, True), dense_array(result, 3)
-    return entry(spectral.cut, types.intp, types.intp, *arrays, types.intp, AXIS, AXIS, AXIS, types.intp, types.intp)
+def _driver(step: Any, cells: np.dtype[Any], dtype: np.dtype[Any]) -> ScratchTwin:
+    """One step on cells of a dtype, computed in another."""
+    rows, integers = dense_array(_complex(dtype), 2), dense_array(INTEGER, 1)
+    arrays = any_array(cells, 6), rows, rows, rows, any_array(dtype, 1, True), integers, integers
+    return ScratchTwin(step, dtype, arrays, (types.intp, integers))
 
 
-@functools.cache
-def _multiplier(dtype: np.dtype[Any]) -> Twin:
-    rows = dense_array(dtype, 2)
-    shape, steps = types.UniTuple(types.intp, 3), types.UniTuple(types.intp, 6)
-    return Twin(spectral.multiply, spectral.parallel_multiply, rows, rows, rows, shape, steps, types.boolean)
+@contextlib.contextmanager
+def _watched() -> Iterator[Array]:
+    """What kernels set where a transform gets no memory, which is an error then."""
+    record = recorder()
+    failed = record.failed if record else np.zeros(1, INTEGER)
+    try:
+        yield failed
+    except SystemError:  # what Python makes of an error that NumPy has told it, and the kernel has not
+        if not failed[0]:
+            raise
+    if not record and failed[0]:
+        raise MemoryError("no memory for a Fourier transform")
 
 
-def _axes(x: Array, offset: Triple, out: Triple, tile: Triple, extent: Triple) -> list[Axis]:
-    """Tiles of `extent` cells, of which each serves `tile` outputs."""
-    return [Axis(x.shape[2 + a], 1, 1, offset[a], out[a], tile[a], 1, extent[a], 1) for a in range(3)]
+class _Call:
+    """One direction of a problem: what its steps share."""
+
+    def __init__(self, plan: Plan, failed: Array):
+        assert plan.spectra is not None
+        self.plan, self.spectra, self._failed = plan, plan.spectra, failed
+        self._size, self._dtype = plan.spectra.size, accumulator(plan.dtype)
+        self.complex = self._dtype.kind == "c"
+        self.job = thread_rows(self._size, self._dtype.itemsize)
+        self._cells = thread_cells(self._size, self._dtype.itemsize, self.complex)
+        self._none, self._no_bias = self.rows(0)[0], np.empty(0, self._dtype)
+
+    def rows(self, *counts: int) -> list[Array]:
+        """Arrays of uninitialised spectra, (count, frequencies), in one piece, for which NumPy asks for huge pages."""
+        whole = aligned((sum(counts), frequencies(self._size, self.complex)), _complex(self._dtype))
+        return np.split(whole, np.cumsum(counts)[:-1])
+
+    def analyse(
+        self, cells: Array, target: Array, axes: list[Axis], begin: int, count: int, mode: int = ZEROS,
+        conjugated: bool = False, kept: Triple | None = None,
+    ) -> None:  # fmt: skip
+        """Spectra of `count` tiles of cells (groups, N, C, ...)."""
+        near = between(cells, self._dtype) if self._dtype.kind == "f" and not DISABLED else None
+        load = loaded(near, axes[2], functools.partial(kernel_address, host(), self._dtype.itemsize))
+        of = analysis.Rows(self.job, begin, count, mode, load, 0, int(conjugated), 0, 0, 0, *(kept or self._size))
+        self._run(analysis, cells, (target, self._none, self._none), self._no_bias, axes, of, len(target))
+
+    def taps(self, weight: Array, target: Array, first: int, count: int) -> None:
+        """Spectra by which those of cells are multiplied to correlate them with weights (groups, filters, channels, ...)."""
+        axes = [Axis(1, 1, 1, 0, 1, 1, 1, extent, 1) for extent in self._size]
+        of = analysis.Rows(self.job, first, count, ZEROS, 0, int(self.complex), 1, *self.plan.problem.dilation, *self._size)
+        self._run(analysis, weight, (target, self._none, self._none), self._no_bias, axes, of, len(target))
+
+    def synthesise(
+        self, p: Array, q: Array, sums: Array, bias: Array, out: Array, axes: list[Axis], of: synthesis.Sums, apply: Any = 0
+    ) -> None:  # fmt: skip
+        """Sums of products, and results in out (K, N, ...)."""
+        self._run(synthesis, out[None], (p, q, sums), bias, axes, of, len(sums), apply)
+
+    def _run(
+        self, step: Any, cells: Array, spectra: tuple[Array, Array, Array], bias: Array, axes: list[Axis], of: tuple[int, ...],
+        rows: int, apply: Any = 0,
+    ) -> None:  # fmt: skip
+        arrays = cells, *spectra, bias, loops(self._dtype, step is synthesis, self._size[2] % 2 == 0), self._failed
+        numbers = np.array([value for part in (*axes, of) for value in part], INTEGER)
+        driver = _driver(step, cells.dtype, self._dtype)
+        driver.run(self.plan.parallel, -(-rows // self.job), self._cells, arrays, (apply, numbers))
 
 
-def _in_chunks(plan: Plan, rows: int, cells: int, work: Callable[[int, int], None]) -> None:
-    """`work(first, last)` for as many rows of some cells as are transformed at once.
-
-    On one thread: NumPy's transforms on several of Python's, beside OpenMP's that stay awake after a launch, took up to twice as
-    long.
-    """
-    step = max(1, CHUNK // (cells * plan.dtype.itemsize))
-    for start in range(0, rows, step):
-        work(start, min(start + step, rows))
+def _axes(x: Array, offset: Triple, out: Triple, spectra: Spectra) -> list[Axis]:
+    """Tiles of cells, of which each serves some outputs."""
+    return [Axis(x.shape[2 + a], 1, 1, offset[a], out[a], spectra.valid[a], 1, spectra.size[a], 1) for a in range(3)]
 
 
-def _rows(plan: Plan, size: Triple, *shape: int) -> Array:
-    """Uninitialised spectra of tiles of `size`: (*shape, frequencies)."""
-    dtype = accumulator(plan.dtype)
-    return np.empty((*shape, frequencies(size, dtype.kind == "c")), np.result_type(dtype, np.complex64))
-
-
-def _turned(size: Triple) -> list[int]:
-    """The axes, counted from the end, along which there is something to transform; the last in any case."""
-    return [axis - 3 for axis in range(3) if size[axis] > 1 or axis == 2]
-
-
-def _transform(values: Array, size: Triple, target: Array) -> None:
-    """Spectra of real or complex cells that zeros extend to `size`."""
-    turn = np.fft.fftn if values.dtype.kind == "c" else np.fft.rfftn
-    axes = _turned(size)
-    target[...] = turn(values, s=[size[axis] for axis in axes], axes=axes).reshape(target.shape)
-
-
-def _back(spectra: Array, size: Triple, dtype: np.dtype[Any]) -> Array:
-    """Real or complex cells of spectra, (..., *size)."""
-    axes = _turned(size)
-    if dtype.kind == "c":
-        return np.fft.ifftn(spectra.reshape(*spectra.shape[:-1], *size), axes=axes)
-    half = spectra.reshape(*spectra.shape[:-1], *size[:2], size[2] // 2 + 1)
-    return np.fft.irfftn(half, s=[size[axis] for axis in axes], axes=axes)
-
-
-def _spectra_of_tiles(plan: Plan, x: Array, axes: list[Axis], size: Triple, mode: int, begin: int, count: int) -> Array:
-    """Spectra of tiles `begin` to `begin + count` of x, padded: (tiles, channels, frequencies)."""
-    extent = [axis.extent for axis in axes]
-    result = _rows(plan, size, count, x.shape[1])
-    dtype = accumulator(plan.dtype)
-
-    def work(first: int, last: int) -> None:
-        tiles = np.empty((last - first, x.shape[1], math.prod(extent)), dtype)
-        _cutter(x.dtype, dtype)(0, last - first, x, tiles, begin + first, *axes, mode, 0)
-        _transform(tiles.reshape(*tiles.shape[:2], *extent), size, result[first:last])
-
-    _in_chunks(plan, count, x.shape[1] * math.prod(size), work)
-    return result
-
-
-def _spectra_of_weights(plan: Plan, weight: Array, size: Triple) -> Array:
-    """Spectra by which those of cells are multiplied to correlate them with weights: (groups, filters, channels, frequencies)."""
-    weight = weight.astype(accumulator(plan.dtype), copy=False)
-    result = _rows(plan, size, *weight.shape[:3])
-    flat = result.reshape(-1, weight.shape[2], result.shape[3])
-    rows = [(g, k) for g in range(weight.shape[0]) for k in range(weight.shape[1])]
-
-    def work(first: int, last: int) -> None:
-        part = np.stack([weight[place] for place in rows[first:last]])
-        part = _spread(np.conj(part) if part.dtype.kind == "c" else part, plan.problem.dilation)
-        _transform(part, size, flat[first:last])
-        np.conj(flat[first:last], out=flat[first:last])
-
-    _in_chunks(plan, len(rows), weight.shape[2] * math.prod(size), work)
-    return result
-
-
-def _spread(weight: Array, dilation: Triple) -> Array:
-    """Weights with their taps `dilation` cells apart."""
-    if dilation == (1, 1, 1):
-        return weight
-    shape = [(k - 1) * d + 1 for k, d in zip(weight.shape[-3:], dilation, strict=True)]
-    result = np.zeros((*weight.shape[:-3], *shape), weight.dtype)
-    result[..., :: dilation[0], :: dilation[1], :: dilation[2]] = weight
-    return result
-
-
-def _places(axes: list[Axis], begin: int, count: int) -> Iterator[tuple[int, int, list[slice]]]:
-    """Number, image and outputs of each tile of a chunk."""
-    tiles = [-(-axis.out // axis.tile) for axis in axes]
-    for tile in range(count):
-        n, *place = np.unravel_index(begin + tile, (1 << 40, *tiles))
-        starts = [int(o) * axis.tile for o, axis in zip(place, axes, strict=True)]
-        yield tile, int(n), [slice(o, min(o + axis.tile, axis.out)) for o, axis in zip(starts, axes, strict=True)]
-
-
-def _store(plan: Plan, sums: Array, axes: list[Axis], begin: int, k: int, bias: Array, target: Array) -> None:
-    """Outputs of the tiles from `begin` on, of the filters of each group from `k` on, out of (groups, filters, tiles, ...)."""
-    assert plan.spectra is not None
-    size, (groups, some, tiles) = plan.spectra.size, sums.shape[:3]
-    filters = target.shape[1] // groups
-    places = list(_places(axes, begin, tiles))
-    rows = sums.reshape(groups * some, tiles, -1)
-
-    def work(first: int, last: int) -> None:
-        for row in range(first, last):
-            channel = row // some * filters + k + row % some
-            y = _back(rows[row], size, target.dtype)
-            for tile, n, outputs in places:
-                d, h, w = (slice(0, place.stop - place.start) for place in outputs)
-                target[n, channel, *outputs] = y[tile, d, h, w] + bias[channel]
-
-    _in_chunks(plan, len(rows), tiles * math.prod(size), work)
-
-
-def _multiply(
-    plan: Plan, p: Array, q: Array, sums: Array, shape: Triple, steps: tuple[int, int, int, int, int, int], fresh: bool
-) -> None:
-    """Products of spectra; see `kernels.cpu.spectral`."""
-    p, q, sums = (array.reshape(-1, array.shape[-1]) for array in (p, q, sums))
-    _multiplier(sums.dtype).run(plan.parallel, len(sums), p, q, sums, shape, steps, fresh)
-
-
-def _refuse(plan: Plan, *cut: Array) -> None:
-    """Where kernels are recorded: compile those of a plan, as recording does, and refuse the transforms."""
-    if recorder():
-        for array in cut:
-            _cutter(array.dtype, accumulator(plan.dtype))
-        _multiplier(np.result_type(accumulator(plan.dtype), np.complex64)).run(plan.parallel, 0)
-        refuse("NumPy's transforms")
+def _count(x: Array, axes: list[Axis]) -> int:
+    return int(x.shape[0]) * math.prod([-(-axis.out // axis.tile) for axis in axes])
 
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
     """Forward or dI; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
-    _refuse(plan, x)
-    problem, s = plan.problem, plan.spectra
-    assert s is not None
-    groups, filters, channels = weight.shape[:3]
-    if plan.direction == "input_grad":
-        weight = weight[..., ::-1, ::-1, ::-1]
-        offset = triple(input_grad_phases(problem, a, problem.before[a], problem.size[a])[0].offset for a in range(3))
-        mode = ZEROS
-    else:
-        offset, mode = triple(-side for side in problem.before), MODES.index(problem.mode)
-    axes = _axes(x, offset, triple(out.shape[2:]), s.valid, s.size)
-    count = x.shape[0] * math.prod([-(-axis.out // axis.tile) for axis in axes])
-    target = out if not apply or out.flags.c_contiguous else np.empty(out.shape, out.dtype)
-    for k in range(0, filters, s.filters):
-        w = _spectra_of_weights(plan, weight[:, k : k + s.filters], s.size)
-        some = w.shape[1]
-        for begin in range(0, count, s.tiles):
-            tiles = min(s.tiles, count - begin)
-            cells = _spectra_of_tiles(plan, x, axes, s.size, mode, begin, tiles)
-            sums = _rows(plan, s.size, groups, some, tiles)
-            steps = some * channels, channels, 1, channels, groups * channels, 1
-            _multiply(plan, w, cells, sums, (some, tiles, channels), steps, True)
-            _store(plan, sums, axes, begin, k, bias, target)
-            del cells, sums  # before the next ones are made
-    if apply:
-        entry(spectral.activate, types.intp, dense_array(out.dtype, 1))(apply, target.reshape(-1))
-    if target is not out:
-        out[...] = target
+    with _watched() as failed:
+        call = _Call(plan, failed)
+        problem, s = plan.problem, call.spectra
+        groups, filters, channels = weight.shape[:3]
+        if plan.direction == "input_grad":
+            weight = weight[..., ::-1, ::-1, ::-1]
+            offset = triple(input_grad_phases(problem, a, problem.before[a], problem.size[a])[0].offset for a in range(3))
+            mode = ZEROS
+        else:
+            offset, mode = triple(-side for side in problem.before), MODES.index(problem.mode)
+        axes = _axes(x, offset, triple(out.shape[2:]), s)
+        count = _count(x, axes)
+        tiles, some = min(s.tiles, count), min(s.filters, filters)
+        w, cells, sums = call.rows(groups * some * channels, groups * tiles * channels, groups * some * tiles)
+        for k in range(0, filters, some):
+            ks = min(some, filters - k)
+            taps = w[: groups * ks * channels]
+            call.taps(weight, taps, k, ks)
+            for begin in range(0, count, tiles):
+                ts = min(tiles, count - begin)
+                part = cells[: ts * groups * channels]
+                call.analyse(x[None], part, axes, begin, ts, mode)
+                of = synthesis.Sums(
+                    call.job, begin, ts, k, ks, filters, channels, ks * channels, channels, 1, channels, groups * channels, 1,
+                    fresh=1, last=1, conjugated=0, step0=1, step1=1, step2=1,
+                )  # fmt: skip
+                call.synthesise(taps, part, sums[: groups * ks * ts], bias, out.swapaxes(0, 1), axes, of, apply)
 
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """dW; a complex x is conjugated."""
-    _refuse(plan, dy, x)
-    problem, s = plan.problem, plan.spectra
-    assert s is not None
-    groups = problem.groups
-    filters, channels = problem.filters // groups, problem.channels // groups
-    size: Triple = triple(dy.shape[2:])
-    of_x = _axes(x, triple(-side for side in problem.before), size, s.valid, s.size)
-    of_dy = _axes(dy, (0, 0, 0), size, s.valid, s.valid)
-    count = x.shape[0] * math.prod([-(-axis.out // axis.tile) for axis in of_x])
-    taps = [slice(0, span, step) for span, step in zip(reach(problem), problem.dilation, strict=True)]
-    for k in range(0, filters, s.filters):
-        some = min(s.filters, filters - k)
-        chosen = dy.reshape(dy.shape[0], groups, filters, *size)[:, :, k : k + some].reshape(dy.shape[0], groups * some, *size)
-        sums = _rows(plan, s.size, groups, some, channels)
-        for begin in range(0, count, s.tiles):
-            tiles = min(s.tiles, count - begin)
-            cells = _spectra_of_tiles(plan, x, of_x, s.size, MODES.index(problem.mode), begin, tiles)
-            w = _spectra_of_tiles(plan, chosen, of_dy, s.size, ZEROS, begin, tiles)
-            np.conj(w, out=w)
-            steps = some, 1, groups * some, channels, 1, groups * channels
-            _multiply(plan, w, cells, sums, (some, channels, tiles), steps, begin == 0)
-            del cells, w
-        for g in range(groups):
-            for j in range(some):
-                part = _back(sums[g, j], s.size, out.dtype)[:, *taps]
-                out[g * filters + k + j] = np.conj(part) if out.dtype.kind == "c" else part
+    with _watched() as failed:
+        call = _Call(plan, failed)
+        problem, s = plan.problem, call.spectra
+        groups = problem.groups
+        filters, channels = problem.filters // groups, problem.channels // groups
+        size: Triple = triple(dy.shape[2:])
+        of_x = _axes(x, triple(-side for side in problem.before), size, s)
+        of_dy = _axes(dy, (0, 0, 0), size, s)
+        of_out = [Axis(taps, 1, 1, 0, taps, taps, 1, extent, 1) for taps, extent in zip(out.shape[2:], s.size, strict=True)]
+        count = _count(x, of_x)
+        tiles, some = min(s.tiles, count), min(s.filters, filters)
+        w, cells, sums = call.rows(groups * tiles * some, groups * tiles * channels, groups * some * channels)
+        bias = np.zeros(len(out), out.dtype)
+        for k in range(0, filters, some):
+            ks = min(some, filters - k)
+            chosen = _of_filters(dy, problem, k, ks)
+            for begin in range(0, count, tiles):
+                ts = min(tiles, count - begin)
+                part, of_k = cells[: ts * groups * channels], w[: groups * ts * ks]
+                call.analyse(x[None], part, of_x, begin, ts, MODES.index(problem.mode))
+                call.analyse(chosen, of_k, of_dy, begin, ts, conjugated=True, kept=s.valid)
+                of = synthesis.Sums(
+                    call.job, 0, channels, k, ks, filters, ts, ts * ks, 1, ks, channels, 1, groups * channels,
+                    int(begin == 0), int(begin + ts == count), int(call.complex), *problem.dilation,
+                )  # fmt: skip
+                call.synthesise(of_k, part, sums[: groups * ks * channels], bias, out, of_out, of)
+
+
+def _of_filters(dy: Array, problem: ConvProblem, first: int, count: int) -> Array:
+    """A view (groups, N, filters, ...) of some filters of each group."""
+    filters = problem.filters // problem.groups
+    steps = filters * dy.strides[1], *dy.strides
+    shape = problem.groups, dy.shape[0], filters, *dy.shape[2:]
+    return np.lib.stride_tricks.as_strided(dy, shape, steps, writeable=False)[:, :, first : first + count]

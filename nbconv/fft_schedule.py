@@ -10,9 +10,14 @@ from .schedule import Limits
 
 SPECTRA = Limits(sums=0, staged=0, filters=0, held=0, jobs=4, parallel=1_000_000)
 
-# Bytes of cells that are transformed at once, in second-level cache; and what a transform holds, in times its cells, as measured.
+# Bytes of cells that are transformed at once, in second-level cache.
 CHUNK = 96 * 1024
-CHUNKS = 10
+# Rows that are transformed at once where there are so many of them, which those of one axis are given up to so many bytes.
+LANES, LONG = 4, 1 << 20
+# How many times as long fewer of them take.
+ALONE = 2.2
+# What a transform of one axis holds, in complex numbers for each of its cells: twiddles, and rows of four lanes.
+HELD = 5
 # Tiles from which more at once no longer spare anything.
 MANY = 64
 # Cells of a tile by the reach of the taps: the longer, the fewer cells neighbours share, and the less of a tile is in a cache.
@@ -25,10 +30,10 @@ class Spectra(NamedTuple):
     size : cells of a tile on each axis
     valid : outputs of one
     tiles, filters : tiles, and filters of each group, whose spectra are held at once
-    bytes : of all that is held at once
-    operations : floating-point operations of all transforms
+    bytes : of all spectra that are held at once
+    thread : bytes of each thread besides
+    transforms, cells : of tiles, of taps and of sums, and their real numbers, or as many as take the same time
     products : multiplications of complex numbers
-    stores : results of one filter and one tile
     """
 
     size: Triple
@@ -36,9 +41,10 @@ class Spectra(NamedTuple):
     tiles: int
     filters: int
     bytes: int
-    operations: float
-    products: float
-    stores: int
+    thread: int
+    transforms: int
+    cells: float
+    products: int
 
 
 def fast_length(count: int) -> int:
@@ -60,6 +66,22 @@ def frequencies(size: Triple, complex_: bool) -> int:
     return size[0] * size[1] * (size[2] if complex_ else size[2] // 2 + 1)
 
 
+def thread_rows(size: Triple, itemsize: int) -> int:
+    """Rows of a job: tiles of one channel that are transformed at once."""
+    row = math.prod(size) * itemsize
+    rows = max(1, CHUNK // row)
+    if math.prod(size[:2]) > 1 or LANES * row > LONG:
+        return rows
+    return max(1, rows // LANES) * LANES
+
+
+def thread_cells(size: Triple, itemsize: int, complex_: bool) -> int:
+    """Cells of a thread's scratch: those of a job's rows, one to spare, and what transforms of several axes hold between them."""
+    rows, wide = thread_rows(size, itemsize), 1 if complex_ else 2
+    between = sum(axis > 1 for axis in size[:2]) * frequencies(size, complex_) * wide
+    return rows * (math.prod(size) + between) + 1
+
+
 def _sizes(cells: int, span: int) -> list[int]:
     """Sizes of a tile that are worth a look, for an axis of some outputs."""
     whole = fast_length(cells + span - 1)
@@ -73,18 +95,21 @@ def _halves(count: int) -> list[int]:
     return sorted({-(-count >> shift) for shift in range(count.bit_length() + 1)}, reverse=True)
 
 
-def spectra(direction: str, problem: ConvProblem, itemsize: int, complex_: bool, limit: int) -> list[Spectra]:
-    """A design for each size of tiles that is worth a look, within `limit` bytes if that can be."""
+def spectra(
+    direction: str, problem: ConvProblem, itemsize: int, complex_: bool, limit: int, threads: int = 1
+) -> list[Spectra]:  # fmt: skip
+    """A design for each size of tiles that is worth a look, within `limit` bytes on so many threads if that can be."""
     p = problem
     span = reach(p)
     out = p.size if direction == "input_grad" else p.out
-    scalar, value = itemsize, itemsize * (1 if complex_ else 2)
+    value = itemsize * (1 if complex_ else 2)
     found = []
     for size in itertools.product(*(_sizes(o, k) for o, k in zip(out, span, strict=True))):
         size = triple(size)
         valid = triple(s - k + 1 for s, k in zip(size, span, strict=True))
         count = p.batch * math.prod(-(-o // v) for o, v in zip(out, valid, strict=True))
         cells, spectrum = math.prod(size), frequencies(size, complex_)
+        thread = thread_cells(size, itemsize, complex_) * itemsize + HELD * max(size) * value
         inner, outer = p.channels // p.groups, p.filters // p.groups
         if direction == "input_grad":
             inner, outer = outer, inner
@@ -93,16 +118,17 @@ def spectra(direction: str, problem: ConvProblem, itemsize: int, complex_: bool,
             blocks = -(-outer // filters)
             if direction == "weight_grad":
                 kept = tiles * inner + tiles * filters + filters * inner
-                transforms, row = count * inner * blocks + count * outer + outer * inner, p.groups * max(inner, filters)
+                transforms = count * inner * blocks + count * outer + outer * inner
             else:
                 kept = tiles * inner + inner * filters + tiles * filters
-                transforms, row = count * inner * blocks + inner * outer + count * outer, max(p.groups * inner, tiles)
-            chunk = max(CHUNK, row * cells * scalar) * CHUNKS
-            options.append((p.groups * kept * spectrum * value + chunk, transforms, tiles, filters))
-        fitting = [option for option in options if option[0] <= limit] or [min(options)]
+                transforms = count * inner * blocks + inner * outer + count * outer
+            options.append((p.groups * kept * spectrum * value, transforms, tiles, filters))
+        fitting = [option for option in options if option[0] + threads * thread <= limit] or [min(options)]
         total, transforms, tiles, filters = min(fitting, key=lambda option: (option[1], -min(option[2], MANY), option[0]))
-        operations = p.groups * transforms * 2.5 * cells * math.log2(max(cells, 2)) * (2 if complex_ else 1)
-        products = float(p.groups * count * inner * outer) * spectrum
-        stores = p.groups * outer * (inner if direction == "weight_grad" else count)
-        found.append(Spectra(size, valid, tiles, filters, total, operations, products, stores))
+        transforms *= p.groups
+        products = p.groups * count * inner * outer * spectrum
+        numbers = transforms * cells * (2 if complex_ else 1)
+        if max(size[:2]) == 1 and min(thread_rows(size, itemsize), p.groups * tiles * min(inner, filters)) < LANES:
+            numbers *= ALONE
+        found.append(Spectra(size, valid, tiles, filters, total, thread, transforms, numbers, products))
     return found

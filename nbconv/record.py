@@ -3,7 +3,7 @@
 While a thread records, kernels are not run: each becomes a step, an address and the words of its arguments. A word that points into
 one of the call's arrays or into its scratch is written as an offset from there. What has no address of its own cannot be recorded.
 
-A program is an array of words: 1 if it is native, bytes of scratch, most words of a step, axes and sizes of the result (5), steps;
+A program is an array of words: bytes of scratch, most words of a step, axes and sizes of the result (5), steps;
 then for each step its length, and for the serial kernel and the parallel one address, address of `apply`, number of words, of
 offsets; then for both the words, and pairs of a word and what it is an offset from.
 """
@@ -57,6 +57,7 @@ class Recorder:
         self._alive: list[Array] = []  # memory that stands for scratch, for addresses to be distinct
         self._ranges: list[_Range] = []
         self._scratch = 0
+        self.failed = self.scratch((1,), np.dtype(np.intp))  # the first word of scratch; see `program.execute`
 
     def know(self, array: Array, base: int) -> None:
         """Let words be offsets from the first element of an array of the call."""
@@ -90,7 +91,7 @@ class Recorder:
                 most = max(most, len(words))
             steps += [1 + len(head) + len(tail), *head, *tail]
         sizes = [*shape, *(0,) * (5 - len(shape))]
-        return np.array([1, self._scratch, most, len(shape), *sizes, len(self.steps), *steps], np.int64)
+        return np.array([self._scratch, most, len(shape), *sizes, len(self.steps), *steps], np.int64)
 
     def _words(self, kernel: Kernel) -> tuple[list[int], list[int]]:
         words: list[int] = []
@@ -148,9 +149,3 @@ def recording() -> Iterator[Recorder]:
             yield _active
         finally:
             _active = None
-
-
-def refuse(what: str) -> None:
-    """Raise if this thread records: `what` is no kernel."""
-    if recorder():
-        raise Unrecordable(what)

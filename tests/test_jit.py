@@ -247,6 +247,21 @@ def test_in_prange(size):
     np.testing.assert_array_equal(in_prange(x, w), [nbconv.conv2d(each, w, padding=1) for each in x])
 
 
+@njit(parallel=True)
+def frequencies_in_prange(x, w):
+    out = np.empty((x.shape[0], 1, 4, x.shape[3], x.shape[4]), x.dtype)
+    for i in prange(x.shape[0]):
+        out[i] = nbconv.conv2d(x[i], w, padding=15, algorithm="fft")
+    return out
+
+
+def test_transforms_in_prange():
+    """Each on the thread that meets it."""
+    x, w = random((6, 1, 3, 90, 90), "float32", 0), random((4, 3, 31, 31), "float32", 1)
+    want = [nbconv.conv2d(each, w, padding=15, algorithm="fft") for each in x]
+    np.testing.assert_array_equal(frequencies_in_prange(x, w), want)
+
+
 @jitclass([("weight", numba.float32[:, :, :, ::1])])
 class Layer:
     """A class of numba's that holds a weight."""
