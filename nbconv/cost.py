@@ -51,7 +51,7 @@ def direct_cost(ask: Ask, design: Design) -> float:
     places = math.prod(p.out) * p.batch / lanes
     taps = math.prod(p.kernel)
     if design.schedule.taps is not None:
-        row = (p.size if ask.direction == "input_grad" else p.out)[2]
+        row = max((p.size if ask.direction == "input_grad" else p.out)[2], 1)
         whole = places * -(-row // lanes) * lanes / row
         return PLANES[ask.direction == "weight_grad"] * whole * taps * p.filters * p.channels / p.groups
     terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, places * p.filters
