@@ -7,9 +7,10 @@ The weights of the terms were fitted to the times of all suites of the benchmark
 import math
 
 from .families import Ask, Design
+from .phases import border_slabs, input_grad_phases
 from .problem import ConvProblem
 from .schedule import SHUFFLED, Sweep
-from .winograd_schedule import phases
+from .winograd_schedule import phases as phases_of_dilation
 
 # For forward and dI, and for dW: cost of a vector of direct products, of channels at an output, of filters at an output.
 DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
@@ -27,6 +28,9 @@ WIDE, SHORT = 64, 9.0
 NARROW, NARROWED = 8, 4
 # Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
 BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
+# Cost of a copied border in dI: of a vector of products, which thin borders leave half empty, of a cell, and of each of its sides;
+# then of a cell that is cropped from a plane with its borders, and written to it before. Fitted to ten layers on a Granite Rapids.
+SLAB, COPIED = (1.5, 50.0, 500_000.0), 16.0
 # Cost of a real number that is transformed, and of a product of complex ones, by bytes of a real one; then of a transform, and of
 # what Python does. Fitted on a Granite Rapids to 9,500 times of 146 problems, which they tell to within 11 % (root mean square).
 FFT = {4: (13.6, 1.9), 8: (23.9, 4.2)}
@@ -38,7 +42,7 @@ def _blocks(sweep: Sweep, design: Design, problem: ConvProblem, steps: tuple[int
     tile = [t // m for t, m in zip(design.schedule.tile, steps, strict=True)]
     out = [-(-o // m) for o, m in zip(sweep.out, steps, strict=True)]
     count = math.prod(-(-o // t) for o, t in zip(out, tile, strict=True)) * (1 if sweep.folded else problem.batch)
-    return count * math.prod(phases(problem)), math.prod(tile)
+    return count * math.prod(phases_of_dilation(problem)), math.prod(tile)
 
 
 def _total(weights: tuple[tuple[float, ...], tuple[float, ...]], ask: Ask, terms: tuple[float, ...]) -> float:
@@ -68,7 +72,25 @@ def fft_cost(ask: Ask, design: Design) -> float:
 
 def cost(algorithm: str, ask: Ask, design: Design) -> float:
     """Of a design of an algorithm."""
-    return {"direct": direct_cost, "winograd": winograd_cost, "fft": fft_cost}[algorithm](ask, design)
+    if design.problem:
+        p = design.problem
+        return winograd_cost(ask._replace(problem=p), design) + COPIED * p.batch * p.channels * math.prod(p.size)
+    borders = 0.0 if design.schedule.taps is not None else _borders(ask)
+    return {"direct": direct_cost, "winograd": winograd_cost, "fft": fft_cost}[algorithm](ask, design) + borders
+
+
+def _borders(ask: Ask) -> float:
+    """Of the gradient of copied borders, by the direct algorithm."""
+    p, total = ask.problem, 0.0
+    if ask.direction != "input_grad":
+        return total
+    for slab in border_slabs(p):
+        phases = [input_grad_phases(p, axis, slab.low[axis], slab.shape[axis]) for axis in range(3)]
+        taps = math.prod(sum(len(phase.taps) for phase in axis) / len(axis) for axis in phases)
+        cells = p.batch * p.channels * math.prod(slab.shape)
+        product, cell, call = SLAB
+        total += product * cells * taps * p.filters / p.groups / ask.lanes + cell * cells + call
+    return total
 
 
 def winograd_cost(ask: Ask, design: Design) -> float:
@@ -104,7 +126,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
 def _apart(ask: Ask) -> float:
     """What dilation of the last axis adds: its phases lie between one another."""
     p = ask.problem
-    gap = phases(p)[2]
+    gap = phases_of_dilation(p)[2]
     if gap == 1:
         return 0.0
     near, far = BETWEEN[ask.itemsize]

@@ -3,7 +3,9 @@
 Arrays come here with three spatial axes, native and aligned; results are written to `out`.
 """
 
+import dataclasses
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -13,20 +15,38 @@ from . import depthwise, fft, outer, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
 from .dispatch import Plan, Wish, matrix_plan, select
-from .drivers import Twin, any_array, assign, contiguous, dense_array, run_once, scratch
+from .drivers import INTEGER, Twin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu import transfer
 from .kernels.cpu.epilogue import Descriptor, Epilogue
-from .kernels.cpu.fold import fold
-from .kernels.padding import MODES
-from .phases import Slab, border_slabs, interior
+from .kernels.cpu.fold import crop, fold, parallel_crop
+from .kernels.cpu.machine import host
+from .kernels.cpu.microkernel import kernel_address
+from .kernels.padding import MODES, source_index
+from .phases import Slab, border_slabs, interior, with_borders
 from .prepared import Forms
 from .problem import ConvProblem
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000
 
-_TRIPLE = types.UniTuple(types.intp, 3)
+
+@functools.cache
+def _fold_kinds(dtype: np.dtype[Any]) -> tuple[types.Type, ...]:
+    return dense_array(dtype, 5), dense_array(INTEGER, 1), any_array(dtype, 5)
+
+
+@functools.cache
+def _cropper(dtype: np.dtype[Any]) -> Twin:
+    padded, sources, out = _fold_kinds(dtype)
+    return Twin(crop, parallel_crop, padded, sources, types.UniTuple(types.intp, 3), types.intp, out)
+
+
+@functools.lru_cache(maxsize=512)
+def _sources(problem: ConvProblem, slab: Slab) -> Array:
+    """Where the cells of a copied border were copied from, on one axis after another."""
+    mode, spans = MODES.index(problem.mode), zip(slab.low, slab.high, problem.before, problem.size, strict=True)
+    return np.array([source_index(j - side, n, mode) for low, high, side, n in spans for j in range(low, high)], INTEGER)
 
 
 def _by_group(problem: ConvProblem, weight: Array) -> Array:
@@ -81,6 +101,16 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
         return depthwise.run(plan, grad_output, weight, bias, out)
     rotated = _by_group(problem, weight).swapaxes(1, 2)
 
+    if plan.kernel == "winograd_padded":
+        padded = with_borders(problem)
+        target = scratch((*out.shape[:2], *padded.size), out.dtype)
+        inner = dataclasses.replace(plan, problem=padded, kernel="winograd")
+        winograd.run(inner, grad_output, rotated, bias, target)
+        sources = _sources(problem, Slab((0, 0, 0), padded.size))
+        load = kernel_address(host(), out.itemsize, "load", 1, (0,)) if out.strides[4] == out.itemsize else 0
+        _cropper(out.dtype).run(plan.parallel, math.prod(out.shape[:2]), target, sources, problem.before, load, out)
+        return
+
     direct = plan
     if plan.kernel in ("winograd", "fft"):
         (winograd.run if plan.kernel == "winograd" else fft.run)(plan, grad_output, rotated, bias, out)
@@ -99,8 +129,7 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
     for slab in border_slabs(problem):
         border = scratch((*out.shape[:2], *slab.shape), out.dtype)
         run(slab, border, np.zeros_like(bias))
-        kinds = dense_array(out.dtype, 5), _TRIPLE, _TRIPLE, types.intp, any_array(out.dtype, 5)
-        run_once(fold, kinds, border, slab.low, problem.before, MODES.index(problem.mode), out)
+        run_once(fold, _fold_kinds(out.dtype), border, _sources(problem, slab), out)
 
 
 def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:

@@ -159,9 +159,20 @@ _PLANES = "one filter on each channel is computed on whole planes in place"
 _ANY = "the portable loop serves every dtype"
 _FEWER = "short filters need fewer products"
 
-# The first row of an algorithm that takes a problem computes it.
+# The first row of "direct" that takes a problem computes it, or one of another algorithm, if that costs less.
 TABLE = (
     Row("winograd", "cpu", _FORWARD, "winograd", "f", TILES, families.short_filters, families.winograd, _FEWER),
+    Row(
+        "winograd_padded",
+        "cpu",
+        ("input_grad",),
+        "winograd",
+        "f",
+        TILES,
+        families.copied_borders,
+        families.winograd_padded,
+        "short filters need fewer products, and planes with their copied borders no others",
+    ),
     Row("winograd_grad", "cpu", _GRAD, "winograd", "f", GRAD_TILES, families.short_filters, families.winograd_grad, _FEWER),
     Row("fft", "cpu", _ALL, "fft", "fc", SPECTRA, families.unstrided, families.fft, "many taps are cheaper as frequencies"),
     Row(
@@ -287,11 +298,14 @@ def by_rule(
         room = min(room, wish.workspace_limit)
 
     def designs(algorithm: str) -> list[tuple[float, Row, Design]]:
+        found = []
         for row in TABLE:
             ask = Ask(direction, problem, acc, row.limits, machine, room)
             if row.algorithm == algorithm and _serves(row, ask):
-                return [(cost(algorithm, ask, design), row, design) for design in row.make(ask)]
-        return []
+                found += [(cost(algorithm, ask, design), row, design) for design in row.make(ask)]
+                if algorithm == "direct":
+                    break
+        return found
 
     def bytes_of(design: Design) -> int:
         return design.shared + threads * design.thread

@@ -19,7 +19,7 @@ from .grad_schedule import (
     weight_grad_cells,
 )
 from .kernels.cpu.machine import Machine, host
-from .phases import border_slabs
+from .phases import border_slabs, with_borders
 from .problem import ConvProblem, Triple
 from .schedule import (
     ALIASED,
@@ -77,7 +77,10 @@ class Ask(NamedTuple):
 
 
 class Design(NamedTuple):
-    """What a family answers: sweep, schedule, bytes of workspace of the call and of each thread, and what algorithms add."""
+    """What a family answers: sweep, schedule, bytes of workspace of the call and of each thread, and what algorithms add.
+
+    `problem` is what is computed, where that is not what was asked.
+    """
 
     sweep: Sweep
     schedule: Schedule
@@ -85,6 +88,7 @@ class Design(NamedTuple):
     thread: int
     outputs: Triple = ONES
     spectra: Spectra | None = None
+    problem: ConvProblem | None = None
 
 
 def anything(ask: Ask) -> bool:
@@ -142,6 +146,12 @@ def _broad_rows(ask: Ask) -> bool:
 def short_filters(ask: Ask) -> bool:
     """Winograd's algorithm has tiles for the taps, without strides."""
     return products(ask) and any(True for _ in winograd_schedule.choices(ask.problem))
+
+
+def copied_borders(ask: Ask) -> bool:
+    """The same, where dI of copied borders is sought, too."""
+    p = ask.problem
+    return short_filters(ask) and p.mode != "zeros" and any((*p.before, *p.after))
 
 
 def _pointwise(problem: ConvProblem) -> bool:
@@ -272,6 +282,13 @@ def winograd(ask: Ask) -> list[Design]:
         thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
         designs.append(Design(sweep, schedule, _border_bytes(ask), thread, outputs))
     return designs
+
+
+def winograd_padded(ask: Ask) -> list[Design]:
+    """dI of planes with their copied borders, for each choice of a tile."""
+    p = with_borders(ask.problem)
+    planes = p.batch * p.channels * math.prod(p.size) * ask.itemsize
+    return [found._replace(shared=found.shared + planes, problem=p) for found in winograd(ask._replace(problem=p))]
 
 
 def winograd_grad(ask: Ask) -> list[Design]:

@@ -1,5 +1,6 @@
 """Which outputs of an axis are reached by the same taps, and which padded cells a gradient is sought for: plain geometry."""
 
+import dataclasses
 import math
 import operator
 from collections.abc import Iterable, Iterator
@@ -85,6 +86,12 @@ class Slab(NamedTuple):
 def interior(problem: ConvProblem) -> Slab:
     """The padded cells that are the input's own."""
     return Slab(problem.before, triple(map(operator.add, problem.before, problem.size)))
+
+
+def with_borders(problem: ConvProblem) -> ConvProblem:
+    """The problem whose input is the padded one."""
+    size = triple(map(sum, zip(problem.before, problem.size, problem.after, strict=True)))
+    return dataclasses.replace(problem, size=size, before=(0, 0, 0), after=(0, 0, 0), mode="zeros")
 
 
 def border_slabs(problem: ConvProblem) -> Iterator[Slab]:

@@ -106,6 +106,45 @@ def planned(monkeypatch):
     return use
 
 
+COPIED = [
+    *[problem for problem in PROBLEMS if "padding_mode" in problem[2]],
+    ((2, 6, 30), (4, 3, 3), {"padding": (0, 5), "padding_mode": "circular", "groups": 2}),
+    ((2, 3, 5, 6, 7), (4, 3, 3, 3, 3), {"padding": (1, 0, 2), "padding_mode": "reflect"}),
+    ((3, 40, 14, 14), (31, 40, 3, 3), {"padding": 1, "padding_mode": "replicate"}),
+]
+
+
+@pytest.mark.parametrize("kernel", ["winograd", "winograd_padded"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("problem", COPIED, ids=str)
+def test_copied_borders(problem, dtype, kernel, monkeypatch):
+    """dI by planes with their borders, and of the borders alone, into dense results and others."""
+    x_shape, w_shape, options = problem
+    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
+    _, w, dy = operands(p, dtype)
+    want = oracle.input_grad(p, dy, w)
+    (row,) = (row for row in dispatch.TABLE if row.name == kernel)
+    plans = dispatch.possible("input_grad", p, np.dtype(dtype), row)
+    assert plans
+    for found, parallel in itertools.product(plans, (False, True)):
+        plan = dataclasses.replace(found, parallel=parallel)
+        monkeypatch.setattr(engine, "select", lambda *_, plan=plan: plan)
+        assert_close(nbconv.conv_input_grad(dy, w, x_shape, **options), want, dtype)
+        out = np.full((*x_shape[:-1], 2 * x_shape[-1]), 7, dtype)
+        assert_close(nbconv.conv_input_grad(dy, w, x_shape, **options, out=out[..., ::2]), want, dtype)
+        assert (out[..., 1::2] == 7).all()
+
+
+def test_which_borders_are_copied():
+    """Many channels on small planes are computed with their borders; what has none, or is large, as it is."""
+    layer = (4, 256, 14, 14), (256, 256, 3, 3)
+    assert nbconv.plan("input_grad", *layer, padding=1, padding_mode="reflect").kernel == "winograd_padded"
+    assert nbconv.plan("input_grad", *layer, padding=1).kernel == "winograd"
+    assert nbconv.plan("input_grad", *layer, padding_mode="reflect").kernel == "winograd"
+    large = nbconv.plan("input_grad", (4, 64, 256, 256), (64, 64, 3, 3), padding=1, padding_mode="reflect")
+    assert large.kernel == "winograd"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_every_tile(problem, dtype, planned):
