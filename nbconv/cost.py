@@ -22,6 +22,9 @@ WINOGRAD = (1.08, 13.5, 14.0, 9.2), (1.15, 9.0, 13.0, 7.5)
 # Cost of transformed weights in shorter vectors than that was fitted for, which take fewer shuffles: on 3x3 layers of 64 to 512
 # channels, on a Zen 3, the tile chosen by 14 takes 1.13 of the time of the best, by 5 to 11 1.00.
 WIDE, SHORT = 64, 9.0
+# What dilated layers cost by Winograd's algorithm in forward and dI, over the same on a Zen 4, where vectors of 64 bytes are
+# multiplied half as fast and loaded no slower: a unit takes 0.23 to 0.26 ns on a Granite Rapids, of direct products 0.16 to 0.21.
+LOADED = 1.3
 # For groups of fewer channels or filters than this, the cost of Winograd's algorithm times so many: its transforms are as many
 # vectors as there are products. It takes 0.9 to 1.4 times as long as the direct one on a Zen 4 (3 channels, 64 filters, 3x3 and
 # 3x3x3; dW: 0.94 to 0.98), 0.9 to 2.2 on a Granite Rapids (dW: 1.13 to 1.30).
@@ -120,7 +123,9 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks * channels * rows * -(-s.register // lanes) * packing,
         blocks * vectors * filters,
     )
-    return narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask)
+    dilated = math.prod(phases_of_dilation(p)) > 1
+    loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE and ask.machine.cpu != "znver4" else 1.0
+    return loaded * (narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask))
 
 
 def _apart(ask: Ask) -> float:
