@@ -127,7 +127,7 @@ def spectra(
         total, transforms, tiles, filters = min(fitting, key=lambda option: (option[1], -min(option[2], MANY), option[0]))
         transforms *= p.groups
         products = p.groups * count * inner * outer * spectrum
-        numbers = transforms * cells * (2 if complex_ else 1)
+        numbers = float(transforms * cells * (2 if complex_ else 1))
         if max(size[:2]) == 1 and min(thread_rows(size, itemsize), p.groups * tiles * min(inner, filters)) < LANES:
             numbers *= ALONE
         found.append(Spectra(size, valid, tiles, filters, total, thread, transforms, numbers, products))
