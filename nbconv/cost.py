@@ -89,7 +89,7 @@ def _borders(ask: Ask) -> float:
         return total
     for slab in border_slabs(p):
         phases = [input_grad_phases(p, axis, slab.low[axis], slab.shape[axis]) for axis in range(3)]
-        taps = math.prod(sum(len(phase.taps) for phase in axis) / len(axis) for axis in phases)
+        taps = math.prod(sum(len(phase.taps) for phase in axis) / max(len(axis), 1) for axis in phases)
         cells = p.batch * p.channels * math.prod(slab.shape)
         product, cell, call = SLAB
         total += product * cells * taps * p.filters / p.groups / ask.lanes + cell * cells + call

@@ -88,14 +88,14 @@ class ScratchTwin:
         """Run `count` jobs with `cells` cells of scratch a thread, on all threads if `many` and if a launch is safe."""
         if record := recorder():
             threads = min(numba.config.NUMBA_NUM_THREADS if many else 1, max(count, 1))
-            rows = record.scratch((threads, cells), self._dtype)
+            rows = record.passing((threads, cells), self._dtype)
             serial = Kernel(address(self._family.jobs, *self._serial), self._serial, (0, count, *arrays, rows[0], *rest))
             parallel = None
             if threads > 1:
                 kinds = types.intp, types.intp, *self._arrays, dense_array(self._dtype, 2), *self._rest
                 parallel = Kernel(address(self._family.parallel, *kinds), kinds, (serial.address, count, *arrays, rows, *rest))
             return record.run(serial, parallel)
-        if many:
+        if many and count > 1:
             with launch() as threads:
                 if threads > 1:
                     self.parallel(count, *arrays, aligned((min(threads, count), cells), self._dtype), *rest)

@@ -71,7 +71,7 @@ class _Call:
         self._none, self._no_bias = self.rows(0)[0], np.empty(0, self._dtype)
 
     def rows(self, *counts: int) -> list[Array]:
-        """Arrays of uninitialised spectra, (count, frequencies), in one piece, for which NumPy asks for huge pages."""
+        """Arrays of uninitialised spectra, (count, frequencies), in one piece: of 4 MiB and more, NumPy asks for huge pages."""
         whole = aligned((sum(counts), frequencies(self._size, self.complex)), _complex(self._dtype))
         return np.split(whole, np.cumsum(counts)[:-1])
 

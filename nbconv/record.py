@@ -1,7 +1,8 @@
 """Programs: what a call does, written down once so that compiled code can do it again on other arrays without Python.
 
 While a thread records, kernels are not run: each becomes a step, an address and the words of its arguments. A word that points into
-one of the call's arrays or into its scratch is written as an offset from there. What has no address of its own cannot be recorded.
+one of the call's arrays or into its scratch is written as an offset from there. To record what is no kernel is an error of
+this package.
 
 A program is an array of words: bytes of scratch, most words of a step, axes and sizes of the result (5), steps;
 then for each step its length, and for the serial kernel and the parallel one address, address of `apply`, number of words, of
@@ -9,6 +10,7 @@ offsets; then for both the words, and pairs of a word and what it is an offset f
 """
 
 import contextlib
+import math
 import os
 import threading
 from collections.abc import Iterator
@@ -52,11 +54,12 @@ class Recorder:
     def __init__(self) -> None:
         self.thread = threading.get_ident()
         self.steps: list[tuple[Kernel, Kernel | None]] = []
-        self.shape: tuple[int, ...] = ()  # of the result, known before anything is computed
         self.kept: list[Any] = []  # constants that a program's words point to
+        self._shared: list[Array] = []
         self._alive: list[Array] = []  # memory that stands for scratch, for addresses to be distinct
         self._ranges: list[_Range] = []
         self._scratch = 0
+        self._passing = np.empty(0, np.uint8)  # memory that stands for what a step needs no longer than it runs
         self.failed = self.scratch((1,), np.dtype(np.intp))  # the first word of scratch; see `program.execute`
 
     def know(self, array: Array, base: int) -> None:
@@ -73,12 +76,25 @@ class Recorder:
         self._alive.append(array)
         return array
 
+    def passing(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Scratch of one step, which all steps share."""
+        size = math.prod(shape) * dtype.itemsize
+        if size > self._passing.size:
+            self._passing = np.empty(size, np.uint8)
+            self._alive.append(self._passing)
+            self._shared.append(self._passing)
+        return self._passing[:size].view(dtype).reshape(shape)
+
     def run(self, serial: Kernel, parallel: Kernel | None = None) -> None:
         """Note a kernel, and the parallel one that may take its place."""
         self.steps.append((serial, parallel))
 
     def program(self, shape: tuple[int, ...]) -> Array:
         """The words of what was recorded, whose result has this shape."""
+        for array in self._shared:  # after all that is a step's own
+            start = array.ctypes.data
+            self._ranges.append(_Range(start, start + array.size, SCRATCH, start - self._scratch))
+        self._scratch += self._passing.size
         steps: list[int] = []
         most = 1
         for kernels in self.steps:

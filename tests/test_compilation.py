@@ -69,7 +69,9 @@ for problem in {later}:
     [("forward", "float32"), ("input_grad", "float32"), ("weight_grad", "float32"), ("weight_grad", "int32")],
 )
 def test_new_shapes_compile_nothing(tmp_path, direction, dtype):
-    borders = ", ((1, 2, 9, 9), (2, 2, 3, 3), {'padding': 1, 'padding_mode': 'reflect'})"
+    borders = "".join(
+        f", ((2, {c}, 9, 9), ({c}, {c}, 3, 3), {{'padding': 1, 'padding_mode': 'reflect'}})" for c in (2, 64)
+    )  # fmt: skip
     code = CALLS.format(direction=direction, dtype=dtype, first=FIRST + borders, later=LATER + BORDERS)
     environment = os.environ | {"NBCONV_CACHE_DIR": str(tmp_path), "NUMBA_NUM_THREADS": "2"}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300)

@@ -11,11 +11,12 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import dispatch, engine, fft, fft_schedule
+from nbconv import calls, dispatch, engine, fft, fft_schedule
 from nbconv.dispatch import DIRECTIONS, Wish
 from nbconv.kernels.cpu import fourier
 from nbconv.kernels.cpu.machine import host
 from nbconv.kernels.jit import DISABLED
+from nbconv.kernels.program import HEAD
 
 PROBLEMS = [
     ((2, 3, 40), (4, 3, 9), {"padding": 4}),
@@ -178,6 +179,50 @@ def test_transforms(size, rows, dtype):
 def transform(one, other, failed, cells, spectra, back, work, rows, size, item, wide):
     fourier.forward(one, failed, cells, spectra, work, rows, size, item, wide)
     fourier.inverse(other, failed, spectra, back, work, rows, size, item, wide)
+
+
+def test_a_transform_that_stops_midway(monkeypatch):
+    """A loop that has computed all rows but the last ones is an error as well."""
+    kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 4)
+    kept, loops = [], fourier.loops
+
+    def stopping(*given):
+        words = loops(*given).copy()
+        for place in (0, 2):
+            whole = kind(int(words[place]))
+
+            def some(places, sizes, steps, data, whole=whole):
+                rows = ctypes.c_int64.from_address(sizes)
+                rows.value -= int(words[5])
+                if rows.value:
+                    whole(places, sizes, steps, data)
+
+            kept.append(kind(some))
+            words[place] = ctypes.cast(kept[-1], ctypes.c_void_p).value
+        return words
+
+    x, w = random((1, 2, 70, 70), "float32", 0), random((3, 2, 31, 31), "float32", 1)
+    monkeypatch.setattr(fft, "loops", stopping)
+    with pytest.raises(MemoryError, match="Fourier"):
+        plain(x, w)
+
+
+@pytest.mark.skipif(DISABLED, reason="compiled code is what this is about")
+def test_scratch_of_compiled_calls():
+    """All steps of a program share a thread's scratch: it takes what the plan says."""
+    shapes, options = ((32, 4, 64, 64), (4, 4, 21, 21)), {"algorithm": "fft", "workspace_limit": 1_500_000}
+    plan = nbconv.plan("forward", *shapes, padding=10, **options)
+    before = set(calls._programs)
+    compiled_within(*(random(shape, "float32", 0) for shape in shapes), 10, 1_500_000)
+    (new,) = set(calls._programs) - before
+    steps, scratch = calls._programs[new][HEAD - 1], calls._programs[new][0]
+    assert steps > 30
+    assert scratch <= plan.shared_bytes + host().threads * plan.thread_bytes + 1000
+
+
+@numba.njit
+def compiled_within(x, w, padding, limit):
+    return nbconv.conv2d(x, w, padding=padding, algorithm="fft", workspace_limit=limit)
 
 
 def plain(x, w):

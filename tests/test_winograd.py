@@ -135,6 +135,13 @@ def test_copied_borders(problem, dtype, kernel, monkeypatch):
         assert (out[..., 1::2] == 7).all()
 
 
+@pytest.mark.parametrize("mode", ["circular", "replicate"])
+def test_no_cells_between_copied_borders(mode):
+    problem = (1, 2, 0, 5), (2, 3, 1, 3), (1, 3, 0, 5)
+    dx = nbconv.conv_input_grad(*map(np.zeros, problem[:2]), problem[2], padding=[(0, 0), (1, 1)], padding_mode=mode)
+    assert dx.shape == problem[2]
+
+
 def test_which_borders_are_copied():
     """Many channels on small planes are computed with their borders; what has none, or is large, as it is."""
     layer = (4, 256, 14, 14), (256, 256, 3, 3)

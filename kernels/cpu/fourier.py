@@ -1,7 +1,10 @@
 """NumPy's Fourier transforms (pocketfft) for kernels: the inner loops of its universal functions, called by address.
 
-NumPy itself runs these loops without Python's lock, on as many threads as its caller has. A loop that gets no memory for its plan
-returns without a result, so its first result is marked before: what is still marked afterwards has not been computed.
+NumPy itself runs these loops without Python's lock, on as many threads as its caller has. A loop that gets no memory, for its plan
+or for any of its rows, stops there, and what it tells Python is lost on other threads than Python's. So the last result is marked
+before: what is still marked afterwards has not been computed. That holds where a row is written once it is complete, which is so
+where rows are transformed side by side in the lanes of a vector. A loop therefore gets whole vectors of rows: the last ones once
+more where some are left over, and each of too few as often as there are lanes.
 """
 
 import ctypes
@@ -47,6 +50,14 @@ def _loop(name: str, kinds: str) -> tuple[int, int]:
 
 
 @functools.cache
+def _vector() -> int:
+    """Bytes of the vectors that NumPy's transforms are compiled for."""
+    found: Any = np.show_config(mode="dicts")
+    baseline = set(found["SIMD Extensions"].get("baseline", ()))
+    return 64 if baseline & {"AVX512F", "AVX512_SKX", "X86_V4"} else 32 if baseline & {"AVX", "AVX2", "X86_V3"} else 16
+
+
+@functools.cache
 def _one(kind: str) -> np.ndarray[Any, Any]:
     """What a transform is multiplied by."""
     return np.ones(1, kind)
@@ -54,7 +65,7 @@ def _one(kind: str) -> np.ndarray[Any, Any]:
 
 @functools.lru_cache(maxsize=256)
 def loops(dtype: np.dtype[Any], inverse: bool, even: bool) -> np.ndarray[Any, Any]:
-    """What `forward` or `inverse` call for cells of a dtype: two words for the last axis, two for the others, and one for a factor.
+    """What `forward` or `inverse` call for cells of a dtype: two words for the last axis, two for the others, a factor, lanes.
 
     `even` tells whether the last axis has an even number of cells.
     """
@@ -66,7 +77,7 @@ def loops(dtype: np.dtype[Any], inverse: bool, even: bool) -> np.ndarray[Any, An
         last = _loop("irfft", f"{real.upper()}{real}->{real}")
     else:
         last = _loop("rfft_n_even" if even else "rfft_n_odd", f"{real}{real}->{real.upper()}")
-    return np.array([*last, *turned, _one(real).ctypes.data], np.intp)
+    return np.array([*last, *turned, _one(real).ctypes.data, _vector() // np.dtype(real).itemsize], np.intp)
 
 
 if DISABLED:
@@ -125,12 +136,31 @@ else:
 
 
 @helper
-def _along(loop, data, factor, failed, source, target, count, taken, given, from_row, to_row, from_cell, to_cell):
-    """Transform `count` rows, out of place; `failed` is set where nothing came of it. A result takes 8 bytes at least."""
-    _poke(target, MARK)
-    _call(loop, data, source, factor, target, count, taken, given, from_row, to_row, from_cell, to_cell)
-    if _peek(target) == MARK:
+def _marked(loops, axis, failed, source, target, count, taken, given, from_row, to_row, from_cell, to_cell):
+    """Run a loop over whole vectors of rows; `failed` is set where the last result does not come. `to_row` may be 0."""
+    last = target + (count - 1) * to_row + (given - 1) * to_cell
+    _poke(last, MARK)
+    _call(
+        loops[axis], loops[axis + 1], source, loops[4], target, count, taken, given, from_row, to_row, from_cell, to_cell
+    )  # fmt: skip
+    if _peek(last) == MARK:
         failed[0] = 1
+
+
+@helper
+def _along(loops, axis, failed, source, target, count, taken, given, from_row, to_row, from_cell, to_cell):
+    """Transform `count` rows, out of place. After the last result are 4 bytes to spare."""
+    lanes = loops[5]
+    if count < lanes:
+        for row in range(count):
+            place, out = source + row * from_row, target + row * to_row
+            _marked(loops, axis, failed, place, out, lanes, taken, given, 0, 0, from_cell, to_cell)
+        return
+    whole = count // lanes * lanes
+    _marked(loops, axis, failed, source, target, whole, taken, given, from_row, to_row, from_cell, to_cell)
+    if whole < count:
+        place, out = source + (count - lanes) * from_row, target + (count - lanes) * to_row
+        _marked(loops, axis, failed, place, out, lanes, taken, given, from_row, to_row, from_cell, to_cell)
 
 
 @helper
@@ -144,17 +174,17 @@ def forward(loops, failed, cells, spectra, work, rows, size, item, wide):
     f = w if item == wide else w // 2 + 1
     plane = h * f * wide
     target = work if d > 1 or h > 1 else spectra
-    _along(loops[0], loops[1], loops[4], failed, cells, target, rows * d * h, w, f, w * item, f * wide, item, wide)
+    _along(loops, 0, failed, cells, target, rows * d * h, w, f, w * item, f * wide, item, wide)
     if h > 1:
         source, target = work, (work + rows * d * plane if d > 1 else spectra)
         for i in range(rows * d):
             at = i * plane
-            _along(loops[2], loops[3], loops[4], failed, source + at, target + at, f, h, h, wide, wide, f * wide, f * wide)
+            _along(loops, 2, failed, source + at, target + at, f, h, h, wide, wide, f * wide, f * wide)
     if d > 1:
         source = target
         for i in range(rows):
             at = i * d * plane
-            _along(loops[2], loops[3], loops[4], failed, source + at, spectra + at, h * f, d, d, wide, wide, plane, plane)
+            _along(loops, 2, failed, source + at, spectra + at, h * f, d, d, wide, wide, plane, plane)
 
 
 @helper
@@ -167,12 +197,12 @@ def inverse(loops, failed, spectra, cells, work, rows, size, item, wide):
     if d > 1:
         for i in range(rows):
             at = i * d * plane
-            _along(loops[2], loops[3], loops[4], failed, source + at, work + at, h * f, d, d, wide, wide, plane, plane)
+            _along(loops, 2, failed, source + at, work + at, h * f, d, d, wide, wide, plane, plane)
         source = work
     if h > 1:
         target = work + rows * d * plane if d > 1 else work
         for i in range(rows * d):
             at = i * plane
-            _along(loops[2], loops[3], loops[4], failed, source + at, target + at, f, h, h, wide, wide, f * wide, f * wide)
+            _along(loops, 2, failed, source + at, target + at, f, h, h, wide, wide, f * wide, f * wide)
         source = target
-    _along(loops[0], loops[1], loops[4], failed, source, cells, rows * d * h, f, w, f * wide, w * item, wide, item)
+    _along(loops, 0, failed, source, cells, rows * d * h, f, w, f * wide, w * item, wide, item)
