@@ -89,10 +89,10 @@ if DISABLED:
         _LOOP(int(function))(places, sizes, steps, int(data) or None)
 
     def _peek(address):
-        return ctypes.c_int64.from_address(address).value
+        return ctypes.c_int64.from_address(int(address)).value
 
     def _poke(address, value):
-        ctypes.c_int64.from_address(address).value = value
+        ctypes.c_int64.from_address(int(address)).value = value
 
 else:
 
