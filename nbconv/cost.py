@@ -33,7 +33,7 @@ NARROW, NARROWED = 8, 4
 BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
 # Cost of a copied border in dI: of a vector of products, which thin borders leave half empty, of a cell, and of each of its sides;
 # then of a cell that is cropped from a plane with its borders, and written to it before. Fitted to ten layers on a Granite Rapids.
-SLAB, COPIED = (1.5, 50.0, 500_000.0), 16.0
+SLAB, COPIED = (1.5, 50.0, 500_000.0), 8.0
 # Cost of a real number that is transformed, and of a product of complex ones, by bytes of a real one; then of a transform, and of
 # what Python does. Fitted on a Granite Rapids to 9,500 times of 146 problems, which they tell to within 11 % (root mean square).
 FFT = {4: (13.6, 1.9), 8: (23.9, 4.2)}

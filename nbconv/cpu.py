@@ -102,11 +102,10 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
     rotated = _by_group(problem, weight).swapaxes(1, 2)
 
     if plan.kernel == "winograd_padded":
-        padded = with_borders(problem)
-        target = scratch((*out.shape[:2], *padded.size), out.dtype)
-        inner = dataclasses.replace(plan, problem=padded, kernel="winograd")
+        inner = _with_borders(plan)
+        target = scratch((*out.shape[:2], *inner.problem.size), out.dtype)
         winograd.run(inner, grad_output, rotated, bias, target)
-        sources = _sources(problem, Slab((0, 0, 0), padded.size))
+        sources = _sources(problem, Slab((0, 0, 0), inner.problem.size))
         load = kernel_address(host(), out.itemsize, "load", 1, (0,)) if out.strides[4] == out.itemsize else 0
         _cropper(out.dtype).run(plan.parallel, math.prod(out.shape[:2]), target, sources, problem.before, load, out)
         return
@@ -130,6 +129,12 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
         border = scratch((*out.shape[:2], *slab.shape), out.dtype)
         run(slab, border, np.zeros_like(bias))
         run_once(fold, _fold_kinds(out.dtype), border, _sources(problem, slab), out)
+
+
+@functools.lru_cache(maxsize=512)
+def _with_borders(plan: Plan) -> Plan:
+    """The plan for planes with their copied borders, one object for each: what drivers prepare is kept by it."""
+    return dataclasses.replace(plan, problem=with_borders(plan.problem), kernel="winograd")
 
 
 def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
