@@ -4,6 +4,7 @@ The weights of the terms were fitted to the times of all suites of the benchmark
 (`python -m nbconv profile --section algorithms` measures what the choice loses).
 """
 
+import functools
 import math
 
 from .families import Ask, Design
@@ -78,21 +79,21 @@ def cost(algorithm: str, ask: Ask, design: Design) -> float:
     if design.problem:
         p = design.problem
         return winograd_cost(ask._replace(problem=p), design) + COPIED * p.batch * p.channels * math.prod(p.size)
-    borders = 0.0 if design.schedule.taps is not None else _borders(ask)
+    alone = ask.direction == "input_grad" and design.schedule.taps is None
+    borders = _borders(ask.problem, ask.lanes) if alone else 0.0
     return {"direct": direct_cost, "winograd": winograd_cost, "fft": fft_cost}[algorithm](ask, design) + borders
 
 
-def _borders(ask: Ask) -> float:
-    """Of the gradient of copied borders, by the direct algorithm."""
-    p, total = ask.problem, 0.0
-    if ask.direction != "input_grad":
-        return total
+@functools.lru_cache(maxsize=16)
+def _borders(p: ConvProblem, lanes: int) -> float:
+    """Of the gradient of copied borders, by the direct algorithm; the same for all designs of a problem."""
+    total = 0.0
     for slab in border_slabs(p):
         phases = [input_grad_phases(p, axis, slab.low[axis], slab.shape[axis]) for axis in range(3)]
         taps = math.prod(sum(len(phase.taps) for phase in axis) / max(len(axis), 1) for axis in phases)
         cells = p.batch * p.channels * math.prod(slab.shape)
         product, cell, call = SLAB
-        total += product * cells * taps * p.filters / p.groups / ask.lanes + cell * cells + call
+        total += product * cells * taps * p.filters / p.groups / lanes + cell * cells + call
     return total
 
 

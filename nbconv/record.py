@@ -55,7 +55,7 @@ class Recorder:
         self.thread = threading.get_ident()
         self.steps: list[tuple[Kernel, Kernel | None]] = []
         self.kept: list[Any] = []  # constants that a program's words point to
-        self._shared: list[Array] = []
+        self._shared: list[Array] = []  # what `_passing` was, for the same reason
         self._alive: list[Array] = []  # memory that stands for scratch, for addresses to be distinct
         self._ranges: list[_Range] = []
         self._scratch = 0
@@ -81,7 +81,6 @@ class Recorder:
         size = math.prod(shape) * dtype.itemsize
         if size > self._passing.size:
             self._passing = np.empty(size, np.uint8)
-            self._alive.append(self._passing)
             self._shared.append(self._passing)
         return self._passing[:size].view(dtype).reshape(shape)
 

@@ -238,7 +238,7 @@ def test_a_transform_without_memory(call, monkeypatch):
     """A loop that returns without a result is an error, and the next call is right."""
     x, w = random((1, 2, 70, 70 + (call is compiled)), "float32", 0), random((3, 2, 31, 31), "float32", 1)
     nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p).value
-    monkeypatch.setattr(fft, "loops", lambda *given: np.array([nothing, 0, nothing, 0, 0], np.intp))
+    monkeypatch.setattr(fft, "loops", lambda *given: np.array([nothing, 0, nothing, 0, 0, 4], np.intp))
     with pytest.raises(MemoryError, match="Fourier"):
         call(x, w)
     monkeypatch.undo()

@@ -85,8 +85,7 @@ import numpy as np, nbconv
 x, w = np.arange(32.0).reshape(1, 2, 4, 4), np.ones((2, 2, 2, 2))
 y = nbconv.conv2d(x, w, padding=1, activation="relu")
 dx, dw, db = nbconv.conv2d_backward(y, x, w, padding=1)
-direct, fft = (nbconv.conv2d(x - 16, w, activation="relu", algorithm=algorithm) for algorithm in ("direct", "fft"))
-assert abs(fft - direct).max() < 1e-12
+assert (nbconv.conv2d(x - 16, w, activation="relu", algorithm="fft") == nbconv.conv2d(x - 16, w, activation="relu")).all()
 print(y.sum(), np.vdot(dx, x) == np.vdot(dw, w) == np.vdot(y, y))
 """
     assert lines(code, NUMBA_DISABLE_JIT="1")[1] == "True"
