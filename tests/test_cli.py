@@ -138,6 +138,10 @@ def test_summary(tmp_path, capsys):
     (tmp_path / "results.json").write_text(json.dumps({"about": about, "rows": rows}))
     summary.main([str(tmp_path / "results.json")])
     assert "| 1d |" + " 2.00 (1.00) |" * 3 + " 25% (12%) |" * 3 in capsys.readouterr().out
+    summary.main(["--brief", *[str(tmp_path / "results.json")] * 2])
+    out = capsys.readouterr().out
+    assert "| suite | any, float32, 1 thread | any, float32, 1 thread |\n" in out
+    assert "| 1d | 2.00 / 2.00 / 2.00 | 2.00 / 2.00 / 2.00 |\n" in out
 
 
 PROFILE = """
