@@ -11,6 +11,7 @@ from numba import types
 
 from .arrays import Array
 from .kernels.cpu import transfer
+from .kernels.cpu.machine import LINE
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.jit import address, entry
 from .record import Kernel, Unrecordable, recorder
@@ -18,7 +19,6 @@ from .schedule import SHUFFLED
 from .threads import launch
 
 SLOTS, WIDEST = 16, 40  # of one load; more of them, or a longer stride, take too much code
-LINE = 64  # bytes of a cache line
 INTEGER = np.dtype(np.intp)
 AXIS, BLOCKS = numba.typeof(Axis(*[0] * 9)), numba.typeof(Blocks(*[0] * 10))
 

@@ -144,7 +144,7 @@ def _prepare(
         *spacing, group, block, channel, s.window, gathered_cells(sweep, s), int(s.once),
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
-    ahead = s.vectors * machine.vector if s.in_place and not s.window else 0
+    ahead = int(s.in_place and not s.window)
     filters = s.register, last_block(sweep.filters, s.register)
     micro = [at("outer", p, v, edged, row, ahead, formula) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
     micro.append(loaded(near, w, at))

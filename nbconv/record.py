@@ -21,11 +21,10 @@ from numba import types
 
 from . import threads
 from .arrays import Array
-from .kernels.cpu.machine import host
+from .kernels.cpu.machine import LINE, host
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.program import SCRATCH
 
-LINE = 64
 POINTERS = 1 << 20  # no address is smaller
 
 

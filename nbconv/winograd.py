@@ -19,7 +19,7 @@ from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
 from .schedule import axes_of, cell_offsets
 from .weight_grad import add_splits
-from .winograd_schedule import gathered, grad_regions, phases, tile_extents, tile_regions, tile_slots
+from .winograd_schedule import FAR, gathered, grad_regions, phases, tile_extents, tile_regions, tile_slots
 
 
 class _Run(NamedTuple):
@@ -40,7 +40,9 @@ def _kernels(plan: Plan, near: int | None, apart: bool, axis: Axis) -> list[int]
     at = functools.partial(kernel_address, machine, itemsize)
     outputs, weights, cells = zip(*(matrices(m, k - m + 1) for k, m in zip(sweep.kernel, sweep.stride, strict=True)), strict=True)
     filters = s.register, last_block(sweep.filters, s.register)
-    micro = [at("outer", p, v, 0, itemsize, 0) for p in filters for v in (s.vectors, 1)]
+    sizes, _ = tile_regions(sweep, s, itemsize)
+    ahead = int(sizes["weights"] * itemsize > FAR)
+    micro = [at("outer", p, v, 0, itemsize, ahead) for p in filters for v in (s.vectors, 1)]
     if gathered(sweep, s):
         axis = axis._replace(stride=axis.dilation, slots=1)
     micro.append(loaded(near, axis, at))

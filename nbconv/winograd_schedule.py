@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from .grad_schedule import with_splits
-from .kernels.cpu.machine import Machine
+from .kernels.cpu.machine import LINE, Machine
 from .phases import triple
 from .problem import ConvProblem, Triple
 from .schedule import LEAST, NOWHERE, Limits, Schedule, Sweep, even, staged_cells, tile_within
@@ -26,7 +26,10 @@ PHASES = 4096
 NARROW = 0.6
 # Bytes of staged cells that are transformed at once.
 FIRST = 96 * 1024
-LINE = 64  # bytes of a cache line
+# Bytes of transformed cells from which those of the next call are fetched while one computes. On a Granite Rapids, whose
+# second-level cache holds twice as much and whose third is slow, 3x3 layers of 64 to 512 channels take 0.78 to 0.87 of the time;
+# with fewer cells it would be 1.0 to 1.06.
+FAR = 1 << 20
 
 
 def choices(problem: ConvProblem) -> Iterator[Triple]:

@@ -6,8 +6,7 @@ from llvmlite import ir
 
 from .builder import INDEX, WORD, Function
 from .formula import evaluate
-
-LINE = 64  # bytes of a cache line
+from .machine import LINE
 
 
 def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, residues: tuple[int, ...]) -> None:

@@ -6,6 +6,7 @@ from llvmlite import ir
 
 from .builder import WORD, Function
 from .formula import evaluate
+from .machine import LINE
 
 REACH = 9  # rows that `rows` reaches from one pointer
 
@@ -53,15 +54,15 @@ def outer(
     """Emit `outer` for `filters` x `vectors`, the last of which is a part of a vector if `edged`.
 
     The weights of a term lie `row` bytes apart: a distance that is known only at run time takes a register for each filter, and
-    vectors spill (half the speed). Cells `ahead` bytes further are fetched, if that is not 0: those of the next positions, where
-    channels are so far apart that no hardware foresees them. Sums with a bias added are run through `formula`.
+    vectors spill (half the speed). With `ahead`, the cells of another call are fetched, which no hardware foresees where channels
+    lie far apart. Sums with a bias added are run through `formula`.
 
-    C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias). Addresses of weights, cells, terms
-    and sums; `count`, the number of terms, each a pair of the offsets in bytes of its cells and of its weight; bytes from one
+    C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias, ahead). Addresses of weights, cells,
+    terms and sums; `count`, the number of terms, each a pair of the offsets in bytes of its cells and of its weight; bytes from one
     filter's sums to the next; `first`, whether sums start at zero instead of what memory holds; `edge`, lanes of the last vector;
-    `bias`, the address of the filters' biases to add at the end, or 0.
+    `bias`, the address of the filters' biases to add at the end, or 0; bytes from these cells to those that are fetched.
     """
-    f = Function(module, name, itemsize, vector, "weights cells terms count sums sums_row first edge bias")
+    f = Function(module, name, itemsize, vector, "weights cells terms count sums sums_row first edge bias ahead")
     b, a = f.builder, f.arguments
     edge = f.below(a["edge"]) if edged else None
     homes = homes_of(f, filters, "sums_row")
@@ -72,8 +73,8 @@ def outer(
         place = b.add(a["cells"], f.load(terms, WORD))
         weights = b.add(a["weights"], f.load(terms, WORD, 8))
         xs = [f.vector_at(place, v, None if v < vectors - 1 else edge) for v in range(vectors)]
-        for v in range(vectors if ahead else 0):
-            f.prefetch(f.add(place, ahead + v * vector))
+        for line in range(0, vectors * vector if ahead else 0, max(LINE, vector)):
+            f.prefetch(f.add(b.add(place, a["ahead"]), line))
         for p in range(filters):
             weight = f.splat(f.load(weights, f.scalar, p * row))
             for v in range(vectors):

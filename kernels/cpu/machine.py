@@ -7,6 +7,8 @@ import llvmlite.binding as llvm
 from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 
+LINE = 64  # bytes of a cache line
+
 
 class Machine(NamedTuple):
     """What a kernel is compiled for: LLVM's names of CPU and features, and what follows for tiles.

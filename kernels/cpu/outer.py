@@ -88,14 +88,14 @@ def unpack(numbers):
 @helper
 def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, first, bias, size, layout):
     """Add the products of `count` terms to a register block's sums of the last `left` positions of a tile."""
-    which = 0 if full else 3
+    which, ahead = 0 if full else 3, layout.vectors * layout.lanes * size
     if -(-left // layout.lanes) == layout.tail:
         edge = (left - 1) % layout.lanes + 1
-        call_kernel(micro[which + 1], weights, cells, terms, count, target, pitch, first, edge, bias)
+        call_kernel(micro[which + 1], weights, cells, terms, count, target, pitch, first, edge, bias, ahead)
         return
     for j in range(0, left, layout.lanes):
         edge = min(left - j, layout.lanes)
-        call_kernel(micro[which + 2], weights, cells + j * size, terms, count, target + j * size, pitch, first, edge, bias)
+        call_kernel(micro[which + 2], weights, cells + j * size, terms, count, target + j * size, pitch, first, edge, bias, ahead)
 
 
 @helper
@@ -119,7 +119,7 @@ def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filte
             full = k < whole
             i, place = begin, source
             while end - i >= several:
-                call_kernel(micro[0 if full else 3], w, place, table, count, row + i * size, pitch, first, 0, b)
+                call_kernel(micro[0 if full else 3], w, place, table, count, row + i * size, pitch, first, 0, b, several * size)
                 i, place = i + several, place + step
             if i < end:
                 edge_block(micro, w, place, table, count, row + i * size, pitch, full, end - i, first, b, size, layout)
@@ -154,9 +154,10 @@ def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, st
         place, pitch, gap = (room, t2 * size, size) if taken else (target, row, step)
         call_kernel(store, source, w.extent * size, region, place, pitch, gap, t1, t2, address_of(bias) + k * size)
         if apply != 0:
-            for j1 in range(t1):
+            together = t1 if step == size and pitch == row == t2 * size else 1  # rows that are one run of the output
+            for j1 in range(0, t1, together):
                 if step == size:
-                    run_at(apply, place + j1 * pitch, t2, target + j1 * row)
+                    run_at(apply, place + j1 * pitch, together * t2, target + j1 * row)
                     continue
                 for j2 in range(t2):
                     run_at(apply, place + j1 * pitch + j2 * gap, 1, target + j1 * row + j2 * step)

@@ -216,10 +216,12 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                     m = base + (r.sums + xi * r.sum_plane) * size
                     terms = address_of(offsets) + r.term_table * 8
                     for i in range(0, vectors * layout.lanes, several):
-                        full = vectors * layout.lanes - i >= several
+                        left = vectors * layout.lanes - i
+                        # the cells of all channels are more than second-level cache holds: those of the next call come meanwhile
+                        ahead = several if left > several else r.cell_plane - i
                         call_kernel(
-                            micro[which + (0 if full else 1)], u, v + i * size, terms, c_count, m + i * size, r.pitch * size,
-                            c == 0, layout.lanes, 0,
+                            micro[which + (0 if left >= several else 1)], u, v + i * size, terms, c_count, m + i * size,
+                            r.pitch * size, c == 0, layout.lanes, 0, ahead * size,
                         )  # fmt: skip
             for p in range(count):
                 sums = base + (r.sums + p * r.pitch) * size
