@@ -275,7 +275,7 @@ def winograd(ask: Ask) -> list[Design]:
     for outputs in winograd_schedule.choices(p):
         sweep = forward_sweep(p) if ask.direction == "forward" else input_grad_sweep(p, False)
         sweep = winograd_schedule.tile_sweep(winograd_schedule.of_phase(sweep, p), outputs)
-        if 2 * math.prod(sweep.out) <= winograd_schedule.tile_limits(sweep, size, ask.limits, ask.lanes).sums:
+        if 2 * math.prod(sweep.out) <= winograd_schedule.tile_limits(sweep, size, ask.limits, machine).sums:
             sweep = together(sweep, p)
         batch = math.prod(winograd_schedule.phases(p)) * (1 if sweep.folded else p.batch)
         schedule = winograd_schedule.tiles(sweep, size, ask.limits, machine, p.groups, batch)

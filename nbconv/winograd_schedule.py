@@ -12,7 +12,7 @@ from .problem import ConvProblem, Triple
 from .schedule import LEAST, NOWHERE, Limits, Schedule, Sweep, even, staged_cells, tile_within
 
 TILES = Limits(sums=256, staged=3000 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
-GRAD_TILES = Limits(sums=256, staged=1536 * 1024, filters=0, held=1700 * 1024, jobs=4, parallel=1_000_000)
+GRAD_TILES = Limits(sums=256, staged=1000 * 1024, filters=0, held=1700 * 1024, jobs=4, parallel=1_000_000)
 
 # Outputs of a tile by the taps of an axis. More of them need fewer products and lose accuracy: F(6x6, 3x3) has 64 products for 36
 # outputs, where F(4x4, 3x3) has 36 for 16, and four times its error.
@@ -26,10 +26,13 @@ PHASES = 4096
 NARROW = 0.6
 # Bytes of staged cells that are transformed at once.
 FIRST = 96 * 1024
-# Bytes of transformed cells from which those of the next call are fetched while one computes. On a Granite Rapids, whose
-# second-level cache holds twice as much and whose third is slow, 3x3 layers of 64 to 512 channels take 0.78 to 0.87 of the time;
-# with fewer cells it would be 1.0 to 1.06.
-FAR = 1 << 20
+# Bytes of second-level cache from which a block's transformed cells stay in it, that is in 0.7 of it; but blocks of so many tiles
+# at the least, since weights are transformed for each. On a Granite Rapids (2 MiB, and a slow third level) 3x3 layers of 64 to 256
+# channels take 0.83 to 0.99 of the time of blocks of 3 MB; on a Zen 4, 512 channels on 64x64 take 1.24 of it in half of that.
+ROOMY, LEAST_TILES = 2 << 20, 32
+# Bytes of transformed cells from which those of the next call are fetched while one computes: on the same machine 3x3 layers of 64
+# to 512 channels take 0.78 to 0.87 of the time; with fewer cells it would be 1.0 to 1.06.
+FAR = 900 * 1024
 
 
 def choices(problem: ConvProblem) -> Iterator[Triple]:
@@ -61,17 +64,20 @@ def tile_sweep(sweep: Sweep, outputs: Triple) -> Sweep:
     return sweep._replace(out=out, kernel=kernel, stride=outputs)
 
 
-def tile_limits(sweep: Sweep, itemsize: int, limits: Limits, lanes: int) -> Limits:
-    """The limits with as many tiles in a block as `limits.staged` bytes hold of their transformed cells."""
-    room = limits.staged // (math.prod(sweep.kernel) * sweep.channels * itemsize)
-    return limits._replace(sums=max(min(limits.sums, room), lanes))
+def tile_limits(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine) -> Limits:
+    """The limits with as many tiles in a block as `limits.staged` bytes hold of their transformed cells; see `ROOMY`."""
+    tile = math.prod(sweep.kernel) * sweep.channels * itemsize
+    room = limits.staged // tile
+    if machine.cache >= ROOMY:
+        room = min(room, max(machine.cache * 7 // 10 // tile, LEAST_TILES))
+    return limits._replace(sums=max(min(limits.sums, room), machine.vector // itemsize))
 
 
 def tiles(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
     """Winograd's convolution: blocks of many tiles, because the weights are transformed for each block."""
     lanes = machine.vector // itemsize
     register = even(sweep.filters, (machine.registers - 3) // 2)
-    tile = _block(sweep, tile_limits(sweep, itemsize, limits, lanes))
+    tile = _block(sweep, tile_limits(sweep, itemsize, limits, machine))
     vectors = 2 if math.prod(tile) > lanes else 1
     schedule = Schedule(tile, register, 1, 1, NOWHERE, 1, register, vectors, lanes, True)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(sweep.out, tile, strict=True)))

@@ -14,7 +14,7 @@ from nbconv import dispatch
 from nbconv.dispatch import DIRECTIONS
 from nbconv.kernels.cpu.machine import AVX2, AVX512
 
-MACHINES = {"avx512": AVX512, "avx2": AVX2}
+MACHINES = {"avx512": AVX512, "avx2": AVX2, "roomy": AVX512._replace(cache=2 << 20)}
 
 CASES = {
     "tiny": ((1, 1, 8, 8), (1, 1, 3, 3), {}),
@@ -32,6 +32,8 @@ PINNED = [
     # direction, case, dtype, machine -> kernel, tile, filters, channels, splits, register, vectors, parallel
     ("forward", "tiny", "float32", "avx512", ("depthwise", (1, 6, 16), 1, 1, 1, 1, 1, False)),
     ("forward", "3x3", "float32", "avx512", ("winograd", (1, 14, 14), 65, 64, 1, 13, 2, True)),
+    ("forward", "3x3", "float32", "roomy", ("winograd", (1, 7, 14), 65, 64, 1, 13, 2, True)),
+    ("forward", "small images", "float32", "roomy", ("winograd", (4, 2, 2), 140, 103, 1, 14, 1, True)),
     ("forward", "small images", "float32", "avx512", ("winograd", (4, 2, 2), 140, 103, 1, 14, 1, True)),
     ("forward", "first layer", "float32", "avx512", ("outer", (1, 9, 112), 65, 3, 1, 13, 2, True)),
     ("forward", "depthwise", "float32", "avx512", ("depthwise", (1, 8, 16), 1, 1, 1, 1, 1, True)),
@@ -47,11 +49,11 @@ PINNED = [
     ("input_grad", "3x3", "float32", "avx512", ("winograd", (1, 14, 14), 65, 64, 1, 13, 2, True)),
     ("input_grad", "first layer", "float32", "avx512", ("outer", (1, 8, 112), 3, 32, 1, 3, 7, True)),
     ("input_grad", "small images", "float32", "avx512", ("winograd", (4, 2, 2), 140, 103, 1, 14, 1, True)),
-    ("weight_grad", "3x3", "float32", "avx512", ("winograd_grad", (1, 20, 56), 64, 65, 4, 13, 2, True)),
+    ("weight_grad", "3x3", "float32", "avx512", ("winograd_grad", (1, 12, 56), 64, 65, 4, 13, 2, True)),
     ("weight_grad", "small images", "float32", "avx512", ("winograd_grad", (4, 8, 8), 96, 98, 1, 14, 2, True)),
     ("weight_grad", "depthwise", "float32", "avx512", ("depthwise_grad", (1, 8, 16), 1, 1, 1, 1, 1, True)),
     ("weight_grad", "one channel", "float32", "avx512", ("depthwise_grad", (1, 3, 16), 1, 1, 64, 1, 1, True)),
-    ("weight_grad", "3x3", "float64", "avx2", ("winograd_grad", (1, 12, 56), 64, 66, 4, 6, 2, True)),
+    ("weight_grad", "3x3", "float64", "avx2", ("winograd_grad", (1, 4, 56), 64, 66, 4, 6, 2, True)),
     ("weight_grad", "3x3", "uint8", "avx512", ("direct_weight_grad", (1, 28, 56), 16, 64, 8, 0, 1, True)),
 ]
 

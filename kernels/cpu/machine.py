@@ -1,6 +1,7 @@
 """What micro-kernels are compiled for: families of CPUs, and the one at hand."""
 
 import functools
+from pathlib import Path
 from typing import NamedTuple
 
 import llvmlite.binding as llvm
@@ -18,6 +19,7 @@ class Machine(NamedTuple):
     triple : LLVM's name of the platform; empty for this process's
     masks : registers that a mask of lanes takes of them
     threads : that share the work at the most; code does not depend on it
+    cache : bytes of a core's second-level cache, 0 if not known; code does not depend on it
     """
 
     cpu: str
@@ -27,6 +29,7 @@ class Machine(NamedTuple):
     triple: str = ""
     masks: int = 0
     threads: int = 4
+    cache: int = 0
 
 
 # One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time.
@@ -34,6 +37,14 @@ AVX512 = Machine("skylake-avx512", "-prefer-256-bit", 64, 32)
 AVX2 = Machine("haswell", "", 32, 16, masks=1)
 SSE2 = Machine("x86-64", "", 16, 15)
 NEON = Machine("neoverse-n1", "", 16, 28, "aarch64-unknown-linux-gnu")
+
+
+def _cache() -> int:
+    """Bytes of a core's second-level cache, where the system tells."""
+    try:
+        return int(Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().removesuffix("K\n")) << 10
+    except (OSError, ValueError):
+        return 0
 
 
 @functools.cache
@@ -51,4 +62,4 @@ def host() -> Machine:
     else:
         family = SSE2
     wide = f"{features},{AVX512.features}".strip(",") if family is AVX512 else features
-    return family._replace(cpu=cpu, features=wide, triple="", threads=config.NUMBA_NUM_THREADS)
+    return family._replace(cpu=cpu, features=wide, triple="", threads=config.NUMBA_NUM_THREADS, cache=_cache())
