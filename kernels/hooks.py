@@ -22,16 +22,13 @@ def get(typingctx, place, index, like):
 
 
 @intrinsic
-def put(typingctx, place, index, value):
-    """Write cell `index` from an address on."""
+def cells(typingctx, place, like):
+    """A pointer, as `numba.carray` takes it, to cells of the type of `like` at an address."""
 
     def codegen(context, builder, signature, arguments):
-        kind = context.get_data_type(signature.args[2])
-        cells = builder.inttoptr(arguments[0], kind.as_pointer())
-        context.pack_value(builder, signature.args[2], arguments[2], builder.gep(cells, [arguments[1]]))
-        return context.get_dummy_value()
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
-    return types.void(types.int64, types.int64, value), codegen
+    return types.CPointer(like)(types.int64, like), codegen
 
 
 @intrinsic
@@ -85,11 +82,12 @@ def make_visit(store, activation, like, axes):
     `activation` changes the row. Both are jitted functions, or None, which must not raise: nobody would hear of it. `like` is a
     scalar of the results' dtype.
     """
-    kind, size = type(like), like.itemsize
+    size = like.itemsize
 
     def activate(place, length, target, given):
+        row = numba.carray(cells(place, like), length)
         for i in range(length):
-            put(place, i, kind(activation(get(place, i, like))))
+            row[i] = activation(row[i])
 
     if store is None:
         return numba.njit(activate)

@@ -35,6 +35,9 @@ from numba.extending import intrinsic
 
 # LLVM's global state is not made for two compiling threads; numba guards it with this lock.
 llvm_lock = global_compiler_lock
+# A child of a process whose other thread compiles would wait for ever: a fork waits until it has compiled.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=llvm_lock.acquire, after_in_parent=llvm_lock.release, after_in_child=llvm_lock.release)
 DISABLED = bool(config.DISABLE_JIT)
 
 # Contraction lets a product and a sum become one FMA, rounded once; it is the only liberty any kernel may take beyond this module.
@@ -157,7 +160,9 @@ class _Cache(caching.NullCache):  # type: ignore[misc]
         self._name = f"{function.__module__}.{function.__qualname__}"
 
     def _file(self, signature: Any, codegen: Any) -> str:
-        return f"{self._name}-{hashlib.sha256(repr((signature, codegen.magic_tuple())).encode()).hexdigest()[:32]}.nbc"
+        options = config.OPT, config.DEBUGINFO_DEFAULT, config.LOOP_VECTORIZE, config.SLP_VECTORIZE
+        key = hashlib.sha256(repr((signature, codegen.magic_tuple(), options)).encode()).hexdigest()
+        return f"{self._name}-{key[:32]}.nbc"
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         # Numba loads all of its typing and lowering here, 0.3 s and scipy.linalg; what is compiled already needs none of it.

@@ -183,6 +183,8 @@ def raise_last():
         raise TypeError(message)
     if found % 4 == 0:
         raise ValueError(message)
+    if found % 4 == 3:
+        raise MemoryError(message)
     raise RuntimeError(message)
 
 
@@ -271,12 +273,11 @@ def write_overload(words, at, value):
     if isinstance(value, types.UnicodeType):
 
         def write_text(words, at, value):
-            if len(value) > LONGEST:
-                raise ValueError("a text among the options is too long")
-            words[at] = len(value)
-            for i in range(len(value)):
+            length = min(len(value), LONGEST)  # no longer one is valid
+            words[at] = length
+            for i in range(length):
                 words[at + 1 + i] = ord(value[i])
-            return at + 1 + len(value)
+            return at + 1 + length
 
         return write_text
     if isinstance(value, types.BaseTuple):

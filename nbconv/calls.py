@@ -6,9 +6,12 @@ entered into a table that compiled code reads without a lock (`kernels.program`)
 
 import contextlib
 import ctypes
+import functools
+import hashlib
 import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
@@ -16,6 +19,7 @@ import numpy as np
 
 from . import functional, threads
 from .arrays import Array
+from .kernels.cpu import epilogue
 from .kernels.cpu.epilogue import Descriptor, Formula
 from .kernels.program import HOOK, SCRATCH, SLOTS, STATE, SYMBOLS
 from .record import recorder, recording
@@ -25,7 +29,16 @@ _table = np.zeros(SLOTS, np.int64)
 _programs: dict[tuple[str, tuple[int, ...]], Array] = {}
 _kept: list[Any] = []  # entries of the table, and constants of programs: for ever, since code may be running them
 _lock = threading.RLock()
-_errors = threading.local()
+_errors: dict[int, tuple[bytes, int]] = {}  # by thread, not in its own storage: one of Numba's has none between two callbacks
+
+
+@functools.cache
+def layout() -> str:
+    """Stands for what compiled callers and Python agree on: numba keeps callers in a cache that knows no version of nbconv."""
+    here, kernels = Path(__file__).parent, Path(epilogue.__file__).parents[1]
+    files = [here / each for each in ("jit.py", "calls.py", "record.py")]
+    files += [kernels / each for each in ("program.py", "hooks.py", "cpu/epilogue.py")]
+    return hashlib.sha256(b"".join(each.read_bytes() for each in files)).hexdigest()[:16]
 
 
 class _Hook(NamedTuple):
@@ -88,8 +101,10 @@ def _parts(kinds: str) -> list[str]:
 
 
 def _arguments(text: str, words: list[int]) -> tuple[Callable[..., Array], dict[str, Any], dict[str, Any]]:
-    """Function, arrays and options of a call, from its text: "function|name:kind|..." where an array's kind is "a:dtype:axes"."""
-    name, *fields = text.split("|")
+    """Function, arrays and options of a call, from its text: "layout|function|name:kind|...", an array's kind "a:dtype:axes"."""
+    compiled_for, name, *fields = text.split("|")
+    if compiled_for != layout():
+        raise RuntimeError("numba's cache holds a function compiled with another nbconv: delete its files in __pycache__")
     reader, arrays, options = _Reader(words), {}, {}
     for field in fields:
         argument, kind = field.split(":", 1)
@@ -104,7 +119,6 @@ def _arguments(text: str, words: list[int]) -> tuple[Callable[..., Array], dict[
 def _record(text: str, words: list[int]) -> Array:
     """The program of a call."""
     function, arrays, options = _arguments(text, words)
-    options = {name: value for name, value in options.items() if value is not None}
     hook = options.pop("activation") if isinstance(options.get("activation"), _Hook) else None
     words_of_hook = np.array([0, 0, hook is not None and hook.stores], np.int64)
     if hook:
@@ -121,8 +135,9 @@ def _record(text: str, words: list[int]) -> Array:
 
 
 def _fail(error: BaseException) -> None:
-    _errors.text = str(error).encode("ascii", "replace")
-    _errors.kind = 1 if isinstance(error, TypeError) else 0 if isinstance(error, ValueError) else 2
+    kinds = (ValueError, 0), (TypeError, 1), (MemoryError, 3)
+    kind = next((number for each, number in kinds if isinstance(error, each)), 2)
+    _errors[threading.get_ident()] = (str(error) or type(error).__name__).encode("ascii", "replace"), kind
 
 
 def _prepare(text: int, key: int, words: int, count: int) -> int:
@@ -152,9 +167,9 @@ def _prepare(text: int, key: int, words: int, count: int) -> int:
 
 def _error(buffer: int, room: int) -> int:
     """Write the text of this thread's last error; its length times four, plus its kind."""
-    text = _errors.text[:room]
-    ctypes.memmove(buffer, text, len(text))
-    return len(text) * 4 + int(_errors.kind)
+    text, kind = _errors.pop(threading.get_ident(), (b"", 2))
+    ctypes.memmove(buffer, text[:room], len(text[:room]))
+    return len(text[:room]) * 4 + kind
 
 
 def _refuse() -> int:

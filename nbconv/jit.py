@@ -49,7 +49,7 @@ def _kind(value: Any, name: str) -> str:
     if isinstance(value, types.Integer):
         return "i"
     if isinstance(value, types.StringLiteral):
-        return f"={value.literal_value}"
+        return _constant(value.literal_value, name)
     if isinstance(value, types.UnicodeType):
         return "s"
     if isinstance(value, types.BaseTuple):
@@ -61,6 +61,8 @@ def _constant(value: Any, name: str) -> str:
     if value is None:
         return "n"
     if isinstance(value, str):
+        if not (value.isascii() and value.isprintable()) or set("|,()") & set(value):  # a call's text has its own use for these
+            raise TypingError(f"nbconv: {name} must be a known text, got {value!r}")
         return "=" + value
     return f"#{value}"
 
@@ -137,6 +139,11 @@ def _visit(given: dict[str, Any], dtype: np.dtype[Any], axes: int) -> Any:
     return hooks.make_visit(functions.get("store"), functions.get("activation"), dtype.type(0), axes)
 
 
+def _given_options(parameters: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Parameters but the dtype that a call says something about: those which are None by default may be so."""
+    return [each for each in parameters if each != "dtype" and not (parameters[each] is None and _absent(given[each]))]
+
+
 def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dict[str, Any]) -> Any:
     """The compiled call of a public function for types of its arguments."""
     if not _absent(given.get("dtype")):
@@ -153,14 +160,14 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
     stores = visit is not None and not _absent(given["store"])
     if stores and "out" in arrays:
         raise TypingError("nbconv: out must be None where a store takes the results")
-    options = [each for each in parameters if each not in (*VERBS[verb], "out", "dtype", *STORE) and not _absent(given[each])]
+    options = [each for each in _given_options(parameters, given) if each not in (*VERBS[verb], "out", *STORE)]
     kinds = {each: _kind(given[each], each) for each in options if each != "activation" or not (formula or visit)}
     fields += [f"{each}:{kind}" for each, kind in kinds.items()]
     most = _most_words("|".join(fields))
     if formula or visit:
         fields.append(f"activation:f{formula}" if formula else f"activation:!{int(stores)}")
     written = [each for each, kind in kinds.items() if kind[0] not in "=#n"]
-    text = "|".join([name, *fields])
+    text = "|".join([calls.layout(), name, *fields])
     ndim = {"conv_input_grad": "input_shape", "conv_weight_grad": "weight_shape"}.get(verb)
     if ndim and not isinstance(given[ndim], types.BaseTuple):
         raise TypingError(f"nbconv: {ndim} must be a tuple in compiled code, got {given[ndim]}")
@@ -202,9 +209,11 @@ def _cast_implementation(name: str, verb: str, parameters: dict[str, Any], given
     for each in VERBS[verb]:
         if isinstance(given[each], types.Array):
             found = numba.np.numpy_support.as_dtype(given[each].dtype)
+            if found not in DTYPES:
+                raise TypingError(f"nbconv: {each} must have a dtype that nbconv computes with, got {found}")
             if not castable(found, dtype):
                 raise TypingError(f"nbconv: {each} of dtype {found} cannot be cast to dtype {dtype} within the same kind")
-    options = [each for each in parameters if each not in (*VERBS[verb], "dtype") and not _absent(given[each])]
+    options = [each for each in _given_options(parameters, given) if each not in VERBS[verb]]
     arrays = ", ".join(
         each if getattr(given[each], "dtype", None) == wanted else f"{each}.astype(kept_dtype)"
         for each in VERBS[verb]
@@ -262,7 +271,7 @@ def _needs(need: Any) -> list[bool | None]:
 
 
 def _register_backward(name: str) -> None:
-    function, parts = getattr(functional, name), [getattr(functional, name.replace("backward", each)) for each in _GRADS]
+    function = getattr(functional, name)
     parameters = _parameters(function, {})
     options = "stride, padding, dilation, groups, padding_mode, algorithm=algorithm, precision=precision"
     options += ", workspace_limit=workspace_limit"
@@ -271,9 +280,12 @@ def _register_backward(name: str) -> None:
         f"weight_grad(grad_output, input, weight.shape, {options})",
         "bias_grad(grad_output)",
     )
-    scope = dict(zip(_GRADS, parts, strict=True))
 
     def implement(given: dict[str, Any]) -> Any:
+        # without a batch axis, grad_output alone does not tell which axis is the filters'
+        axes = given["weight"].ndim - 2 if isinstance(given["weight"], types.Array) else 1
+        scope = {each: getattr(functional, f"conv{axes}d_{each}", None) for each in _GRADS}
+        scope |= {each: getattr(functional, name.replace("backward", each)) for each in _GRADS[:2]}
         body = ""
         for i, (needed, call) in enumerate(zip(_needs(given["need"]), gradients, strict=True)):
             if needed is None:  # an array or None, which only the call tells

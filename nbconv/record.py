@@ -148,7 +148,8 @@ if hasattr(os, "register_at_fork"):
 
 def recorder() -> Recorder | None:
     """The recorder of this thread, if it records."""
-    return _active if _active is not None and _active.thread == threading.get_ident() else None
+    active = _active  # another thread's may end meanwhile
+    return active if active is not None and active.thread == threading.get_ident() else None
 
 
 @contextlib.contextmanager

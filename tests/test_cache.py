@@ -306,6 +306,18 @@ def test_key_holds_versions(monkeypatch, module, name):
     assert jit.source_hash.__wrapped__() != before
 
 
+@pytest.mark.parametrize(("option", "value"), [("OPT", 0), ("DEBUGINFO_DEFAULT", 1), ("LOOP_VECTORIZE", 0), ("SLP_VECTORIZE", 1)])
+def test_key_holds_options(monkeypatch, option, value):
+    """What one run with NUMBA_OPT=0 compiles serves no other."""
+    from numba.core import config
+    from numba.core.registry import cpu_target
+
+    cache, codegen = jit._Cache(test_key_holds_options), cpu_target.target_context.codegen()
+    before = cache._file((), codegen)
+    monkeypatch.setattr(config, option, value)
+    assert cache._file((), codegen) != before
+
+
 def test_key_holds_sources(tmp_path):
     """An edit to a function that a driver calls, in another file, is seen; undone, the first code serves again."""
     package, cache = tmp_path / "nbconv", tmp_path / "cache"

@@ -245,3 +245,14 @@ def test_a_transform_without_memory(call, monkeypatch):
     p = nbconv.ConvProblem.make(x.shape, w.shape, padding=15)
     assert_close(plain(x, w), oracle.forward(p, x, w), "float32")
     np.testing.assert_array_equal(compiled(x[..., 1:], w), plain(x[..., 1:], w))
+
+
+@pytest.mark.skipif(DISABLED, reason="without compilation NumPy itself tells")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numbers_that_are_none_are_no_lack_of_memory(dtype):
+    """Quiet NaNs keep their bits through arithmetic, so none of them may be the mark of what was not computed."""
+    mark = fourier.MARK if dtype == "float64" else fourier.MARK & 0xFFFFFFFF
+    quiet = 1 << np.finfo(dtype).nmant - 1
+    for bits in (mark, mark | quiet):
+        x = np.full((2, 3, 40, 41), bits, f"u{np.dtype(dtype).itemsize}").view(dtype)
+        assert np.isnan(nbconv.conv2d(x, random((4, 3, 9, 9), dtype, 0), algorithm="fft")).all()

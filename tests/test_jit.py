@@ -131,6 +131,19 @@ def test_backward_computes_what_is_needed():
             needed(dy, x, w, wrong)
 
 
+@njit
+def backward_of_any_axes(dy, x, w):
+    return nbconv.conv_backward(dy, x, w, padding=1)
+
+
+@pytest.mark.parametrize("size", [(9,), (9, 8), (5, 4, 6)])
+def test_backward_without_a_batch_axis(size):
+    """Nothing but the weight's axes tells which axis of grad_output is the filters'."""
+    x, w, dy = (random(shape, "float32", i) for i, shape in enumerate(((4, *size), (6, 4, *[3] * len(size)), (6, *size))))
+    for got, want in zip(backward_of_any_axes(dy, x, w), nbconv.conv_backward(dy, x, w, padding=1), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 LAYOUTS = {
     "contiguous": lambda array: array,
     "turned": lambda array: np.ascontiguousarray(array.T).T,
@@ -212,6 +225,39 @@ def test_function_as_activation():
     np.testing.assert_array_equal(with_function(x, w), nbconv.conv2d(x, w, activation=square_plus_one))
 
 
+@njit
+def leaky(value):
+    return np.where(value > 0, np.sin(value), 0.1 * value)
+
+
+@njit
+def sometimes(value):
+    return np.sin(value) if value > -1 else None
+
+
+@njit
+def pair(value):
+    return value, value
+
+
+@pytest.mark.parametrize("function", [leaky, sometimes, pair], ids=lambda function: function.__name__)
+def test_what_a_function_gives_is_assigned_as_to_an_array(function):
+    """An array of no axes, or a float or None, becomes a number; a tuple is refused before anything is computed."""
+
+    @njit
+    def caller(x, w):
+        return nbconv.conv2d(x, w, activation=function)
+
+    x, w = np.abs(random((2, 3, 9, 9), "float32", 0)), np.abs(random((4, 3, 3, 3), "float32", 1))
+    if function is not pair:
+        np.testing.assert_array_equal(caller(x, w), nbconv.conv2d(x, w, activation=function))
+        return
+    with pytest.raises(numba.core.errors.TypingError):
+        caller(x, w)
+    with pytest.raises(TypeError):
+        nbconv.conv2d(x, w, activation=function)
+
+
 def test_errors_are_those_of_python():
     x, w, b = random((1, 2, 8, 8), "float32", 0), random((3, 2, 3, 3), "float32", 1), np.zeros(3, np.float32)
     given = (1, 1), ((0, 0), (0, 0)), (1, 1), 1, "zeros"
@@ -230,6 +276,73 @@ def test_errors_are_those_of_python():
     for arguments, text in (((x, w.astype("float64"), b), "weight must have the dtype"), ((1.5, w, b), "input must be an array")):
         with pytest.raises(numba.core.errors.TypingError, match=text):
             forward(*arguments, *given)
+
+
+@njit
+def without_a_stride(x, w):
+    return nbconv.conv2d(x, w, stride=None)
+
+
+@njit
+def as_floats(x, w):
+    return nbconv.conv2d(x, w, dtype=np.float32)
+
+
+@njit
+def ignore(n, k, position, value):
+    pass
+
+
+@njit
+def with_a_bar(x, w):
+    nbconv.conv2d(x, w, padding_mode="zeros|input", activation="relu", store=ignore)  # texts are constants here
+
+
+@njit
+def of_border(x, w, size):
+    return nbconv.conv2d(x, w, padding=size)
+
+
+@njit
+def of_mode(x, w, mode):
+    return nbconv.conv2d(x, w, padding_mode=mode)
+
+
+def test_other_errors_are_those_of_python():
+    x, w = random((1, 2, 8, 8), "float32", 0), random((3, 2, 3, 3), "float32", 1)
+    for function, more in ((without_a_stride, ()), (of_mode, ("m" * 100,)), (of_border, (1 << 22,))):
+        with pytest.raises((TypeError, ValueError, MemoryError)) as want:
+            function.py_func(x, w, *more)
+        kind = next(each for each in (TypeError, ValueError, MemoryError) if isinstance(want.value, each))
+        with pytest.raises(kind, match=re.escape(str(want.value)[:60])):  # longer texts are cut off
+            function(x, w, *more)
+    with pytest.raises(numba.core.errors.TypingError, match="input must have a dtype that nbconv computes with, got bool"):
+        as_floats(x > 0, w)
+    with pytest.raises(numba.core.errors.TypingError, match=r"padding_mode must be a known text, got 'zeros\|input'"):
+        with_a_bar(x, w)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="threads by POSIX")
+def test_errors_on_a_thread_of_nobody():
+    """Python keeps nothing for such a thread from one callback to the next: the text is found all the same."""
+    code = """
+import ctypes, numpy as np, nbconv
+from numba import cfunc, njit, types
+@njit
+def inner():
+    return nbconv.conv2d(np.ones((1, 1, 4, 4)), np.ones((1, 1, 3, 3)), padding=-1)[0, 0, 0, 0]
+@cfunc(types.voidptr(types.voidptr))
+def run(given):
+    inner()
+    return given
+library, thread = ctypes.CDLL(None), ctypes.c_ulong()
+library.pthread_create(ctypes.byref(thread), None, ctypes.c_void_p(run.address), None)
+library.pthread_join.argtypes = [ctypes.c_ulong, ctypes.c_void_p]
+library.pthread_join(thread, None)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert "ValueError: padding must be at least 0, got -1" in run.stderr
+    assert "Error: " not in run.stderr.replace("ValueError: ", "")
 
 
 @njit(parallel=True)
@@ -390,6 +503,45 @@ def test_cached_callers(tmp_path):
         for _ in range(2)
     ]
     assert [run.stdout.split() for run in runs] == [["2904.0", "0"], ["2904.0", "1"]]
+
+
+def test_callers_of_another_version(monkeypatch):
+    """Numba's cache keeps callers when nbconv is replaced: what they and Python no longer agree on is refused, not run."""
+
+    @njit
+    def caller(x, w):
+        return nbconv.conv2d(x, w)
+
+    w = np.ones((3, 2, 3, 3), np.float32)
+    assert caller(np.ones((1, 2, 8, 8), np.float32), w).sum() == 3 * 36 * 18
+    monkeypatch.setattr(calls, "layout", lambda: "another")
+    with pytest.raises(RuntimeError, match="compiled with another nbconv"):
+        caller(np.ones((1, 2, 8, 23), np.float32), w)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_fork_while_another_thread_compiles():
+    code = """
+import os, signal, threading, numpy as np, nbconv
+from nbconv.kernels.jit import llvm_lock
+inside, done = threading.Event(), threading.Event()
+def work():
+    with llvm_lock:
+        inside.set()
+        done.wait(0.5)
+thread = threading.Thread(target=work)
+thread.start()
+inside.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if llvm_lock._lock.acquire(timeout=30) else 1)
+done.set()
+thread.join()
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["0"], run.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

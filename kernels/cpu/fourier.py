@@ -21,8 +21,8 @@ from ..helper import helper
 from ..jit import DISABLED
 from .builder import WORD
 
-# A NaN that no arithmetic makes, in the bytes of a float64, and of two float32.
-MARK = 0x7FF5_1ABE_7FC5_1ABE
+# A signalling NaN, which no arithmetic makes or hands on, in the bytes of a float64 and of the first of two float32.
+MARK = 0x7FF5_1ABE_7F85_1ABE
 
 
 class _UFunc(ctypes.Structure):
