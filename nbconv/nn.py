@@ -11,9 +11,14 @@ import numpy.typing as npt
 
 from . import engine, functional
 from .arrays import Array, check_dtype, check_numpy, common_dtype
-from .problem import ConvProblem, Padding, Sizes, borders, each_axis, padding_mode_name, transposed_problem, whole
+from .problem import Padding, Sizes, borders, each_axis, padding_mode_name, transposed_problem, whole
 
 Seed = int | np.random.Generator | None
+
+# The functions by the number of axes.
+_CONV = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_BACKWARD = {1: functional.conv1d_backward, 2: functional.conv2d_backward, 3: functional.conv3d_backward}
+_TRANSPOSE = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
 
 
 class _Layer:
@@ -45,10 +50,10 @@ class _Layer:
         self.dilation = each_axis(dilation, "dilation", self.axes, 1)
         if device not in (None, "cpu"):
             raise ValueError(f"device must be None or 'cpu', got {device!r}")
-        self.dtype = check_dtype(np.float32 if dtype is None else dtype)
-        if self.dtype.kind != "f":
-            raise TypeError(f"dtype of a layer must be float16, float32 or float64, got {self.dtype}")
-        self.weight, self.bias = self._parameters(bias, np.random.default_rng(rng))
+        kind = check_dtype(np.float32 if dtype is None else dtype)
+        if kind.kind != "f":
+            raise TypeError(f"dtype of a layer must be float16, float32 or float64, got {kind}")
+        self.weight, self.bias = self._parameters(bias, kind, np.random.default_rng(rng))
         self.weight_grad: Array | None = None
         self.bias_grad: Array | None = None
         self._input: Array | None = None
@@ -56,29 +61,28 @@ class _Layer:
     def _weight_shape(self) -> tuple[int, ...]:
         raise NotImplementedError
 
-    def _parameters(self, bias: bool, rng: np.random.Generator) -> tuple[Array, Array | None]:
+    def _parameters(self, bias: bool, dtype: np.dtype[Any], rng: np.random.Generator) -> tuple[Array, Array | None]:
         """Draw weight and bias from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the law of torch.nn's convolutions."""
         shape = self._weight_shape()
         bound = 1 / math.sqrt(math.prod(shape[1:]))
-        weight = rng.uniform(-bound, bound, shape).astype(self.dtype)
-        return weight, rng.uniform(-bound, bound, self.out_channels).astype(self.dtype) if bias else None
+        weight = rng.uniform(-bound, bound, shape).astype(dtype)
+        return weight, rng.uniform(-bound, bound, self.out_channels).astype(dtype) if bias else None
 
-    def _problem(self, x: Array) -> ConvProblem:
-        raise NotImplementedError
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the parameters, which may be replaced."""
+        return self.weight.dtype
 
     def _checked(self, value: Any, name: str) -> Array:
+        """`value`, if it is an array of the weight's dtype: the functions would say that the weight were of another."""
         array = check_numpy(value, name)
-        common_dtype(**{"weight": self.weight, name: array})
+        common_dtype(**{"weight": check_numpy(self.weight, "weight"), name: array})
         return array
 
     def _saved(self, grad_output: Any) -> tuple[Array, Array]:
         if self._input is None:
             raise RuntimeError("backward needs the input of a call before it")
         return self._input, self._checked(grad_output, "grad_output")
-
-    def _check_grad(self, grad_output: Array, shape: tuple[int, ...]) -> None:
-        if grad_output.shape != shape:
-            raise ValueError(f"grad_output must have shape {shape}, got {grad_output.shape}")
 
     def _options(self) -> list[str]:
         options = [str(self.in_channels), str(self.out_channels), f"kernel_size={self.kernel_size}", f"stride={self.stride}"]
@@ -139,14 +143,10 @@ class _Conv(_Layer):
     def _weight_shape(self) -> tuple[int, ...]:
         return (self.out_channels, self.in_channels // self.groups, *self.kernel_size)
 
-    def _problem(self, x: Array) -> ConvProblem:
-        options = self.stride, self.padding, self.dilation, self.groups, self.padding_mode
-        return ConvProblem.make(x.shape, self.weight.shape, *options, axes=self.axes)
-
     def __call__(self, input: Array) -> Array:
         """The convolution of `input`, ([N,] C, *size) -> ([N,] K, *out)."""
         x = self._checked(input, "input")
-        y = engine.forward(self._problem(x), self.dtype, x, self.weight, self.bias)
+        y = _CONV[self.axes](x, self.weight, self.bias, *self._geometry())
         self._input = x
         return y
 
@@ -161,11 +161,13 @@ class _Conv(_Layer):
             If `grad_output` does not have the shape and dtype of the last call's result.
         """
         x, dy = self._saved(grad_output)
-        problem = self._problem(x)
-        self._check_grad(dy, problem.output_shape)
-        self.weight_grad = engine.weight_grad(problem, self.dtype, dy, x)
-        self.bias_grad = None if self.bias is None else engine.bias_grad(self.dtype, dy, self.axes)
-        return engine.input_grad(problem, self.dtype, dy, self.weight)
+        need = True, True, self.bias is not None
+        dx, self.weight_grad, self.bias_grad = _BACKWARD[self.axes](dy, x, self.weight, *self._geometry(), need=need)
+        assert dx is not None
+        return dx
+
+    def _geometry(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.dilation, self.groups, self.padding_mode
 
     def _options(self) -> list[str]:
         mode = [f"padding_mode={self.padding_mode!r}"] * (self.padding_mode != "zeros")
@@ -229,14 +231,10 @@ class _ConvTranspose(_Layer):
     def _weight_shape(self) -> tuple[int, ...]:
         return (self.in_channels, self.out_channels // self.groups, *self.kernel_size)
 
-    def _problem(self, x: Array) -> ConvProblem:
-        options = self.stride, self.padding, self.output_padding, self.groups, self.dilation
-        return transposed_problem(x.shape, self.weight.shape, *options, axes=self.axes)
-
     def __call__(self, input: Array) -> Array:
         """The transposed convolution of `input`, ([N,] C, *size) -> ([N,] K, *out)."""
         x = self._checked(input, "input")
-        y = engine.input_grad(self._problem(x), self.dtype, x, self.weight, self.bias)
+        y = _TRANSPOSE[self.axes](x, self.weight, self.bias, *self._geometry())
         self._input = x
         return y
 
@@ -251,11 +249,16 @@ class _ConvTranspose(_Layer):
             If `grad_output` does not have the shape and dtype of the last call's result.
         """
         x, dy = self._saved(grad_output)
-        problem = self._problem(x)
-        self._check_grad(dy, problem.input_shape)
-        self.weight_grad = engine.weight_grad(problem, self.dtype, x, dy)
-        self.bias_grad = None if self.bias is None else engine.bias_grad(self.dtype, dy, self.axes)
-        return engine.forward(problem, self.dtype, dy, self.weight)
+        # not by the functions of a convolution: an output padding of a whole stride would give them more outputs than x has
+        problem = transposed_problem(x.shape, self.weight.shape, *self._geometry(), self.axes)
+        dtype = common_dtype(weight=self.weight, input=x)
+        functional.check_shape(dy, problem.input_shape, "grad_output")
+        self.weight_grad = engine.weight_grad(problem, dtype, x, dy)
+        self.bias_grad = None if self.bias is None else engine.bias_grad(dtype, dy, self.axes)
+        return engine.forward(problem, dtype, dy, self.weight)
+
+    def _geometry(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.output_padding, self.groups, self.dilation
 
     def _options(self) -> list[str]:
         extra = [f"output_padding={self.output_padding}"] * (max(self.output_padding) > 0)

@@ -94,3 +94,38 @@ def test_defaults_and_repr():
     assert made.bias is None
     assert repr(made) == "Conv2d(3, 8, kernel_size=(3, 5), stride=(1, 1), bias=False, padding=1)"
     assert nn.ConvTranspose1d(4, 6, 3, groups=2).weight.shape == (4, 3, 3)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d, nn.ConvTranspose2d])
+def test_replaced_parameters_are_checked(layer):
+    """Nothing is read beyond a bias that is too short, and a layer computes in the dtype of the parameters that it has."""
+    x, made = random((1, 3, 8, 8), "float32", 0), layer(3, 16, 3, rng=0)
+    made.bias = np.zeros(1, np.float32)
+    with pytest.raises(ValueError, match=r"bias must have shape \(16,\).*, got \(1,\)"):
+        made(x)
+    made.bias = np.zeros(16)
+    with pytest.raises(TypeError, match="bias must have the dtype of input, float32, got float64"):
+        made(x)
+    weight = made.weight
+    made.weight = weight.tolist()
+    with pytest.raises(TypeError, match=r"weight must be a numpy.ndarray, got .*list"):
+        made(x)
+    made.weight = weight.astype(np.float64)
+    with pytest.raises(TypeError, match="input must have the dtype of weight, float64, got float32"):
+        made(x)
+    y = made(x.astype(np.float64))
+    assert made.dtype == y.dtype == made.backward(y).dtype == made.weight_grad.dtype == made.bias_grad.dtype == np.float64
+    made.weight = weight
+    with pytest.raises(TypeError, match="grad_output must have the dtype of weight, float32, got float64"):
+        made.backward(y)
+    with pytest.raises(TypeError, match=r"input.* must have the dtype of .*float"):
+        made.backward(y.astype(np.float32))
+
+
+def test_transposed_gradients_with_an_output_padding_of_a_whole_stride():
+    made = nn.ConvTranspose1d(2, 3, 3, stride=2, dilation=4, output_padding=3, dtype="float64", rng=0)
+    x = random((1, 2, 5), "float64", 0)
+    dy = random(made(x).shape, "float64", 1)
+    dx = made.backward(dy)
+    assert np.vdot(dy, made(x) - made.bias[:, None]) == pytest.approx(np.vdot(dx, x))
+    assert np.vdot(made.weight_grad, made.weight) == pytest.approx(np.vdot(dx, x))
