@@ -190,8 +190,11 @@ TABLE = (
 PORTABLE = ("direct", "direct_weight_grad", "fft")
 # Kernels that compute what they take faster than any other algorithm, at least in one run.
 SPECIAL = ("depthwise", "depthwise_grad", "matrix")
-# Workspace of algorithms other than "direct" that is never exceeded: this many bytes a thread, or this many times the input's.
+# Workspace of other algorithms that "auto" never exceeds: this many bytes a thread, this many times those of a kernel's cells, or
+# this many times the input's. A tile of frequencies is at least 1.5 times as long as the kernel on each axis, and takes with what
+# its transforms hold 8 to 24 times the bytes of the kernel's cells.
 WORKSPACE = 4 << 20
+KERNELS = 32
 INPUTS = 2
 # Bytes that a thread of the direct algorithm may take within limits other than a row's own.
 MOST_DIRECT = 2 << 20
@@ -293,9 +296,7 @@ def by_rule(
     machine = None if DISABLED else machine or host()
     acc = accumulator(dtype)
     threads = machine.threads if machine else host().threads
-    room = _room(problem, acc, threads)
-    if wish.workspace_limit is not None:
-        room = min(room, wish.workspace_limit)
+    room = _room(problem, acc, threads) if wish.workspace_limit is None else wish.workspace_limit
 
     def designs(algorithm: str) -> list[tuple[float, Row, Design]]:
         found = []
@@ -316,17 +317,20 @@ def by_rule(
         others, least = (wish.algorithm,), math.inf
     elif row.name in SPECIAL and design.schedule.taps in (None, design.sweep.kernel):
         others = ()
-    for price, other, found in itertools.chain(*map(designs, others)):
-        if price < least and bytes_of(found) <= room:
+    offers = list(itertools.chain(*map(designs, others)))
+    fitting = [offer for offer in offers if bytes_of(offer[2]) <= room]
+    if wish.algorithm in others:
+        if not offers:
+            raise ValueError(_unserved(wish.algorithm, problem, dtype))
+        if not fitting and wish.workspace_limit is not None:
+            raise ValueError(
+                f"algorithm {wish.algorithm!r} needs {min(bytes_of(found) for _, _, found in offers)} bytes of workspace for this "
+                f"problem on {threads} threads, workspace_limit is {wish.workspace_limit}"
+            )
+        fitting = fitting or offers  # whoever asks for an algorithm gets it, whatever it takes
+    for price, other, found in fitting:
+        if price < least:
             least, row, design = price, other, found
-    if wish.algorithm in others and row.algorithm != wish.algorithm:
-        inner = slice(3 - problem.axes, 3)
-        short = f"kernels of 1, 2, 3, 5 or 7, dilations whose product is at most {PHASES}, " if wish.algorithm == "winograd" else ""
-        raise ValueError(
-            f"algorithm {wish.algorithm!r} needs floating point, stride 1, {short}and room for its workspace; got {dtype}, "
-            f"stride {problem.stride[inner]}, kernel {problem.kernel[inner]}, dilation {problem.dilation[inner]}, "
-            f"workspace_limit {wish.workspace_limit}"
-        )
     if wish.workspace_limit is not None and bytes_of(design) > wish.workspace_limit:
         raise ValueError(
             f"workspace_limit must be at least {bytes_of(design)} bytes for this problem on {threads} "
@@ -335,9 +339,25 @@ def by_rule(
     return _plan(direction, problem, dtype, machine, row, row.limits, design)
 
 
+def _unserved(algorithm: str, problem: ConvProblem, dtype: np.dtype[Any]) -> str:
+    """Why an algorithm does not serve a problem."""
+    inner = slice(3 - problem.axes, 3)
+    short = f", kernels of 1, 2, 3, 5 or 7, dilations whose product is at most {PHASES}" if algorithm == "winograd" else ""
+    return (
+        f"algorithm {algorithm!r} does not serve this problem: it needs floating point, stride 1{short}; got {dtype}, "
+        f"stride {problem.stride[inner]}, kernel {problem.kernel[inner]}, dilation {problem.dilation[inner]}"
+    )
+
+
 def _room(problem: ConvProblem, acc: np.dtype[Any], threads: int) -> int:
-    """Bytes of workspace that algorithms other than the direct one may take."""
-    return max(WORKSPACE * threads, INPUTS * problem.batch * problem.channels * math.prod(problem.size) * acc.itemsize)
+    """Bytes of workspace that algorithms other than the direct one may take where the choice is left to `auto`."""
+    p, kernel = problem, KERNELS * math.prod(problem.kernel) * acc.itemsize
+    cells = p.batch * p.channels * math.prod(p.size)
+    if kernel > WORKSPACE and all(
+        2 * taps >= size for taps, size in zip(p.kernel, p.size, strict=True)
+    ):  # as for two signals of like size
+        cells += p.filters * p.taps + p.batch * p.filters * math.prod(p.out)
+    return max(threads * max(WORKSPACE, kernel), INPUTS * cells * acc.itemsize)
 
 
 def _serves(row: Row, ask: Ask) -> bool:

@@ -79,14 +79,15 @@ def _conv(
     algorithm : {{"auto", "direct", "winograd", "fft"}}
         How to compute. "direct" is the sum above, in one fixed order. "winograd" needs fewer products for short filters, "fft" for
         long ones, both without strides; they round in another order, and spread an infinity or NaN over a tile. "auto" takes what
-        should be fastest. A GPU has "winograd" for float32 and kernels of 3 x 3 without dilation, where it is asked for, from
-        compute capability 8.0 on, dW only with 104 KiB of shared memory a block (8.0, 9.0, 10.0); and no "fft".
+        should be fastest within a bounded workspace: 4 MiB a thread or twice the input, whichever is more; for kernels of tens of
+        thousands of cells, 32 of these a thread. A GPU has "winograd" for float32 and kernels of 3 x 3 without dilation, where it
+        is asked for, from compute capability 8.0 on, dW only with 104 KiB of shared memory a block (8.0, 9.0, 10.0); and no "fft".
     precision : {{None, "tf32", "highest"}}
         "tf32" allows that format on GPUs, "highest" forbids every shortcut: only "direct" is taken. On the CPU arithmetic is IEEE's
         in `dtype` always.
     workspace_limit : int, optional
-        Bytes that a call may allocate besides its result and copies of its arguments, on all threads; a faster algorithm that
-        needs more is not taken.
+        Bytes that a call may allocate besides its result and copies of its arguments, on all threads, in place of the bound of
+        "auto"; a faster algorithm that needs more is not taken, and one that is asked for is an error then.
     out : ndarray, optional
         Where to write the result. It may overlap an input.
 

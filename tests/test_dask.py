@@ -246,7 +246,7 @@ def unknown_attribute(value):
         (lambda: functions.conv2d(X, W, threads=0), ValueError, "threads"),
         (lambda: functions.conv2d(X, W, threads="all"), TypeError, "threads"),
         (lambda: functions.conv2d(X, W, algorithm="best"), ValueError, "algorithm"),
-        (lambda: functions.conv2d(X, W, algorithm="fft", stride=2), ValueError, "algorithm 'fft' needs"),
+        (lambda: functions.conv2d(X, W, algorithm="fft", stride=2), ValueError, "algorithm 'fft' does not serve"),
         (lambda: functions.conv2d(X, W, workspace_limit=-1), ValueError, "workspace_limit"),
         (lambda: functions.conv2d(X, W, activation="tan"), ValueError, "activation"),
         (lambda: functions.conv2d(X, W, activation=abs), TypeError, "activation"),

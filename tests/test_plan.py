@@ -12,7 +12,7 @@ from oracle import random
 import nbconv
 from nbconv import dispatch
 from nbconv.dispatch import DIRECTIONS
-from nbconv.kernels.cpu.machine import AVX2, AVX512
+from nbconv.kernels.cpu.machine import AVX2, AVX512, host
 
 MACHINES = {"avx512": AVX512, "avx2": AVX2, "roomy": AVX512._replace(cache=2 << 20)}
 
@@ -127,3 +127,54 @@ def test_weight_grad_of_1x1_has_jobs_for_threads(batch, size, channels, filters)
     s = plan.schedule
     assert plan.kernel == "pointwise_grad"
     assert s.splits * -(-channels // s.channels) * -(-filters // s.filters) >= plan.limits.jobs
+
+
+LIKE_SIZES = [
+    ((256, 256), (256, 256)),
+    ((384, 384), (384, 384)),
+    ((1024, 1024), (400, 400)),
+    ((50_000,), (50_000,)),
+    ((48,) * 3, (48,) * 3),
+]
+
+
+@pytest.mark.parametrize("mode", ["full", "same"])
+@pytest.mark.parametrize(("x", "w"), LIKE_SIZES, ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 16])
+def test_kernels_as_large_as_the_image_are_multiplied_as_frequencies(x, w, mode, threads):
+    """Directly they would take a hundred times as long; the bound on the workspace has room for a tile."""
+    padding = [(k - 1, k - 1) if mode == "full" else (k // 2, k - 1 - k // 2) for k in w]
+    p = nbconv.ConvProblem.make((1, 1, *x), (1, 1, *w), padding=padding)
+    plan = dispatch.select("forward", p, np.dtype("float64"), AVX512._replace(threads=threads))
+    assert plan.algorithm == "fft"
+    kernel, cells = np.prod(w), np.prod(p.input_shape)
+    if 2 * w[0] >= x[0] and kernel * 32 * 8 > 4 << 20:
+        cells += kernel + np.prod(p.output_shape)
+    assert plan.shared_bytes + threads * plan.thread_bytes <= max(threads * max(4 << 20, 32 * 8 * kernel), 2 * 8 * cells)
+
+
+def test_a_given_limit_takes_the_place_of_the_bound():
+    machine = AVX512._replace(threads=1)
+    p, dtype = nbconv.ConvProblem.make((1, 1, 1024, 1024), (1, 1, 200, 200), padding=199), np.dtype("float64")
+    used = [
+        dispatch.select("forward", p, dtype, machine, dispatch.Wish("fft", None, limit)).shared_bytes for limit in (None, 1 << 30)
+    ]
+    assert used[0] < 16 << 20 < used[1]
+    least = dispatch.select("forward", p, dtype, machine, dispatch.Wish("fft", None, 8 << 20))
+    stated = least.shared_bytes + least.thread_bytes
+    with pytest.raises(
+        ValueError, match=rf"'fft' needs \d+ bytes of workspace for this problem on 1 threads, workspace_limit is {1 << 20}"
+    ):
+        dispatch.select("forward", p, dtype, machine, dispatch.Wish("fft", None, 1 << 20))
+    assert stated <= 8 << 20
+
+
+def test_an_algorithm_that_is_asked_for_takes_what_it_needs():
+    """More than "auto" would: a tile reaches over the whole of a dilated kernel of few taps."""
+    x, w, options = random((1, 1, 700, 700), "float32", 0), random((1, 1, 3, 3), "float32", 1), {"dilation": 300, "padding": 300}
+    plan = nbconv.plan("forward", x.shape, w.shape, algorithm="fft", **options)
+    assert plan.algorithm == "fft"
+    stated = plan.shared_bytes + host().threads * plan.thread_bytes
+    assert stated > dispatch.WORKSPACE * host().threads > 2 * x.nbytes
+    got = nbconv.conv2d(x, w, algorithm="fft", **options)
+    np.testing.assert_allclose(got, nbconv.conv2d(x, w, algorithm="direct", **options), atol=1e-4)

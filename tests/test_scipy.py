@@ -39,6 +39,13 @@ def test_signal(name, dtype, sizes, mode, method):
     close(ours(one, two, mode, method), want, dtype)
 
 
+@pytest.mark.parametrize("method", ["auto", "fft"])
+@pytest.mark.parametrize("shape", [(384, 384), (50_000,)], ids=str)
+def test_signals_of_like_size(shape, method):
+    one, two = random(shape, "float64", 0), random(shape, "float64", 1)
+    close(nbconv.signal.correlate(one, two, method=method), scipy.signal.correlate(one, two, method="fft"))
+
+
 def test_signal_examples():
     """Those of SciPy's pages."""
     rng = np.random.default_rng()
