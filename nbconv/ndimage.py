@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import Array, check_array, check_dtype
+from .arrays import Array, check_array, check_dtype, native
 from .functional import conv
 from .problem import whole
 
@@ -18,6 +18,7 @@ _BORDERS = {
     "reflect": None, "grid-mirror": None, "constant": None, "grid-constant": None, "mirror": "reflect", "nearest": "replicate",
     "wrap": "circular", "grid-wrap": "circular",
 }  # fmt: skip
+_BOOL = bool, np.bool_, "bool", "?"  # names of a dtype that only results have
 
 
 def correlate(
@@ -67,7 +68,8 @@ def correlate(
     Notes
     -----
     SciPy sums in float64 whatever the input's dtype. So does nbconv for integers, and then cuts off what follows the point as SciPy
-    does; floating-point inputs are summed in their own dtype.
+    does; floating-point inputs are summed in their own dtype. Fractional weights can give sums just above or below a whole number,
+    by the order of the sum: results of integers may differ by one from SciPy's then.
     """
     return _filtered(input, weights, output, mode, cval, origin, axes, False)
 
@@ -116,9 +118,11 @@ def _filtered(
             raise ValueError(f"origin must keep the middle within the weights, got {origin!r} for weights of shape {w.shape}")
         sides.append((before, size - 1 - before))
     dtype = _summed(x, w)
+    if np.ndim(cval) or np.asarray(cval).dtype.kind not in "biufc":
+        raise TypeError(f"cval must be a number, got {cval!r}")
     if np.iscomplexobj(cval) and dtype.kind != "c":
         raise TypeError(f"cval must be real for real arrays, got {cval!r}")
-    result = _output(output, x.shape, np.result_type(x.dtype, dtype) if dtype.kind == "c" else x.dtype)
+    result = _output(output, x.shape, np.promote_types(x.dtype, np.complex64) if dtype.kind == "c" else native(x.dtype))
     if dtype.kind == "c" and result.dtype.kind != "c":
         raise TypeError(f"output must have a complex dtype for complex arrays, got {result.dtype}")
     if x.size:
@@ -126,10 +130,10 @@ def _filtered(
         moved = x.astype(dtype, copy=False).transpose([*rest, *along])
         cells = moved.reshape(math.prod(moved.shape[: len(rest)]), 1, *moved.shape[len(rest) :])
         filters = (np.flip(w) if turned else np.conj(w)).astype(dtype)[None, None]
-        # sums of integers are exact, so that what is cut off after the point is not a matter of rounding
+        # integers directly: whole numbers have whole sums then, from which rounding has nothing to cut off
         values = _correlated(cells, filters, sides, mode, cval, "highest" if x.dtype.kind in "biu" else None)
         values = values.reshape(moved.shape).transpose(np.argsort([*rest, *along]))
-        result[...] = values
+        result[...] = np.trunc(values) if result.dtype.kind == "b" else values
     return result
 
 
@@ -152,7 +156,7 @@ def _summed(x: Array, w: Array) -> np.dtype[Any]:
     for array, name in ((x, "input"), (w, "weights")):
         if array.dtype.kind != "b":
             check_array(array, name)
-    real = x.dtype.newbyteorder("=") if x.dtype.kind in "fc" and x.itemsize > 2 else np.dtype(np.float64)
+    real = native(x.dtype) if x.dtype.kind in "fc" and x.itemsize > 2 else np.dtype(np.float64)
     return np.result_type(real, np.complex64) if w.dtype.kind == "c" else real
 
 
@@ -165,7 +169,9 @@ def _output(output: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         if not output.flags.writeable:
             raise ValueError("output must be writeable, got a read-only array")
         return output
-    return np.empty(shape, bool if output in (bool, "bool") else check_dtype(output, "output"))
+    if output not in _BOOL:
+        check_dtype(output, "output")
+    return np.empty(shape, output)
 
 
 def _correlated(

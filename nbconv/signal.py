@@ -23,7 +23,8 @@ def correlate(in1: npt.ArrayLike, in2: npt.ArrayLike, mode: str = "full", method
     mode : {"full", "same", "valid"}
         Which part: all places where the arrays meet; as many as in1 has, the middle of them; those where one lies within the other.
     method : {"auto", "direct", "fft"}
-        How to compute, as `algorithm` of `nbconv.conv`; "direct" rounds least, "fft" takes the memory that it needs. Sums of integers are always direct.
+        How to compute, as `algorithm` of `nbconv.conv`; "direct" rounds least, "fft" takes the memory that it needs. Sums of
+        integers are always direct.
 
     Returns
     -------

@@ -125,6 +125,30 @@ def test_ndimage_output():
     close(nbconv.ndimage.correlate(x > 0, np.ones((3, 3))), scipy.ndimage.correlate(x > 0, np.ones((3, 3))))
 
 
+def test_ndimage_of_bool_images():
+    """SciPy cuts off what follows the point: a mean of which one cell in nine is True is nowhere True."""
+    one, mean = np.zeros((5, 5), bool), np.full((3, 3), 1 / 9)
+    one[2, 2] = True
+    assert not nbconv.ndimage.correlate(one, mean).any()
+    for x in (one, random((5, 5), "float64", 0)):
+        for w in (mean, 2 * mean, random((3, 3), "float64", 1), -np.ones((3, 3))):
+            for output in (None, bool, np.bool_, "?", np.dtype(bool), np.zeros((5, 5), bool)):
+                want = scipy.ndimage.correlate(x, w, output.copy() if isinstance(output, np.ndarray) else output)
+                close(nbconv.ndimage.correlate(x, w, output), want)
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "f4", "f8", "c8", ">f4", ">i2"])
+@pytest.mark.parametrize("weights", ["f8", ">f4", "c8", "c16"])
+def test_ndimage_dtypes(dtype, weights):
+    x, w = random((6, 7), "float64", 0), np.round(random((3, 3), "float64", 1))
+    x, w = np.abs(np.round(x * 3)).astype(dtype), (w + 1j).astype(weights) if "c" in weights else w.astype(weights)
+    got, want = nbconv.ndimage.correlate(x, w), scipy.ndimage.correlate(x, w)
+    close(got, want, want.dtype if want.dtype.kind in "fc" else "float64")
+    assert got.dtype.isnative
+    if want.dtype.kind != "c":
+        assert nbconv.ndimage.correlate(x, w, ">f4").dtype.str == scipy.ndimage.correlate(x, w, ">f4").dtype.str == ">f4"
+
+
 def test_errors():
     x, w = np.ones((4, 4)), np.ones((3, 3))
     signal, ndimage = nbconv.signal, nbconv.ndimage
@@ -141,6 +165,10 @@ def test_errors():
         (ValueError, "weights must have 1 to 3 axes", lambda: ndimage.correlate(x[None, None], w[None, None])),
         (ValueError, "output must have shape (4, 4)", lambda: ndimage.correlate(x, w, np.zeros((4, 5)))),
         (ValueError, "mode must be one of", lambda: ndimage.correlate(x, w, mode=["wrap"])),
+        (TypeError, "cval must be a number, got None", lambda: ndimage.correlate(x, w, mode="constant", cval=None)),
+        (TypeError, "cval must be a number, got '3'", lambda: ndimage.correlate(x, w, cval="3")),
+        (TypeError, "cval must be a number, got [1.0]", lambda: ndimage.correlate(x, w, mode="constant", cval=[1.0])),
+        (TypeError, "output must be a numpy dtype, got 'nothing'", lambda: ndimage.correlate(x, w, "nothing")),
         (TypeError, "cval must be real", lambda: ndimage.correlate(x, w, mode="constant", cval=1j)),
         (TypeError, "output must have a complex dtype", lambda: ndimage.correlate(x + 1j, w, np.zeros((4, 4)))),
         (TypeError, "in1 and in2 must have a common dtype", lambda: signal.convolve(x.astype("bfloat16"), w.astype("i4"))),
