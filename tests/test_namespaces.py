@@ -90,6 +90,20 @@ def test_what_numpy_cannot_read():
         nbconv.conv1d(torch.ones(1, 2, 9, device="meta"), w)
 
 
+def test_tensors_whose_sign_is_a_mark():
+    """PyTorch keeps what `z.conj().imag` negates as it is, which DLPack does not tell."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("array_api_compat")
+    marked, w = torch.full((1, 1, 9), 2 + 5j, dtype=torch.complex128).conj().imag, torch.ones(1, 1, 3, dtype=torch.float64)
+    assert marked.is_neg()
+    assert bool((nbconv.conv1d(marked, w) == -15).all())
+    assert bool((nbconv.conv1d_backward(marked[..., :7], marked, w)[1] == 7 * 25).all())
+    out = torch.zeros(1, 1, 7, dtype=torch.complex128).conj().imag
+    with pytest.raises(TypeError, match="out must have no sign that is a mark"):
+        nbconv.conv1d(marked, w, out=out)
+    assert bool((out == 0).all())
+
+
 def test_errors_are_those_of_numpy():
     strict = pytest.importorskip("array_api_strict")
     pytest.importorskip("array_api_compat")
