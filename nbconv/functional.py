@@ -307,7 +307,7 @@ def _conv_backward(
     result = common_dtype(grad_output=grad_output, input=input, weight=weight)
     problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
     check_shape(grad_output, problem.output_shape, "grad_output")
-    if not isinstance(need, Sequence) or len(need) != 3:
+    if not isinstance(need, Sequence | np.ndarray) or [isinstance(each, bool | int | np.bool_) for each in need[:4]] != [True] * 3:
         raise ValueError(f"need must be three bools, for dI, dW and dB, got {need!r}")
     wanted = wish(algorithm, precision, workspace_limit)
     engine = _engine(grad_output, input, weight)

@@ -55,9 +55,7 @@ def through_numpy(function: Callable[..., Any], args: tuple[Any, ...], kwargs: d
 
 
 def _viewed(array: Any, name: str) -> Any:
-    if (
-        hasattr(array, "is_neg") and array.is_neg()
-    ):  # a tensor of PyTorch's with numbers of the other sign, of which DLPack is silent
+    if hasattr(array, "is_neg") and array.is_neg():  # PyTorch keeps numbers of the other sign, of which DLPack is silent
         if name == "out":
             raise TypeError("out must have no sign that is a mark, as `z.conj().imag` has in PyTorch: see torch.resolve_neg")
         array = array.resolve_neg()

@@ -8,8 +8,10 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, ParamSpec
+
+import numpy as np
 
 from .kernels.padding import MODES
 
@@ -17,9 +19,13 @@ Triple = tuple[int, int, int]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 Padding = int | Sequence[int] | Sequence[Sequence[int]] | Literal["same", "valid"]
 Sizes = int | Sequence[int]
+P = ParamSpec("P")
 
 # Far below 2**63, so that no index computed in a kernel can wrap around.
 LARGEST = 2**60
+# Of a list that an argument can be: two sides of three axes.
+LONGEST = 6
+_INT, _SCALARS = frozenset((int,)), frozenset((int, str, type(None)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,12 +82,7 @@ class ConvProblem:
         TypeError
             If an argument is of the wrong kind.
         """
-        if isinstance(input_shape, tuple) and isinstance(weight_shape, tuple):
-            # a subclass, as PyTorch's shapes are, would not be found in the cache
-            input_shape, weight_shape = tuple(input_shape), tuple(weight_shape)
-        if _is_plain(input_shape) and _is_plain(weight_shape):
-            return problem_of(input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)
-        return _make(input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)
+        return problem_of(input_shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes)
 
     @functools.cached_property
     def input_shape(self) -> tuple[int, ...]:
@@ -121,6 +122,41 @@ class ConvProblem:
         return (*batch, channels, *sizes[3 - self.axes :])
 
 
+def _listed(value: Any) -> Any:
+    """A short array as a list, all else as it is."""
+    return value.tolist() if isinstance(value, np.ndarray) and value.ndim and value.size <= LONGEST else value
+
+
+def _plain(value: Any, levels: int = 2) -> Any:
+    """`value` as a cache may know it: ints, texts, None, tuples of such; a TypeError for what is none, since 1.0 == True == 1."""
+    kind = type(value)
+    if kind in _SCALARS or (kind is tuple and _INT.issuperset(map(type, value))):
+        return value
+    value = _listed(value)
+    if isinstance(value, str):
+        return str(value)
+    if levels and isinstance(value, Sequence) and len(value) <= LONGEST:
+        return tuple(_plain(each, levels - 1) for each in value)
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _once(make: Callable[P, ConvProblem]) -> Callable[P, ConvProblem]:
+    """`make`, by position alone; called once for arguments that mean the same, be they tuples, lists or arrays."""
+    cached = functools.lru_cache(maxsize=4096)(make)
+
+    @functools.wraps(make)
+    def function(*given: P.args, **none: P.kwargs) -> ConvProblem:
+        try:
+            return cached(*[each if type(each) in _SCALARS else _plain(each) for each in given])
+        except (TypeError, ValueError):
+            pass
+        return make(*given, **none)  # which says what is wrong in the caller's words
+
+    return function
+
+
 def whole(value: Any, name: str, least: int) -> int:
     """`value` as an int of at least `least`."""
     try:
@@ -138,6 +174,7 @@ def whole(value: Any, name: str, least: int) -> int:
 
 def shape_tuple(shape: Any, name: str) -> tuple[int, ...]:
     """`shape` as a tuple of ints of at least 0."""
+    shape = _listed(shape)
     if isinstance(shape, str) or not isinstance(shape, Sequence):
         raise TypeError(f"{name} must be a sequence of ints, got {shape!r}")
     sizes = tuple(whole(size, f"{name}[{i}]", 0) for i, size in enumerate(shape))
@@ -148,6 +185,7 @@ def shape_tuple(shape: Any, name: str) -> tuple[int, ...]:
 
 def each_axis(value: Any, name: str, axes: int, least: int) -> tuple[int, ...]:
     """One int for each axis, from an int or from a sequence of `axes` ints."""
+    value = _listed(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         if len(value) != axes:
             raise ValueError(f"{name} must be an int or {axes} ints, one for each spatial axis, got {value!r}")
@@ -160,7 +198,7 @@ def each_axis(value: Any, name: str, axes: int, least: int) -> tuple[int, ...]:
 
 def borders(padding: Any, span: Sequence[int], stride: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Border in front of and behind each axis; `span` is dilation * (kernel - 1)."""
-    axes = len(span)
+    axes, padding = len(span), _listed(padding)
     if isinstance(padding, str):
         if padding == "valid":
             return (0,) * axes, (0,) * axes
@@ -225,16 +263,8 @@ def out_size(axis: int, size: int, border: int, span: int, stride: int, name: st
     return (padded - span - 1) // stride + 1
 
 
-_PLAIN = frozenset((int, str, type(None)))
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether equality with another plain value means that it is the same argument; 1.0 == True == 1 are not."""
-    kind = type(value)
-    return kind is int or kind is str or value is None or (kind is tuple and all(map(_is_plain, value)))
-
-
-def _make(
+@_once
+def problem_of(
     input_shape: Sequence[int],
     weight_shape: Sequence[int],
     stride: Sizes,
@@ -244,6 +274,7 @@ def _make(
     padding_mode: str,
     axes: int | None,
 ) -> ConvProblem:
+    """`ConvProblem.make`, all of its options in its order, then the axes."""
     input_shape, weight_shape, axes = _spatial(input_shape, weight_shape, axes, "K, C/groups")
     batched = len(input_shape) == axes + 2
     groups = whole(groups, "groups", 1)
@@ -285,15 +316,7 @@ def _make(
     )
 
 
-_cached = functools.lru_cache(maxsize=4096)(_make)
-
-
-def problem_of(input_shape: Sequence[int], weight_shape: Sequence[int], *options: Any) -> ConvProblem:
-    """`ConvProblem.make` for the shapes of arrays, known to be tuples of ints; all of its options in its order, then the axes."""
-    make = _cached if _PLAIN.issuperset(map(type, options)) or all(map(_is_plain, options)) else _make
-    return make(input_shape, weight_shape, *options)
-
-
+@_once
 def transposed_problem(
     input_shape: Sequence[int],
     weight_shape: Sequence[int],

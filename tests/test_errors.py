@@ -112,6 +112,12 @@ BAD = [
     (lambda: nbconv.conv_bias_grad(X[0, 0]), ValueError, r"grad_output must have 3 or 4 or 5 axes, got shape \(8, 9\)"),
     (lambda: nbconv.conv2d_backward(DY, X, W, need=(True, True)), ValueError, r"need must be three bools.*, got \(True, True\)"),
     (lambda: nbconv.conv2d_backward(DY, X, W, need=True), ValueError, r"need must be three bools.*, got True"),
+    (lambda: nbconv.conv2d_backward(DY, X, W, need="abc"), ValueError, r"need must be three bools.*, got 'abc'"),
+    (conv(stride=np.array([1, 2, 3])), ValueError, r"stride must be an int or 2 ints.*, got \[1, 2, 3\]"),
+    (conv(stride=np.array([1.0, 2.0])), TypeError, r"stride\[0\] must be an int, got 1.0"),
+    (conv(dilation=np.array([True, True])), TypeError, r"dilation\[0\] must be an int, got True"),
+    (conv(X, W, None, np.array([1, 2]), groups=3), ValueError, r"groups must divide the input's channels"),
+    (conv(padding=np.broadcast_to(0, 2**40)), TypeError, r"padding must be an int, ints, 'same' or 'valid', got array"),
     # stride, dilation, groups
     (conv(stride=0), ValueError, r"stride must be at least 1, got 0"),
     (conv(stride=-1), ValueError, r"stride must be at least 1, got -1"),
@@ -212,7 +218,7 @@ def test_bad_call(call, error, message):
 
 def test_errors_do_not_depend_on_earlier_calls():
     """1 == 1.0 == True, so a cache of valid problems must not let the others in."""
-    for good, bad in ((1, 1.0), (1, True), ((1, 1), (1.0, 1)), ((1, 1), (True, True))):
+    for good, bad in ((1, 1.0), (1, True), ((1, 1), (1.0, 1)), ((1, 1), (True, True)), ([1, 1], [1, True]), ([1, 1], np.ones(2))):
         nbconv.conv2d(X, W, stride=good)
         with pytest.raises(TypeError, match="stride"):
             nbconv.conv2d(X, W, stride=bad)
