@@ -6,6 +6,7 @@ theirs. All are made from one implementation whose first argument is that number
 
 import functools
 import inspect
+import types
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -462,15 +463,19 @@ def family(
     public = signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def bind(axes: int | None) -> Callable[P, R]:
-        def function(*args: P.args, **kwargs: P.kwargs) -> R:
-            try:
-                return implementation(axes, *args, **kwargs)
-            except Foreign as error:
-                return through_numpy(functools.partial(implementation, axes), args, kwargs, error)  # type: ignore[no-any-return]
-
         name = implementation.__name__[1:]
         if axes is not None:
             name = f"{name}{axes}d" if name == "conv_transpose" else name.replace("conv", f"conv{axes}d", 1)
+        # of the public name, for what Python says of wrong arguments
+        own: Any = types.FunctionType(implementation.__code__, implementation.__globals__, name, implementation.__defaults__)
+        own.__kwdefaults__, own.__qualname__ = implementation.__kwdefaults__, name
+
+        def function(*args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                return own(axes, *args, **kwargs)  # type: ignore[no-any-return]
+            except Foreign as error:
+                return through_numpy(functools.partial(own, axes), args, kwargs, error)  # type: ignore[no-any-return]
+
         function.__module__ = implementation.__module__
         function.__name__ = function.__qualname__ = name
         kernel = "*kernel" if axes is None else ", ".join(f"kernel_{c.lower()}" for c in _LETTERS[axes].split(", "))

@@ -241,5 +241,7 @@ def test_a_layer_refuses_a_gradient_of_another_shape():
 
 
 def test_wrong_keyword():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'strides'"):
+    with pytest.raises(TypeError, match=r"^conv2d\(\) got an unexpected keyword argument 'strides'"):
         nbconv.conv2d(X, W, strides=1)
+    with pytest.raises(TypeError, match=r"^conv_transpose1d\(\) missing 1 required positional argument: 'weight'"):
+        nbconv.conv_transpose1d(X1)
