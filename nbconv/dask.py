@@ -11,8 +11,10 @@ and `nbconv.halo` tells what it needs:
 Only slices, parts of windows and partial sums go from worker to worker.
 """
 
+import inspect
 import itertools
 import operator
+import types
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -111,7 +113,8 @@ def _conv(
         [part for part in found if part.outputs[0] < part.outputs[1]] or found[:1]
         for found in _divided(problem, [{"inputs": sizes} for sizes in input.chunks[-problem.axes :]])
     ]
-    token = tokenize(problem, input.name, weight.name, bias is not None and bias.name, options, threads)
+    asked = result.name, _fingerprint(function), wanted
+    token = tokenize(problem, input.name, weight.name, bias is not None and bias.name, asked, threads)
     name, windows = f"nbconv-conv-{token}", _Windows(f"nbconv-window-{token}", input, problem)
     places = _lead(input, problem.axes)
     last = [weight.__dask_keys__(), bias.__dask_keys__() if bias is not None else None]
@@ -212,7 +215,7 @@ def _conv_input_grad(
             places.append([slice(fold.start, fold.start + fold.width) for fold in folds])
         sizes = (each[i] for each, i in zip(chunks[-problem.axes :], index, strict=True))
         shape = (*tasks.batch_size(dy, problem, lead), problem.channels, *sizes)
-        graph[name, *lead, *index] = (partial(tasks.add, shape, places, dy._meta, result), pieces)
+        graph[name, *lead, *index] = (partial(tasks.add, shape, places, _meta(dy), result), pieces)
     return _array(name, graph, [dy, weight], chunks, dy, result)
 
 
@@ -392,7 +395,27 @@ def _array(
     name: str, graph: Graph, sources: list[Any], chunks: tuple[tuple[int, ...], ...], like: DaskArray, dtype: np.dtype[Any]
 ) -> DaskArray:
     layers = HighLevelGraph.from_collections(name, graph, dependencies=sources)
-    return da.Array(layers, name, chunks, meta=meta_from_array(like._meta, ndim=len(chunks), dtype=dtype))
+    return da.Array(layers, name, chunks, meta=meta_from_array(_meta(like), ndim=len(chunks), dtype=dtype))
+
+
+def _meta(array: DaskArray) -> Any:
+    """What chunks of results are: nbconv makes plain arrays of masked ones."""
+    return np.asarray(array._meta) if isinstance(array._meta, np.ndarray) else array._meta
+
+
+def _fingerprint(value: Any, within: tuple[Any, ...] = ()) -> Any:
+    """What is alike in all processes for functions that are: numba pickles its own with a number drawn at random."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__
+    if isinstance(value, types.CodeType):
+        return value.co_code, value.co_names, [_fingerprint(each, within) for each in value.co_consts]
+    function = getattr(value, "py_func", value)
+    if not isinstance(function, types.FunctionType) or function in within:
+        return value if function is value else within.index(function)
+    known = inspect.getclosurevars(function)
+    names = {name: _fingerprint(each, (*within, function)) for name, each in (known.globals | known.nonlocals).items()}
+    options = getattr(value, "targetoptions", None)
+    return _fingerprint(function.__code__), names, function.__defaults__, function.__kwdefaults__, options
 
 
 def _lead(array: DaskArray, axes: int) -> list[tuple[int, ...]]:

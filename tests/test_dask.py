@@ -175,6 +175,65 @@ def test_names_are_those_of_the_call():
     assert functions.conv1d(x, w).name != functions.conv1d(x, 2 * w).name
 
 
+def test_names_know_no_way_of_writing():
+    x, w = da.ones((1, 1, 9), chunks=(1, 1, 4)), np.ones((1, 1, 3))
+    names = {functions.conv1d(x, w, dtype=dtype).name for dtype in (None, "f8", np.float64, float, np.dtype(">f8"))}
+    assert len(names) == 1
+    assert functions.conv1d(x, w, dtype="c16").name not in names
+
+
+NAMED = """
+import numba, numpy as np, dask.array as da
+import nbconv.dask as functions
+@numba.njit
+def helper(value):
+    return value * 3
+def scaled(scale, inner=helper):
+    @numba.njit
+    def activation(value):
+        return inner(value) / scale + np.tanh(value)
+    return activation
+@numba.njit(fastmath=True)
+def fast(value):
+    return helper(value)
+@numba.njit
+def plain(value):
+    return helper(value)
+def name(activation):
+    return functions.conv1d(da.ones((1, 1, 9), chunks=(1, 1, 4)), np.ones((1, 1, 3)), activation=activation).name
+names = [name(each) for each in (scaled(2), scaled(3), scaled(2, plain), fast, plain, "relu", "tanh", None)]
+assert name(scaled(2)) == names[0]
+assert len(set(names)) == len(names), names
+print(names)
+"""
+
+
+@pytest.mark.skipif(DISABLED, reason="compiled functions are what this is about")
+def test_names_are_the_same_in_every_process():
+    """Those of calls with the caller's own functions, which numba would pickle with a number drawn at random."""
+    runs = [
+        subprocess.run([sys.executable, "-c", NAMED], capture_output=True, text=True, env=os.environ | {"PYTHONHASHSEED": seed})
+        for seed in ("1", "2")
+    ]
+    assert runs[0].stdout, runs[0].stderr
+    assert runs[0].stdout == runs[1].stdout
+
+
+def test_masked_chunks_give_plain_ones():
+    x, w = np.ma.masked_greater(random((2, 3, 9), "float64", 0), 1), random((4, 3, 3), "float64", 1)
+    dy = np.ma.masked_greater(random((2, 4, 9), "float64", 2), 1)
+    a, b = (da.from_array(array, chunks=(1, -1, 4), asarray=False) for array in (x, dy))
+    calls = [
+        (functions.conv1d(a, w, padding=1), nbconv.conv1d(x, w, padding=1)),
+        (functions.conv1d_input_grad(b, w, x.shape, padding=1), nbconv.conv1d_input_grad(dy, w, x.shape, padding=1)),
+        (functions.conv1d_weight_grad(b, a, w.shape, padding=1), nbconv.conv1d_weight_grad(dy, x, w.shape, padding=1)),
+        (functions.conv1d_bias_grad(b), nbconv.conv1d_bias_grad(dy)),
+    ]
+    for got, want in calls:
+        assert type(got._meta) is type(got.compute()) is np.ndarray
+        close(got, want)
+
+
 def test_sums_do_not_depend_on_the_schedule():
     """Enough chunks for two levels of the tree; on threads, in whatever order they finish."""
     x, dy = random((3, 2, 120), "float32", 0), random((3, 4, 118), "float32", 1)
