@@ -45,16 +45,10 @@ _HOOKED = {"plain": njit(_forward), "activation": njit(_activated), "store": nji
 
 def call(problem: nbconv.ConvProblem, direction: str, x: Array, w: Array, dy: Array) -> Callable[[], Any]:
     """A compiled call in one direction; one compilation serves all problems with as many axes."""
-    return functools.partial(_COMPILED[direction], x, w, dy, *_options(problem))
+    return functools.partial(_COMPILED[direction], x, w, dy, *problem.options[:4])
 
 
 def hooked(problem: nbconv.ConvProblem, x: Array, w: Array) -> dict[str, Callable[[], Any]]:
     """A compiled forward call alone, with an activation of the caller's, and with a store that quantises to bytes."""
     out = np.zeros(problem.output_shape, np.int8)
-    return {name: functools.partial(function, x, w, out, *_options(problem)) for name, function in _HOOKED.items()}
-
-
-def _options(problem: nbconv.ConvProblem) -> tuple[Any, ...]:
-    inner = slice(3 - problem.axes, 3)
-    padding = tuple((problem.before[axis], problem.after[axis]) for axis in range(3 - problem.axes, 3))
-    return problem.stride[inner], padding, problem.dilation[inner], problem.groups
+    return {name: functools.partial(function, x, w, out, *problem.options[:4]) for name, function in _HOOKED.items()}

@@ -52,7 +52,7 @@ def check_numpy(value: Any, name: str) -> Array:
 def check_dtype(dtype: npt.DTypeLike, name: str = "dtype") -> np.dtype[Any]:
     """`dtype` as a native numpy dtype that nbconv computes with."""
     try:
-        found = np.dtype(dtype).newbyteorder("=")
+        found = native(np.dtype(dtype))
     except (TypeError, ValueError, OverflowError, SyntaxError):  # numpy evaluates texts, such as "(2,)f4"
         raise TypeError(f"{name} must be a numpy dtype, got {dtype!r}") from None
     if found not in DTYPES and not is_bfloat16(found):
@@ -106,7 +106,7 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     check_numpy(out, "out")
     if out.shape != shape:
         raise ValueError(f"out must have shape {shape}, got {out.shape}")
-    if out.dtype.newbyteorder("=") != dtype:
+    if native(out.dtype) != dtype:
         raise TypeError(f"out must have dtype {dtype}, got {out.dtype}")
     if not out.flags.writeable:
         raise ValueError("out must be writeable, got a read-only array")

@@ -48,11 +48,8 @@ def warm(wanted: list[tuple[str, ConvProblem]], dtypes: Iterable[str]) -> None:
 def _call(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> Callable[[], Any]:
     """One direction on arrays whose memory is never touched."""
     x, w, dy = (np.empty(shape, dtype) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape))
-    inner = slice(3 - problem.axes, 3)
-    padding = tuple((problem.before[axis], problem.after[axis]) for axis in range(3 - problem.axes, 3))
-    options = (problem.stride[inner], padding, problem.dilation[inner], problem.groups, problem.mode)
     if direction == "forward":
-        return lambda: functional.conv(x, w, None, *options)
+        return lambda: functional.conv(x, w, None, *problem.options)
     if direction == "input_grad":
-        return lambda: functional.conv_input_grad(dy, w, problem.input_shape, *options)
-    return lambda: functional.conv_weight_grad(dy, x, problem.weight_shape, *options)
+        return lambda: functional.conv_input_grad(dy, w, problem.input_shape, *problem.options)
+    return lambda: functional.conv_weight_grad(dy, x, problem.weight_shape, *problem.options)

@@ -12,7 +12,7 @@ import numpy as np
 from dask.array.core import concatenate3
 
 from . import functional
-from .arrays import accumulator
+from .arrays import accumulator, native
 from .halo import Part, Range
 from .problem import ConvProblem
 from .threads import num_threads
@@ -112,7 +112,7 @@ def _joined(pieces: list[Any]) -> Any:
 
 def _wide(array: Any) -> Any:
     """In the dtype that sums are made in: they are rounded once, after the last addition."""
-    return array.astype(accumulator(array.dtype.newbyteorder("=")), copy=False)
+    return array.astype(accumulator(native(array.dtype)), copy=False)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

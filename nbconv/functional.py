@@ -111,7 +111,7 @@ def _conv(
     wanted = wish(algorithm, precision, workspace_limit)
     problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
     check_bias(bias, problem.filters)
-    function = None if activation is None else activation_function(activation, accumulator(result))
+    function = activation_function(activation, accumulator(result))
     return _engine(input, weight, bias).forward(problem, result, input, weight, bias, function, out, wanted)
 
 

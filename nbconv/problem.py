@@ -100,6 +100,13 @@ class ConvProblem:
         return (self.filters, self.channels // self.groups, *self.kernel[3 - self.axes :])
 
     @property
+    def options(self) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...], tuple[int, ...], int, str]:
+        """Stride, padding, dilation, groups and padding mode, as calls take them."""
+        inner = slice(3 - self.axes, 3)
+        sides = tuple(zip(self.before[inner], self.after[inner], strict=True))
+        return self.stride[inner], sides, self.dilation[inner], self.groups, self.mode
+
+    @property
     def taps(self) -> int:
         """Products summed for one output of one filter: C / groups times the kernel's cells."""
         return self.channels // self.groups * math.prod(self.kernel)
