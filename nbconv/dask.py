@@ -413,7 +413,7 @@ def _fingerprint(value: Any, within: tuple[Any, ...] = ()) -> Any:
     if not isinstance(function, types.FunctionType) or function in within:
         return value if function is value else within.index(function)
     known = inspect.getclosurevars(function)
-    names = {name: _fingerprint(each, (*within, function)) for name, each in (known.globals | known.nonlocals).items()}
+    names = {name: _fingerprint(each, (*within, function)) for name, each in {**known.globals, **known.nonlocals}.items()}
     options = getattr(value, "targetoptions", None)
     return _fingerprint(function.__code__), names, function.__defaults__, function.__kwdefaults__, options
 

@@ -250,7 +250,7 @@ class _ConvTranspose(_Layer):
         """
         x, dy = self._saved(grad_output)
         # not by the functions of a convolution: an output padding of a whole stride would give them more outputs than x has
-        problem = transposed_problem(x.shape, self.weight.shape, *self._geometry(), self.axes)
+        problem = transposed_problem(*(x.shape, self.weight.shape, *self._geometry(), self.axes))
         dtype = common_dtype(weight=self.weight, input=x)
         functional.check_shape(dy, problem.input_shape, "grad_output")
         self.weight_grad = engine.weight_grad(problem, dtype, x, dy)

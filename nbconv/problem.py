@@ -102,9 +102,9 @@ class ConvProblem:
     @property
     def options(self) -> tuple[tuple[int, ...], tuple[tuple[int, int], ...], tuple[int, ...], int, str]:
         """Stride, padding, dilation, groups and padding mode, as calls take them."""
-        inner = slice(3 - self.axes, 3)
-        sides = tuple(zip(self.before[inner], self.after[inner], strict=True))
-        return self.stride[inner], sides, self.dilation[inner], self.groups, self.mode
+        first = 3 - self.axes
+        sides = tuple(zip(self.before[first:], self.after[first:], strict=True))
+        return self.stride[first:], sides, self.dilation[first:], self.groups, self.mode
 
     @property
     def taps(self) -> int:
