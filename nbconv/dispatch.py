@@ -191,8 +191,8 @@ PORTABLE = ("direct", "direct_weight_grad", "fft")
 # Kernels that compute what they take faster than any other algorithm, at least in one run.
 SPECIAL = ("depthwise", "depthwise_grad", "matrix")
 # Workspace of other algorithms that "auto" never exceeds: this many bytes a thread, this many times those of a kernel's cells, or
-# this many times the input's. A tile of frequencies is at least 1.5 times as long as the kernel on each axis, and takes with what
-# its transforms hold 8 to 24 times the bytes of the kernel's cells.
+# this many times the input's. A tile of frequencies that is 1.5 times as long as the kernel on each axis takes, with all that its
+# transforms hold, 8 to 24 times the bytes of the kernel's cells on one thread; one that is twice as long 20 (two axes) or 48 times.
 WORKSPACE = 4 << 20
 KERNELS = 32
 INPUTS = 2
@@ -356,7 +356,7 @@ def _room(problem: ConvProblem, acc: np.dtype[Any], threads: int) -> int:
     if kernel > WORKSPACE and all(
         2 * taps >= size for taps, size in zip(p.kernel, p.size, strict=True)
     ):  # as for two signals of like size
-        cells += p.filters * p.taps + p.batch * p.filters * math.prod(p.out)
+        kernel, cells = 2 * kernel, cells + p.filters * p.taps + p.batch * p.filters * math.prod(p.out)
     return max(threads * max(WORKSPACE, kernel), INPUTS * cells * acc.itemsize)
 
 

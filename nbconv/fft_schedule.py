@@ -82,9 +82,20 @@ def thread_cells(size: Triple, itemsize: int, complex_: bool) -> int:
     return rows * (math.prod(size) + between) + 1
 
 
-def _sizes(cells: int, span: int) -> list[int]:
-    """Sizes of a tile that are worth a look, for an axis of some outputs."""
-    whole = fast_length(cells + span - 1)
+def _whole(direction: str, problem: ConvProblem, axis: int) -> int:
+    """Cells of a tile that gives all outputs of an axis: what reaches over its end meets the zeros of the border in front."""
+    p, span = problem, reach(problem)[axis]
+    out, size, before = p.out[axis], p.size[axis], p.before[axis]
+    if direction == "input_grad":
+        out, size, before = size, out, span - 1 - before
+    elif p.mode != "zeros":
+        before = 0
+    return max(out, span, out + span - 1 - max(before, 0), size + before if before > 0 else 0)
+
+
+def _sizes(cells: int, span: int, most: int) -> list[int]:
+    """Sizes of a tile that are worth a look, for an axis of some outputs; of `most` cells one is enough."""
+    whole = fast_length(most)
     if span == 1:  # nothing is shared, nothing is transformed: any will do
         return [min(cells, 64)]
     return sorted({min(whole, fast_length(math.ceil(times * span))) for times in REACHES} | {whole})
@@ -104,9 +115,10 @@ def spectra(
     out = p.size if direction == "input_grad" else p.out
     value = itemsize * (1 if complex_ else 2)
     found = []
-    for size in itertools.product(*(_sizes(o, k) for o, k in zip(out, span, strict=True))):
+    whole = [_whole(direction, p, axis) for axis in range(3)]
+    for size in itertools.product(*map(_sizes, out, span, whole)):
         size = triple(size)
-        valid = triple(s - k + 1 for s, k in zip(size, span, strict=True))
+        valid = triple(o if s >= most else s - k + 1 for o, s, k, most in zip(out, size, span, whole, strict=True))
         count = p.batch * math.prod(-(-o // v) for o, v in zip(out, valid, strict=True))
         cells, spectrum = math.prod(size), frequencies(size, complex_)
         thread = thread_cells(size, itemsize, complex_) * itemsize + HELD * max(size) * value

@@ -81,8 +81,9 @@ def _conv(
         How to compute. "direct" is the sum above, in one fixed order. "winograd" needs fewer products for short filters, "fft" for
         long ones, both without strides; they round in another order, and spread an infinity or NaN over a tile. "auto" takes what
         should be fastest within a bounded workspace: 4 MiB a thread or twice the input, whichever is more; for kernels of tens of
-        thousands of cells, 32 of these a thread. A GPU has "winograd" for float32 and kernels of 3 x 3 without dilation, where it
-        is asked for, from compute capability 8.0 on, dW only with 104 KiB of shared memory a block (8.0, 9.0, 10.0); and no "fft".
+        thousands of cells, 32 to 64 of these a thread. A GPU has "winograd" for float32 and kernels of 3 x 3 without dilation,
+        where it is asked for, from compute capability 8.0 on, dW only with 104 KiB of shared memory a block (8.0, 9.0, 10.0); and
+        no "fft".
     precision : {{None, "tf32", "highest"}}
         "tf32" allows that format on GPUs, "highest" forbids every shortcut: only "direct" is taken. On the CPU arithmetic is IEEE's
         in `dtype` always.

@@ -142,6 +142,16 @@ def test_workspace_is_what_the_plan_says(direction, shapes, limit):
     assert stated <= (bound if limit is None else limit)
 
 
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_a_tile_of_all_outputs_reaches_over_zeros_only_once(direction):
+    """Sums of two images at all places where they meet: 2 * 96 - 1 outputs from tiles of as many cells, not 3 * 96 - 2."""
+    p = nbconv.ConvProblem.make((1, 1, 96, 96), (1, 1, 96, 96), padding=95)
+    found = fft_schedule.spectra(direction, p, 8, False, 1 << 40)
+    assert max(each.size for each in found) == (1, 192, 192)
+    copied = nbconv.ConvProblem.make((1, 1, 96, 96), (1, 1, 96, 96), padding=95, padding_mode="circular")
+    assert max(each.size for each in fft_schedule.spectra("forward", copied, 8, False, 1 << 40)) == (1, 288, 288)
+
+
 @pytest.mark.parametrize("count", [1, 2, 7, 11, 13, 31, 97, 127, 1000, 1025, 8191, 100_001])
 def test_fast_length(count):
     found = fft_schedule.fast_length(count)
@@ -216,7 +226,7 @@ def test_scratch_of_compiled_calls():
     compiled_within(*(random(shape, "float32", 0) for shape in shapes), 10, 1_500_000)
     (new,) = set(calls._programs) - before
     steps, scratch = calls._programs[new][HEAD - 1], calls._programs[new][0]
-    assert steps > 30
+    assert steps > 10
     assert scratch <= plan.shared_bytes + host().threads * plan.thread_bytes + 1000
 
 
