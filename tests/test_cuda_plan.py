@@ -10,7 +10,7 @@ import nbconv
 from nbconv import ConvProblem
 from nbconv.bench.shapes import find
 from nbconv.cuda import builder, engine, prepare, winograd_schedule
-from nbconv.cuda.arrays import BFLOAT16, dense
+from nbconv.cuda.arrays import BFLOAT16, View, dense
 from nbconv.cuda.plan import TILES, select
 from nbconv.dispatch import AUTO, DIRECTIONS, Wish
 
@@ -239,6 +239,78 @@ def test_elements_far_apart_take_the_plain_loops(monkeypatch, direction):
             direction, problem, np.dtype(np.float32), AUTO, 0, (True, True, True), (strides, (72, 9, 3, 1), near)
         )
     assert [plan.kernel for plan in found] == ["tiled", "direct"]
+
+
+def view(shape, dtype, strides=None):
+    """A view of memory that nobody reaches."""
+    return View(256, shape, strides or dense(shape), np.dtype(dtype), 0, 1, "simulated", None)
+
+
+SIDE = 2000  # cells of a volume's side, whose images lie further apart than 32 bits count
+VOLUME = (SIDE**3, SIDE**3, SIDE**2, SIDE, 1)
+FAR = [
+    ((1, 1, 64, 64, 64), VOLUME, (8, 1, 3, 3, 3), {}, "float32", "tiled"),
+    ((1, 1, 64, 64, 64), VOLUME, (8, 1, 3, 3, 3), {}, "float16", "channels"),
+    ((1, 4, 64, 64), (2**33, 2**28, 30000, 1), (8, 4, 3, 3), {}, "float32", "tiled"),
+    ((1, 4, 64, 64), (2**33, 2**28, 30000, 1), (4, 1, 3, 3), {"groups": 4}, "float32", "depthwise"),
+    # the span is below 2**31, a step over all channels is not
+    ((1, 2, 64, 64, 64), (0, 1200**3, 1200**2, 1200, 1), (8, 2, 3, 3, 3), {}, "float32", "direct"),
+    ((1, 4, 64, 64), (0, 2**29, 30000, 1), (4, 1, 3, 3), {"groups": 4}, "float32", "direct"),
+]
+
+
+@pytest.mark.parametrize(("x", "strides", "w", "options", "dtype", "module"), FAR)
+def test_crops(monkeypatch, x, strides, w, options, dtype, module):
+    """Steps along axes of one element do not count; where others do not fit 32 bits, plain loops are taken."""
+    problem = ConvProblem.make(x, w, **{"padding": 1} | options)
+    crop, weight, dy = view(x, dtype, strides), view(w, dtype), view(problem.output_shape, dtype)
+    calls = [
+        lambda: engine.forward(problem, np.dtype(dtype), crop, weight),
+        lambda: engine.weight_grad(problem, np.dtype(dtype), dy, crop),
+        lambda: engine._launches(
+            "input_grad", problem, np.dtype(dtype), AUTO, 0, (True,) * 3, (dy.strides, weight.strides, strides), False, False
+        ),
+    ]
+    for call in calls:
+        with forced.no_gpu(monkeypatch) as patch:
+            assert module in [code.module for code in forced.codes(patch, call)]
+
+
+def test_offsets_of_taps_in_a_border(monkeypatch):
+    """Two rows whose border has sixteen: the last tap's offset does not fit the table, though the array does."""
+    problem = ConvProblem.make((1, 8, 2, 64), (8, 8, 17, 3), padding=(8, 1))
+    for step, module in ((2**20, "tiled"), (2**28, "direct")):
+        crop = view(problem.input_shape, "f4", (0, 64, step, 1))
+        with forced.no_gpu(monkeypatch) as patch:
+            launched = forced.codes(
+                patch, lambda crop=crop: engine.forward(problem, crop.dtype, crop, view(problem.weight_shape, "f4"))
+            )
+        assert launched[0].module == module
+
+
+def test_borders_that_32_bits_cannot_count():
+    """dI of more taps than a mask has bits for copies dy with its border, unless that has too many cells."""
+    problems = [ConvProblem.make((batch, 8, 65, 65), (128, 8, 65, 65)) for batch in (64, 2048)]
+    assert [plan_of("input_grad", problem, "float32").kernel for problem in problems] == ["tiled", "direct"]
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("groups", [1, 8])
+def test_contiguous_arrays_are_near(monkeypatch, direction, groups):
+    """One that 32 bits just count is no reason for plain loops; tables hold what they are told to."""
+    problem = ConvProblem.make((1, 8, 16300, 16384), (8, 8 // groups, 3, 3), padding=1, groups=groups)
+    dtype = np.dtype(np.float32)
+    shapes = {
+        "forward": (problem.input_shape, problem.weight_shape, problem.output_shape),
+        "input_grad": (problem.output_shape, problem.weight_shape, problem.input_shape),
+        "weight_grad": (problem.output_shape, problem.input_shape, problem.weight_shape),
+    }[direction]
+    rest = {"forward": (False, None), "input_grad": (False, False), "weight_grad": ()}[direction]
+    with forced.no_gpu(monkeypatch) as patch:
+        launched = forced.codes(
+            patch, lambda: engine._launches(direction, problem, dtype, AUTO, 0, (True,) * 3, tuple(map(dense, shapes)), *rest)
+        )
+    assert launched[0].module == ("tiled" if groups == 1 else "depthwise")
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.dtype("bfloat16")], ids=["class", "dtype"])

@@ -11,7 +11,7 @@ from ..problem import ConvProblem, Triple
 from . import driver
 from .arrays import dense
 from .driver import Code
-from .plan import GRID, CudaPlan, TileRow, dtype_name, region, summing
+from .plan import GRID, CudaPlan, TileRow, dtype_name, padded_size, region, summing
 from .records import fields, record, triples
 
 Five = tuple[int, int, int, int, int]
@@ -176,8 +176,3 @@ class Builder:
 
     def shared(self) -> int:
         return self.tile.channels_bytes() if self.plan.kernel != "tiled" else self.tile.shared_bytes(self.plan.dtype.itemsize)
-
-
-def padded_size(p: ConvProblem) -> Triple:
-    d, h, w = (b + s + a for b, s, a in zip(p.before, p.size, p.after, strict=True))
-    return d, h, w

@@ -14,9 +14,9 @@ from ..kernels.activations import NAMED
 from ..kernels.cuda.tile import CHUNK
 from ..problem import ConvProblem
 from . import driver, pointwise, prepare
-from .arrays import View, cast, copy, empty, overlap, view
+from .arrays import View, cast, copy, dense, empty, overlap, view
 from .builder import Aligned, Prepared, Sizes, five
-from .plan import INT32, dtype_name, select, summing
+from .plan import INT32, bordered_out, dtype_name, padded_size, select, summing
 
 BYTE = np.dtype(np.uint8)
 _NAMES = {function: name for name, function in NAMED.items()}  # a name is known to the cache on disk
@@ -114,7 +114,12 @@ def _launches(
     plan = select(direction, problem, dtype, found.cc, found.processors, wish)
     x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
     shapes = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (y, x, w)}[direction]
-    if max(map(_span, shapes, strides)) > INT32:
+    # the stride of an axis of one element may be any number
+    strides = tuple(
+        tuple(want if size == 1 else step for size, step, want in zip(shape, steps, dense(shape), strict=True))
+        for shape, steps in zip(shapes, strides, strict=True)
+    )
+    if max(map(_span, _reached(direction, problem, plan.padded), strides)) > INT32:
         # an array whose elements lie far apart is beyond the offsets of every kernel but the plain loops
         if plan.algorithm == "winograd":
             raise ValueError("algorithm 'winograd' on a GPU needs arrays whose elements lie less than 2**31 elements apart")
@@ -133,9 +138,22 @@ def _aligned(first: View, second: View, result: View) -> Aligned:
     return first.pointer % CHUNK == 0, second.pointer % CHUNK == 0, result.pointer % CHUNK == 0
 
 
+def _reached(direction: Direction, p: ConvProblem, padded: bool) -> tuple[Sizes, Sizes, Sizes]:
+    """Shapes of the operands and of the result, with the places outside of them that kernels compute and do not read."""
+    inner = slice(3 - p.axes, 3)
+    x, y = p.input_shape[: -p.axes], p.output_shape[: -p.axes]
+    if direction == "input_grad":
+        # a phase of the result takes steps of the stride
+        result = map(max, p.size[inner], p.stride[inner])
+        return (*y, *bordered_out(p, padded)[inner]), p.weight_shape, (*x, *result)
+    given = (*x, *padded_size(p)[inner])
+    return (given, p.weight_shape, p.output_shape) if direction == "forward" else (p.output_shape, given, p.weight_shape)
+
+
 def _span(shape: Sizes, strides: Sizes) -> int:
-    """Elements from the lowest to the highest address of an array."""
-    return sum((size - 1) * abs(step) for size, step in zip(shape, strides, strict=True))
+    """The largest number that places in an array, in elements, come to: that of the last one, or the step over an axis."""
+    steps = [(size, abs(step)) for size, step in zip(shape, strides, strict=True)]
+    return max(sum((size - 1) * step for size, step in steps), *(size * step for size, step in steps))
 
 
 def forward(

@@ -319,7 +319,7 @@ def _select(
         parts = p.filters * channels * taps * width * splits if splits > 1 else 0
         return make("direct", None, splits, copied and direction == "input_grad", (fold, parts), "plain loops serve every dtype")
 
-    padded_cells = math.prod(_padded(p))
+    padded_cells = math.prod(padded_size(p))
     small = max(p.batch * p.channels * padded_cells, p.batch * p.filters * outs, p.filters * channels * taps) <= INT32
     fold = p.batch * p.channels * padded_cells * width if copied and direction == "input_grad" else 0
     if wish.algorithm == "winograd" and p.flops:
@@ -334,7 +334,7 @@ def _select(
                 f"{p.before[inner]} and {p.after[inner]}, shape {p.input_shape}, {p.groups} groups, {room} bytes on compute "
                 f"capability {cc[0]}.{cc[1]}"
             )
-        extent = p.out if direction != "input_grad" else _padded(p) if copied else p.size
+        extent = p.out if direction != "input_grad" else padded_size(p) if copied else p.size
         splits, regions = _winograd(direction, p, extent, processors, most_splits)
         pad = p.batch * p.channels * padded_cells * 4 if copied and direction != "input_grad" else 0
         return make("winograd", None, splits, copied, (fold, pad, *regions), "16 products for 36, as was asked")
@@ -384,6 +384,8 @@ def _select(
         parts = results * width * splits if splits > 1 else 0
         if direction == "input_grad":
             copy = p.batch * p.filters * math.prod(bordered_out(p, copied)) * dtype.itemsize if wide and not by_chunk else 0
+            if copy > INT32 * dtype.itemsize:
+                return direct()
             return make(family, tile, splits, copied, (parts, fold, copy, *copies), why)
         copy = p.batch * p.channels * padded_cells * dtype.itemsize if pad and not by_chunk else 0
         if pad or taps <= MASK_TAPS or not bordered:
@@ -403,12 +405,13 @@ def _winograd(
 
 def bordered_out(p: ConvProblem, copied: bool) -> Triple:
     """The size of dy with so many zeros around it that no tap of dI, or of that for a copied border too, lies outside."""
-    slab = Slab((0, 0, 0), _padded(p)) if copied else interior(p)
+    slab = Slab((0, 0, 0), padded_size(p)) if copied else interior(p)
     borders = (input_grad_border(p, axis, slab.low[axis], slab.shape[axis]) for axis in range(3))
     return triple(before + size + after for (before, after), size in zip(borders, p.out, strict=True))
 
 
-def _padded(p: ConvProblem) -> Triple:
+def padded_size(p: ConvProblem) -> Triple:
+    """The size of the input with its border."""
     return triple(b + s + a for b, s, a in zip(p.before, p.size, p.after, strict=True))
 
 
@@ -418,7 +421,7 @@ def _largest_copy(p: ConvProblem, itemsize: int, padded: bool, out: Triple) -> i
     Kernels count its words in 32 bits. Arrays that contiguous would be read in place count as well.
     """
     channels, filters = p.channels // p.groups, p.filters // p.groups
-    x = ordered(p.batch * p.groups * math.prod(_padded(p) if padded else p.size), channels, itemsize)
+    x = ordered(p.batch * p.groups * math.prod(padded_size(p) if padded else p.size), channels, itemsize)
     dy = ordered(p.batch * p.groups * math.prod(out), filters, itemsize)
     taps = math.prod(p.kernel)
     return max(x, dy, ordered(p.filters * taps, channels, itemsize), ordered(p.channels * taps, filters, itemsize))
@@ -433,7 +436,7 @@ def _ordered(direction: Direction, p: ConvProblem, unit: str, itemsize: int, pad
         shape = (p.batch, count * p.groups, *size)
         return 0 if in_place(unit, dense(shape), shape, count) else ordered(p.batch * p.groups * math.prod(size), count, itemsize)
 
-    x = ordered(p.batch * p.groups * math.prod(_padded(p)), channels, itemsize) if padded else images(channels, p.size)
+    x = ordered(p.batch * p.groups * math.prod(padded_size(p)), channels, itemsize) if padded else images(channels, p.size)
     dy = images(filters, p.out) if out == p.out else ordered(p.batch * p.groups * math.prod(out), filters, itemsize)
     if direction == "weight_grad":
         return x, dy

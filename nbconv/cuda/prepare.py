@@ -29,12 +29,11 @@ from .builder import (
     X,
     contiguous,
     dense_cells,
-    padded_size,
     strides_of,
 )
 from .channels import Stage
 from .driver import Code
-from .plan import MASK_TAPS, CudaPlan, bordered_out
+from .plan import MASK_TAPS, CudaPlan, bordered_out, padded_size
 from .records import fields, triples
 from .tiled import Images, Rows, product, terms, weight_product
 
