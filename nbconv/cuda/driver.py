@@ -7,6 +7,7 @@ import importlib.metadata
 import re
 import struct
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ import numpy as np
 from ..kernels.jit import cached_bytes, uninterrupted
 
 STATIC_SHARED = 48 << 10  # bytes that a block may take without asking
+# Held while numba compiles: what it asks for a device is replaced for so long, and two threads are not to make one kernel twice.
+_compiling = threading.RLock()
 
 
 def bindings() -> Any:
@@ -177,8 +180,10 @@ def _compiling_for(cc: tuple[int, int]) -> Iterator[None]:
     from numba.cuda import compiler, dispatcher
 
     asked = [(module, module.get_current_device) for module in (compiler, dispatcher)]
-    for module, _ in asked:
-        module.get_current_device = lambda: _Target(cc)
+    here = threading.get_ident()
+    for module, function in asked:
+        # another thread may be compiling the caller's own kernels
+        module.get_current_device = lambda ask=function: _Target(cc) if threading.get_ident() == here else ask()
     try:
         yield
     finally:
@@ -192,8 +197,8 @@ def compile_ptx(code: Code, cc: tuple[int, int]) -> str:
 
     if cuda.implementation != "NVIDIA":
         raise ImportError("nbconv needs the package numba-cuda for arrays on a GPU: pip install 'nbconv[cuda13]'")
-    function, kinds = code.function()
-    with uninterrupted(), _compiling_for(cc):
+    with _compiling, uninterrupted(), _compiling_for(cc):
+        function, kinds = code.function()
         ptx, _ = cuda.compile(
             function, kinds, device=False, abi="numba", output="ptx", cc=architecture(cc), launch_bounds=(code.threads, code.blocks)
         )
@@ -224,7 +229,8 @@ def machine_code(code: Code, cc: tuple[int, int]) -> bytes:
         return entry_name(ptx).encode() + b"\0" + link(ptx, cc)[0]
 
     plain = all(not callable(argument) for argument in code.arguments)
-    return cached_bytes(f"{code!r} {cc} {importlib.metadata.version('numba-cuda')}", make) if plain else make()
+    with _compiling:
+        return cached_bytes(f"{code!r} {cc} {importlib.metadata.version('numba-cuda')}", make) if plain else make()
 
 
 @functools.lru_cache(maxsize=1024)
