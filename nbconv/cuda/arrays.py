@@ -14,7 +14,7 @@ BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 
 
 class View(NamedTuple):
-    """An array on a GPU. Strides count elements; `stream` is the one that work on it is to be queued on."""
+    """An array on a GPU. Strides count elements; `stream` is the one that work on it is to be queued on, 0 that of the device."""
 
     pointer: int
     shape: tuple[int, ...]
@@ -113,8 +113,8 @@ def _interface_view(value: Any, name: str, library: str) -> View:
     steps = dense(shape) if strides is None else steps
     if len(steps) != len(shape):
         raise TypeError(f"{name} has no valid __cuda_array_interface__: shape {shape} and strides {strides}")
-    # 1 and 2 are the default streams of CUDA; 0 is not allowed, None asks for no order.
-    stream = interface.get("stream") or 1
+    # 1 and 2 are the default streams of CUDA; None, which asks for no order, is told from them as 0, the first of them as well.
+    stream = interface.get("stream") or 0
     from .driver import device_of
 
     return View(pointer or 0, shape, steps, dtype, device_of(pointer), stream, library, value, not read_only)
@@ -140,7 +140,7 @@ def empty(like: View, shape: tuple[int, ...], dtype: np.dtype[Any]) -> View:
         from numba import cuda
 
         with cuda.gpus[like.device]:
-            owner = cuda.device_array(shape, dtype)
+            owner = cuda.device_array(shape, dtype, stream=getattr(like.owner, "stream", 0))
         pointer = owner.__cuda_array_interface__["data"][0]
         return View(pointer or 0, shape, strides, dtype, like.device, like.stream, like.library, owner)
     from .driver import Memory
@@ -176,6 +176,9 @@ def cast(array: View, dtype: np.dtype[Any]) -> View:
         if not _torch_names:
             _torch_names.update({each: kind for kind, each in _torch_dtypes.items()})
         found = view(array.owner.to(_torch_names[dtype]), "array")
+    elif array.library == "cupy":
+        with sys.modules["cupy"].cuda.Device(array.device):
+            found = view(array.owner.astype(dtype), "array")
     elif hasattr(array.owner, "astype"):
         found = view(array.owner.astype(dtype), "array")
     else:
@@ -189,8 +192,10 @@ def copy(source: View, target: View) -> None:
     if target.library == "torch":
         target.owner.copy_(source.owner)
     elif target.library == "cupy":
-        target.owner[...] = source.owner
+        with sys.modules["cupy"].cuda.Device(target.device):
+            target.owner[...] = source.owner
     elif hasattr(target.owner, "copy_to_device"):
-        target.owner.copy_to_device(source.owner)
+        # on the stream that the source was computed on; numba takes the target's own for 0
+        target.owner.copy_to_device(source.owner, stream=getattr(source.owner, "stream", 0))
     else:
         raise ValueError(f"out must not overlap an input where arrays are of {target.library}")

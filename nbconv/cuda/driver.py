@@ -101,6 +101,18 @@ def current(index: int) -> Iterator[None]:
         leave(before)
 
 
+def follow(device: int, stream: int, other: int) -> None:
+    """Let what is queued on a stream from now on wait for all that another one of its device holds."""
+    driver = bindings()
+    with current(device):
+        event = check(driver.cuEventCreate(int(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING)), "cuEventCreate")
+        try:
+            check(driver.cuEventRecord(event, other), "cuEventRecord")
+            check(driver.cuStreamWaitEvent(stream, event, 0), "cuStreamWaitEvent")
+        finally:
+            check(driver.cuEventDestroy(event), "cuEventDestroy")
+
+
 def device_of(pointer: int | None) -> int:
     """The device whose memory a pointer leads to."""
     if not pointer:
@@ -121,7 +133,8 @@ class Memory:
             self.pointer = int(check(driver.cuMemAlloc(self.size), f"allocating {self.size:,} bytes on device {device}"))
         weakref.finalize(self, driver.cuMemFree, self.pointer)
         self.__cuda_array_interface__ = {
-            "shape": shape, "typestr": dtype.str, "data": (self.pointer, False), "version": 3, "strides": None, "stream": stream,
+            "shape": shape, "typestr": dtype.str, "data": (self.pointer, False), "version": 3, "strides": None,
+            "stream": stream or 1,
         }  # fmt: skip
 
 

@@ -35,13 +35,16 @@ def _launch(prepared: Prepared, like: View, x: int, weight: int, bias: int, out:
 
 
 def _together(first: View, second: View, third: View | None) -> None:
-    """Raise unless all arrays are of one library and device."""
+    """Raise unless all arrays are of one library and device; work on the first then comes after that on the others."""
     for other in (first, second, third):
         if other is not None and type(other) is not View:
             raise TypeError(f"arrays must all be on one device, got some on a GPU and one on the CPU: {type(other)!r}")
         if other is not None and (other.library != first.library or other.device != first.device):
             one, two = (f"{array.library} on device {array.device}" for array in (first, other))
             raise TypeError(f"arrays must be of one library and on one device, got arrays of {one} and of {two}")
+    for other in (second, third):
+        if other is not None and other.stream != first.stream and other.stream:
+            driver.follow(first.device, first.stream, other.stream)
 
 
 def _owner(result: View) -> Any:
@@ -66,12 +69,19 @@ def _target(
         raise ValueError("out must be writeable, got a read-only array")
     if 0 not in shape and any(step == 0 and size > 1 for step, size in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"out must not write to one place twice, got an array with strides {out.strides}")
+
+    def written(result: View) -> Any:
+        if out.stream != like.stream and out.stream:
+            driver.follow(out.device, out.stream, like.stream)
+        return wanted
+
     if not any(array is not None and overlap(out, array) for array in (like, *others)):
-        return out, lambda result: wanted
+        return out, written
 
     def copied(result: View) -> Any:
+        written(out)  # a copy may be queued on either stream
         copy(result, out)
-        return wanted
+        return written(out)
 
     return empty(like, shape, dtype), copied
 
@@ -88,13 +98,13 @@ def _narrowed(dtype: np.dtype[Any], result: Any, wanted: Any) -> Any:
     return wanted
 
 
-def _dense_bias(bias: View | None) -> View | None:
-    """A bias whose elements lie side by side, as kernels read them."""
+def _dense_bias(bias: View | None, like: View) -> View | None:
+    """A bias whose elements lie side by side, as kernels on the stream of another array read them."""
     if bias is None or bias.strides == (1,) or bias.shape[0] < 2:
         return bias
-    found = empty(bias, bias.shape, bias.dtype)
+    found = empty(like, bias.shape, bias.dtype)
     launches = prepare.dense(dtype_name(bias.dtype), bias.device, bias.shape[0], bias.strides[0])
-    _launch(launches, bias, bias.pointer, 0, 0, found.pointer)
+    _launch(launches, like, bias.pointer, 0, 0, found.pointer)
     return found
 
 
@@ -165,7 +175,7 @@ def forward(
     if summing(dtype) != dtype and any(array is not None and array.dtype != dtype for array in (input, weight, bias)):
         # arrays of other dtypes are not rounded before they are summed
         return _narrowed(dtype, forward(problem, summing(dtype), input, weight, bias, activation, None, wish), out)
-    input, weight, bias = cast(input, dtype), cast(weight, dtype), _dense_bias(bias and cast(bias, dtype))
+    input, weight, bias = cast(input, dtype), cast(weight, dtype), _dense_bias(bias and cast(bias, dtype), input)
     y, done = _target(input, problem.output_shape, dtype, out, weight, bias)
     function: Any = _NAMES.get(activation, activation) if activation else None
     if 0 not in y.shape:
@@ -189,7 +199,7 @@ def input_grad(
 ) -> Any:  # fmt: skip
     """As the CPU's."""
     _together(grad_output, weight, bias)
-    bias = _dense_bias(bias)
+    bias = _dense_bias(bias, grad_output)
     x, done = _target(grad_output, problem.input_shape, dtype, out, weight, bias)
     if 0 not in x.shape:
         strides = grad_output.strides, weight.strides, x.strides
