@@ -4,6 +4,7 @@ import contextlib
 import sys
 import threading
 import types
+import weakref
 
 import forced
 import numpy as np
@@ -203,3 +204,34 @@ def test_cupy_converts_and_copies_on_the_device_of_the_array(monkeypatch):
     monkeypatch.setattr(arrays, "view", lambda value, name: like("cupy", value))
     arrays.cast(like("cupy", Owner()), np.dtype("f8"))
     arrays.copy(like("cupy", Owner()), like("cupy", Owner()))
+
+
+def test_tables_and_kernels_stay(monkeypatch):
+    """A captured graph launches with their addresses long after their plan was forgotten."""
+    made = []
+
+    class Memory:
+        pointer = 256
+
+        def __init__(self, *arguments):
+            made.append(weakref.ref(self))
+
+    library = types.SimpleNamespace(cuMemcpyHtoD=lambda *arguments: (0,), cuCtxSynchronize=lambda: (0,))
+    get_kernel = types.SimpleNamespace(get_kernel=lambda name: Memory())
+    monkeypatch.setattr(driver, "Memory", Memory)
+    monkeypatch.setattr(driver, "bindings", lambda: library)
+    monkeypatch.setattr(driver, "current", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(driver, "device", lambda index: driver.Device((9, 0), 132))
+    monkeypatch.setattr(driver, "machine_code", lambda code, cc: b"name\0code")
+    monkeypatch.setitem(
+        sys.modules, "cuda.core", types.SimpleNamespace(ObjectCode=types.SimpleNamespace(from_cubin=lambda _: get_kernel))
+    )
+    try:
+        for i in range(3000):
+            driver.table(i.to_bytes(4), 0)
+            driver.kernel(CODES[0]._replace(threads=i), 0, 0)
+        assert len(made) == 6000
+        assert all(each() for each in made)
+    finally:
+        driver.table.cache_clear()
+        driver.kernel.cache_clear()

@@ -138,9 +138,9 @@ class Memory:
         }  # fmt: skip
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.cache
 def table(content: bytes, device: int) -> Memory:
-    """Bytes in device memory, put there once."""
+    """Bytes in device memory, put there once, and for good: a graph that captured a launch holds the address and no more."""
     memory = Memory((len(content),), np.dtype(np.uint8), device, 1)
     driver = bindings()
     with current(device):
@@ -246,9 +246,9 @@ def machine_code(code: Code, cc: tuple[int, int]) -> bytes:
         return cached_bytes(f"{code!r} {cc} {importlib.metadata.version('numba-cuda')}", make) if plain else make()
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.cache
 def kernel(code: Code, device_index: int, shared: int) -> Any:
-    """A kernel that can be launched on a device with so many bytes of dynamic shared memory."""
+    """A kernel that can be launched on a device with so many bytes of dynamic shared memory; loaded for good, as tables are."""
     from cuda.core import ObjectCode
 
     name, _, binary = machine_code(code, device(device_index).cc).partition(b"\0")
