@@ -135,6 +135,14 @@ def test_tiles(gpu, row, mode, name, turn):
         check(direction, BY_NAME[name], forced.dtype_of(mode), put, activation, precision)
 
 
+def test_doubles_before_hopper(gpu):
+    """Their matrix unit is a smaller one."""
+    gpu.setattr(driver, "device", lambda index: driver.Device((8, 0), 2))
+    forced.force(gpu, min((row for row, mode in ROWS if mode == "float64"), key=lambda row: row.tile.rows))
+    for direction in ("forward", "weight_grad"):
+        check(direction, BY_NAME["2d-odd-channels"], "float64")
+
+
 @pytest.mark.parametrize("name", NAMES[7:])
 def test_cases(gpu, name):
     """What `test_tiles` has in other modes, on float32's smallest tile, which takes most blocks of threads, in two splits."""

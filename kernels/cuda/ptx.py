@@ -357,6 +357,7 @@ else:
     _UNITS = {
         "tf32": ("m16n8k8.row.col.f32.tf32.tf32.f32", WORD, ir.FloatType(), "r", "f"),
         "f64": ("m8n8k4.row.col.f64.f64.f64.f64", ir.DoubleType(), ir.DoubleType(), "d", "d"),
+        "f64k8": ("m16n8k8.row.col.f64.f64.f64.f64", ir.DoubleType(), ir.DoubleType(), "d", "d"),
         "float16": ("m16n8k16.row.col.f32.f16.f16.f32", WORD, ir.FloatType(), "r", "f"),
         "bfloat16": ("m16n8k16.row.col.f32.bf16.bf16.f32", WORD, ir.FloatType(), "r", "f"),
     }
@@ -400,7 +401,7 @@ else:
             def codegen(context, builder, signature, arguments):
                 kind = signature.args[1]
                 size = kind.dtype.bitwidth // 8
-                terms = 8 if unit == "f64" else 32 // size
+                terms = 8 if size == 8 else 32 // size
                 values = unpack(builder, arguments[0], rows * columns // 32)
                 a_base, b_base = (shared_place(context, builder, kind, arguments[1], index) for index in arguments[2:])
 

@@ -19,7 +19,8 @@ class Tile(NamedTuple):
     """Sizes of a block of threads' work, in elements, and the unit that multiplies.
 
     `unit` is "fma", each thread with a tile of its own in runs of four; or a matrix unit, to which a warp's threads give their
-    operands together: "tf32", "f64", or "half" for float16 and bfloat16. A warp is `down` threads high and 32 / down wide.
+    operands together: "tf32", "f64", or "half" for float16 and bfloat16; "f64k8" is that of compute capability 9.0 for doubles. A
+    warp is `down` threads high and 32 / down wide.
     """
 
     rows: int

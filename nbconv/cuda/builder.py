@@ -11,7 +11,7 @@ from ..problem import ConvProblem, Triple
 from . import driver
 from .arrays import dense
 from .driver import Code
-from .plan import GRID, CudaPlan, TileRow, dtype_name, padded_size, region, summing
+from .plan import GRID, WIDE_DOUBLES, CudaPlan, TileRow, dtype_name, padded_size, region, summing
 from .records import fields, record, triples
 
 Five = tuple[int, int, int, int, int]
@@ -172,7 +172,8 @@ class Builder:
 
     @property
     def tile(self) -> Tile:
-        return self.row.tile
+        tile = self.row.tile
+        return tile._replace(unit="f64k8") if tile.unit == "f64" and self.plan.cc >= WIDE_DOUBLES else tile
 
     def shared(self) -> int:
         return self.tile.channels_bytes() if self.plan.kernel != "tiled" else self.tile.shared_bytes(self.plan.dtype.itemsize)
