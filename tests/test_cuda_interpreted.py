@@ -21,7 +21,7 @@ from gpu import assert_close
 from oracle import random
 from ptx_warp import AccessFault, Fault
 
-from nbconv.cuda import driver
+from nbconv.cuda import depthwise, driver
 from nbconv.cuda.plan import TILES
 
 BY_NAME = {case.name: case for case in CASES}
@@ -171,6 +171,17 @@ def test_more_taps_than_bits(gpu, mode):
     forced.force(gpu, min((row for row, each in ROWS if each == mode), key=lambda row: row.tile.rows * row.tile.columns))
     for direction in DIRECTIONS:
         check(direction, WIDE, mode)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize(("stride", "dilation", "kernel"), [(1, 1, 31), (2, 1, 9), (1, 2, 9), (2, 2, 9), (3, 1, 4), (1, 1, 70)])
+def test_depthwise_rows(gpu, stride, dilation, kernel, dtype):
+    """Blocks of outputs side by side, with the last cut off."""
+    gpu.setattr(depthwise, "IN_FLIGHT", 1)
+    options = {"padding": (kernel // 2, 3), "groups": 3, "stride": stride, "dilation": dilation}
+    case = Case("rows", (2, 3, 77), (3, 1, kernel), **options)
+    for direction in ("forward", "input_grad"):
+        check(direction, case, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["complex64", "int8", "float16"])

@@ -175,3 +175,29 @@ def test_depthwise(monkeypatch, direction, kernel, stride):
     code = codes_of(monkeypatch, direction, problem, "float32")[0]
     assert code.module == "depthwise"
     assert_no_spills(machine_code.linked(code, (9, 0))[1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "float64"])
+@pytest.mark.parametrize(
+    ("direction", "options", "block"),
+    [
+        ("forward", {}, 8),
+        ("forward", {"stride": 2}, 4),
+        ("forward", {"stride": 2, "dilation": 2}, 4),
+        ("forward", {"dilation": 3}, 1),
+        ("input_grad", {}, 8),
+        ("input_grad", {"stride": 2}, 4),
+        ("input_grad", {"stride": 2, "dilation": 2}, 2),
+    ],
+)
+def test_depthwise_rows(monkeypatch, direction, options, block, dtype):
+    """A thread has outputs side by side, as many as leave enough threads; one had 31 products among 880 instructions."""
+    problem = ConvProblem.make((4, 256, 1600), (256, 1, 31), padding=15, groups=256, **options)
+    code = codes_of(monkeypatch, direction, problem, dtype)[0]
+    assert code.arguments[4].block == block
+    made = machine_code.compiled(code, (9, 0))
+    if block == 8 and dtype != "float64":
+        assert len(made.instructions) <= 820
+        assert machine_code.histogram(made.instructions)["FFMA"] == 64
+    if block > 1:
+        assert_no_spills(made.report)

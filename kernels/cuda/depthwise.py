@@ -4,8 +4,8 @@
     weight_grad    out[k,c,r] = sum_(n,o) dy[n,k,o] * x[n,c,i]
 
 Which tap r joins output o to cell i is decided at compile time on the last two axes (see `axis.Axis`), at run time on the first. A
-thread holds a window of taps, all of them if they are few, and works on a block of outputs below each other, so that a cell it has
-loaded serves all taps that reach it. Neighbouring threads have neighbouring columns.
+thread holds a window of taps, all of them if they are few, and works on a block of outputs below each other, or side by side where
+there is one row, so that a cell it has loaded serves all taps that reach it. Neighbouring threads have neighbours of a row.
 """
 
 import functools

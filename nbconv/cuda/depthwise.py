@@ -45,9 +45,9 @@ def forward(
 ) -> Call:
     """The launch of forward, on x of a size whose first cell is `start` cells from that of tap 0 of output 0."""
     taps1, taps2 = _window(p, False)
-    down = _down(p, p.out[1], p.out[2] * p.batch * p.filters * p.out[0], 1) if p.stride[1] <= 4 else 1
-    axis1 = forward_axis(p.kernel[1], p.stride[1], p.dilation[1], down, taps1)
-    axis2 = forward_axis(p.kernel[2], p.stride[2], p.dilation[2], 1, taps2)
+    down, across = _block(p, p.out[1], p.out[2], p.batch * p.filters * p.out[0], (1, 1))
+    axis1 = forward_axis(p.kernel[1], p.stride[1], p.dilation[1], down if p.stride[1] <= 4 else 1, taps1)
+    axis2 = forward_axis(p.kernel[2], p.stride[2], p.dilation[2], across if p.stride[2] <= 4 else 1, taps2)
     channels, filters = p.channels // p.groups, p.filters // p.groups
     values = triples(start=start, size=size, x=xs[2:], w=ws[2:], y=ys[2:], out=p.out) | {
         "planes": p.filters, "filters": filters, "channels": channels, "stride0": p.stride[0], "dilation0": p.dilation[0],
@@ -63,10 +63,10 @@ def input_grad(
     """The launch of dI for a box of padded cells from `low` on: the roles of x and dy, and of channels and filters, change."""
     taps1, taps2 = _window(p, True)
     stride1, stride2 = p.stride[1:]
-    columns = -(-size[2] // stride2) * p.batch * p.channels * size[0]
-    down = _down(p, -(-size[1] // stride1), columns, stride1 * stride2)
+    planes = p.batch * p.channels * size[0]
+    down, across = _block(p, -(-size[1] // stride1), -(-size[2] // stride2), planes, (stride1, stride2))
     axis1, start1 = input_grad_axis(p.kernel[1], stride1, p.dilation[1], low[1], down, taps1)
-    axis2, start2 = input_grad_axis(p.kernel[2], stride2, p.dilation[2], low[2], 1, taps2)
+    axis2, start2 = input_grad_axis(p.kernel[2], stride2, p.dilation[2], low[2], across, taps2)
     channels, filters = p.channels // p.groups, p.filters // p.groups
     values = triples(size=p.out, x=ys[2:], w=ws[2:], y=xs[2:], out=size) | {
         "planes": p.channels, "filters": channels, "channels": filters, "stride0": 1, "dilation0": -p.dilation[0],
@@ -166,17 +166,24 @@ def _shared(p: ConvProblem) -> bool:
     return p.kernel[1] * p.kernel[2] >= SHARED
 
 
-def _down(p: ConvProblem, rows: int, columns: int, phases: int) -> int:
-    """Blocks of `phases` outputs below each other of a thread: as many as leave enough threads, which are fewer for large kernels.
+def _block(p: ConvProblem, rows: int, columns: int, planes: int, phases: tuple[int, int]) -> tuple[int, int]:
+    """Blocks of `phases` outputs of a thread, below each other and side by side: the latter where there is one row only.
 
-    There is one where taps lie too far apart for blocks to share cells.
+    As many as leave enough threads, which are fewer for large kernels; one where taps lie too far apart for blocks to share cells.
+    Of 31 taps of a row, 8 outputs take 752 instructions, of which a window's 64 products are looped over, where one took 880.
     """
     enough = IN_FLIGHT // 4 if _shared(p) else IN_FLIGHT
-    most = OUTPUTS if _shared(p) else OUTPUTS // 2
-    for down in (8, 4, 2):
-        if down <= min(most, rows, OUTPUTS // phases) and -(-rows // down) * columns >= enough and p.dilation[1] <= 2:
-            return down
-    return 1
+    if rows == 1 and p.kernel[1] == 1 < p.kernel[2]:
+        # phases take registers: of 31 taps, 4 blocks of 2 outputs spill, and with a dilation 2 blocks
+        most, dilation = (OUTPUTS, 2) if phases == (1, 1) else (OUTPUTS // 2 // math.prod(phases), 1)
+        return 1, (_largest(min(most, columns), columns, planes, enough) if p.dilation[2] <= dilation else 1)
+    most = min(OUTPUTS if _shared(p) else OUTPUTS // 2, rows, OUTPUTS // math.prod(phases))
+    return (_largest(most, rows, columns * planes, enough) if p.dilation[1] <= 2 else 1), 1
+
+
+def _largest(most: int, along: int, others: int, enough: int) -> int:
+    """The largest block of at most so many along an axis that leaves enough threads."""
+    return next((block for block in (8, 4, 2) if block <= most and -(-along // block) * others >= enough), 1)
 
 
 def _correlate(
