@@ -313,6 +313,26 @@ def test_contiguous_arrays_are_near(monkeypatch, direction, groups):
     assert launched[0].module == ("tiled" if groups == 1 else "depthwise")
 
 
+def test_workspace_limit_of_the_kernel_that_is_taken(monkeypatch):
+    """Of one tap, arrays that cannot be read as they are take copies and other kernels, whose workspace counts too."""
+    problem, dtype = ConvProblem.make((4, 512, 28, 28), (128, 512, 1, 1)), np.dtype(np.float16)
+    odd = (512 * 785, 785, 28, 1)
+    x, w, y = (dense(shape) for shape in (problem.input_shape, problem.weight_shape, problem.output_shape))
+
+    def launches(strides, limit):
+        wish = Wish(workspace_limit=limit)
+        return engine._launches("forward", problem, dtype, wish, 0, (True,) * 3, (strides, w, y), False, None)
+
+    with forced.no_gpu(monkeypatch) as patch:
+        forced.codes(patch, lambda: None)  # nothing is compiled
+        assert launches(x, 0).workspace == 0
+        needed = launches(odd, None).workspace
+        assert needed >= 4 * 512 * 28 * 28 * 2
+        assert launches(odd, needed).workspace == needed
+        with pytest.raises(ValueError, match="workspace_limit must be at least"):
+            launches(odd, 1000)
+
+
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.dtype("bfloat16")], ids=["class", "dtype"])
 def test_bfloat16_by_any_name(dtype):
     wanted = nbconv.plan("forward", (8, 64, 56, 56), (64, 64, 3, 3), "bfloat16", device="cuda", cc=(9, 0))

@@ -146,7 +146,7 @@ else:
         origin = builder.gep(arguments[2], [arguments[3]])
         level = "cg" if size == 16 else "ca"
         kind = ir.FunctionType(ir.VoidType(), [WORD, origin.type, WORD])
-        builder.asm(kind, f"cp.async.{level}.shared.global [$0], [$1], {size}, $2;", "r,l,r", [to, origin, read], True)
+        builder.asm(kind, f"cp.async.{level}.shared.global [$0], [$1], {size}, $2;", "r,l,r,~{memory}", [to, origin, read], True)
         return context.get_dummy_value()
 
     def _if_valid(builder: Any, valid: Any, size: int) -> Any:

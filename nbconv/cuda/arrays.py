@@ -11,6 +11,8 @@ import numpy as np
 
 # numpy has no such type: a field's name tells it from two bytes of anything else.
 BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
+Sizes = tuple[int, ...]
+Five = tuple[int, ...]  # sizes or strides of two leading and three spatial axes
 
 
 class View(NamedTuple):

@@ -9,13 +9,11 @@ from ..kernels.cuda.tile import Tile
 from ..kernels.padding import MODES
 from ..problem import ConvProblem, Triple
 from . import driver
-from .arrays import dense
+from .arrays import Five, Sizes, dense
 from .driver import Code
 from .plan import GRID, WIDE_DOUBLES, CudaPlan, TileRow, dtype_name, padded_size, region, summing
 from .records import fields, record, triples
 
-Five = tuple[int, int, int, int, int]
-Sizes = tuple[int, ...]
 Aligned = tuple[bool, bool, bool]  # whether the operands and the result start at a multiple of 16 bytes
 X, WEIGHT, BIAS, OUT, WORK = range(5)
 THREADS = 256
@@ -50,11 +48,7 @@ class Prepared(NamedTuple):
 def five(strides: tuple[int, ...], axes: int) -> Five:
     """The strides of an input, output or weight with all of its two leading and three spatial axes."""
     lead, inner = strides[: len(strides) - axes], strides[len(strides) - axes :]
-    return (0,) * (2 - len(lead)) + lead + (0,) * (3 - axes) + inner  # type: ignore[return-value]
-
-
-def strides_of(*shape: int) -> Five:
-    return dense(shape)  # type: ignore[return-value]
+    return (0,) * (2 - len(lead)) + lead + (0,) * (3 - axes) + inner
 
 
 def contiguous(strides: Sizes, shape: Sizes) -> bool:
@@ -140,7 +134,7 @@ class Builder:
         values |= {"batch": batch, "channels": channels, "mode": border.mode}
         scalars = (*map(np.int64, values.values()), *map(np.int64, strides))
         self.generic("stage", "make_pad", (self.name,), kinds, (source, place), scalars, count)
-        return place, strides_of(batch, channels, *border.out)
+        return place, dense((batch, channels, *border.out))
 
     def fold(self, source: Place, strides: Five) -> None:
         """Add the cells of a padded gradient onto those that they were copied from."""

@@ -4,7 +4,8 @@ import math
 
 from ..kernels.cuda.tile import CHUNK, MOVED
 from ..problem import Triple
-from .builder import OUT, WEIGHT, Aligned, Border, Builder, Five, Place
+from .arrays import Five
+from .builder import OUT, WEIGHT, Aligned, Border, Builder, Place
 from .driver import Code
 from .plan import in_place, ordered, whole
 from .records import magic, record, triples

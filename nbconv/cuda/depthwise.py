@@ -7,10 +7,10 @@ import numpy as np
 
 from ..kernels.cuda.axis import Axis, forward_axis, input_grad_axis, whole_windows
 from ..problem import ConvProblem, Triple
+from .arrays import Five
 from .driver import Code
 from .records import magic, record, triples
 
-Five = tuple[int, int, int, int, int]
 THREADS = 128
 # Threads that keep the largest GPUs' memory busy: 512 on each of 132 multiprocessors, twice over.
 IN_FLIGHT = 2 * 132 * 512

@@ -1,4 +1,4 @@
-"""The CUDA driver: devices, memory, machine code and launches, by the package cuda.core."""
+"""The CUDA driver: devices, memory and machine code by NVIDIA's packages cuda.core and cuda.bindings, launches by ctypes."""
 
 import contextlib
 import ctypes
@@ -257,7 +257,7 @@ def kernel(code: Code, device_index: int, shared: int) -> Any:
         if shared > STATIC_SHARED:
             driver = bindings()
             attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            handle = driver.CUkernel(int(found.handle)) if hasattr(found, "handle") else driver.CUkernel(int(found._handle))
+            handle = driver.CUkernel(int(found.handle))
             place = check(driver.cuDeviceGet(device_index), "cuDeviceGet")
             check(driver.cuKernelSetAttribute(attribute, shared, handle, place), "cuKernelSetAttribute")
     return found

@@ -14,9 +14,9 @@ from ..kernels.activations import NAMED
 from ..kernels.cuda.tile import CHUNK
 from ..problem import ConvProblem
 from . import driver, pointwise, prepare
-from .arrays import View, cast, copy, dense, empty, overlap, view
-from .builder import Aligned, Prepared, Sizes, five
-from .plan import INT32, bordered_out, dtype_name, padded_size, select, summing
+from .arrays import Sizes, View, cast, copy, dense, empty, overlap, view
+from .builder import Aligned, Prepared, five
+from .plan import INT32, CudaPlan, bordered_out, dtype_name, padded_size, select, summing
 
 BYTE = np.dtype(np.uint8)
 _NAMES = {function: name for name, function in NAMED.items()}  # a name is known to the cache on disk
@@ -103,7 +103,7 @@ def _dense_bias(bias: View | None, like: View) -> View | None:
     if bias is None or bias.strides == (1,) or bias.shape[0] < 2:
         return bias
     found = empty(like, bias.shape, bias.dtype)
-    launches = prepare.dense(dtype_name(bias.dtype), bias.device, bias.shape[0], bias.strides[0])
+    launches = prepare.side_by_side(dtype_name(bias.dtype), bias.device, bias.shape[0], bias.strides[0])
     _launch(launches, like, bias.pointer, 0, 0, found.pointer)
     return found
 
@@ -121,7 +121,7 @@ def _launches(
 ) -> Prepared:
     """The launches of a call, from the strides of its operands and of its result; `aligned` as `prepare` takes it."""
     found = driver.device(device)
-    plan = select(direction, problem, dtype, found.cc, found.processors, wish)
+    chosen = plan = select(direction, problem, dtype, found.cc, found.processors, wish)
     x, w, y = problem.input_shape, problem.weight_shape, problem.output_shape
     shapes = {"forward": (x, w, y), "input_grad": (y, w, x), "weight_grad": (y, x, w)}[direction]
     # the stride of an axis of one element may be any number
@@ -139,7 +139,19 @@ def _launches(
         problem, dtype.itemsize, direction, aligned, *(five(each, problem.axes) for each in strides)
     ):
         plan = dataclasses.replace(plan, kernel="channels")
-    made: Prepared = getattr(prepare, direction)(plan, device, aligned, *(five(each, problem.axes) for each in strides), *rest)
+
+    def make(plan: CudaPlan) -> Prepared:
+        made: Prepared = getattr(prepare, direction)(plan, device, aligned, *(five(each, problem.axes) for each in strides), *rest)
+        return made
+
+    made, limit = make(plan), wish.workspace_limit
+    if limit is not None and plan is not chosen and made.workspace > limit:
+        # what the dispatcher knew to be within the limit was another kernel
+        made = make(dataclasses.replace(plan, splits=1))
+        if made.workspace > limit:
+            raise ValueError(
+                f"workspace_limit must be at least {made.workspace} bytes for arrays with these strides and addresses, got {limit}"
+            )
     return made
 
 
@@ -150,13 +162,16 @@ def _aligned(first: View, second: View, result: View) -> Aligned:
 
 def _reached(direction: Direction, p: ConvProblem, padded: bool) -> tuple[Sizes, Sizes, Sizes]:
     """Shapes of the operands and of the result, with the places outside of them that kernels compute and do not read."""
-    inner = slice(3 - p.axes, 3)
+
+    def inner(size: Sizes) -> Sizes:
+        return size[3 - p.axes :]
+
     x, y = p.input_shape[: -p.axes], p.output_shape[: -p.axes]
     if direction == "input_grad":
         # a phase of the result takes steps of the stride
-        result = map(max, p.size[inner], p.stride[inner])
-        return (*y, *bordered_out(p, padded)[inner]), p.weight_shape, (*x, *result)
-    given = (*x, *padded_size(p)[inner])
+        result = map(max, inner(p.size), inner(p.stride))
+        return (*y, *inner(bordered_out(p, padded))), p.weight_shape, (*x, *result)
+    given = (*x, *inner(padded_size(p)))
     return (given, p.weight_shape, p.output_shape) if direction == "forward" else (p.output_shape, given, p.weight_shape)
 
 

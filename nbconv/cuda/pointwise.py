@@ -5,7 +5,8 @@ from typing import Any
 
 from ..kernels.cuda.tile import CHUNK
 from ..problem import ConvProblem
-from .builder import BIAS, OUT, WEIGHT, Aligned, Builder, Five, Place, X, dense_cells
+from .arrays import Five
+from .builder import BIAS, OUT, WEIGHT, Aligned, Builder, Place, X, dense_cells
 from .driver import Code
 from .plan import outputs_together, slices
 from .records import record

@@ -10,6 +10,7 @@ import numpy as np
 from ..kernels.padding import MODES
 from ..phases import Slab, input_grad_border, input_grad_phases, interior, taps_of_a_phase, triple
 from . import depthwise, driver, pointwise, winograd
+from .arrays import Five, Sizes, dense
 from .builder import (
     BIAS,
     OUT,
@@ -21,15 +22,12 @@ from .builder import (
     Aligned,
     Border,
     Builder,
-    Five,
     Place,
     Prepared,
-    Sizes,
     Step,
     X,
     contiguous,
     dense_cells,
-    strides_of,
 )
 from .channels import Stage
 from .driver import Code
@@ -63,7 +61,7 @@ def forward(
     target, out_name, to = Place(OUT), name, ys
     count = p.batch * p.filters * math.prod(p.out)
     if splits > 1:
-        target, out_name, to = b.reserve(count * b.width * splits), b.sum_name, strides_of(p.batch, p.filters, *p.out)
+        target, out_name, to = b.reserve(count * b.width * splits), b.sum_name, dense((p.batch, p.filters, *p.out))
     if plan.kernel == "pointwise":
         pointwise.product(b, xs, ws, to, target, out_name, biased and splits == 1, function if splits == 1 else None, False)
         if splits > 1:
@@ -123,7 +121,7 @@ def input_grad(
         size = padded_size(p)
         slab = Slab((0, 0, 0), size)
         target = b.reserve(p.batch * p.channels * math.prod(size) * b.width)
-        out_name, to = b.sum_name, strides_of(p.batch, p.channels, *size)
+        out_name, to = b.sum_name, dense((p.batch, p.channels, *size))
     folded, count = target, p.batch * p.channels * math.prod(size)
     low = slab.low
     channels, filters = p.channels // p.groups, p.filters // p.groups
@@ -138,7 +136,7 @@ def input_grad(
         b.add(call.code, call.grid, places, call.scalars)
     elif plan.kernel == "pointwise":
         if splits > 1:
-            target, to = b.reserve(count * b.width * splits), strides_of(p.batch, p.channels, *size)
+            target, to = b.reserve(count * b.width * splits), dense((p.batch, p.channels, *size))
         pointwise.product(b, ys, ws, to, target, b.sum_name if splits > 1 else out_name, biased and splits == 1, None, True)
         if splits > 1:
             b.sum_splits(target, Place(OUT), name, (p.batch, p.channels, *size), xs, biased, None, splits)
@@ -148,7 +146,7 @@ def input_grad(
         taken = winograd.Rows(filters * ws[0], ws[1], ws[0], (-ws[3], -ws[4]), first)
         final, final_strides = target, to
         if splits > 1:
-            target, to = b.reserve(count * b.width * splits), strides_of(p.batch, p.channels, *size)
+            target, to = b.reserve(count * b.width * splits), dense((p.batch, p.channels, *size))
         even = _pairs(b, aligned, target, to, size)
         winograd.product(
             b, Place(X), ys, p.out, [phase.offset for phase in only], taken, (channels, filters), target,
@@ -173,7 +171,7 @@ def input_grad(
             weight = Rows(Place(WEIGHT), filters * ws[0], ws[1], ws[0], ws[2:])
         final, final_strides = target, to
         if splits > 1:
-            target, to = b.reserve(count * b.width * splits), strides_of(p.batch, p.channels, *size)
+            target, to = b.reserve(count * b.width * splits), dense((p.batch, p.channels, *size))
         # taps lie `steps` apart, which is steps * dilation / stride outputs
         steps = tuple(s // math.gcd(s, d) for s, d in zip(p.stride, p.dilation, strict=True))
         reach = tuple(t * d // s for t, d, s in zip(steps, p.dilation, p.stride, strict=True))
@@ -226,7 +224,7 @@ def weight_grad(plan: CudaPlan, device: int, aligned: Aligned, ys: Five, xs: Fiv
         x = Images(source, xs[0], channels * xs[1], channels, xs[1], xs[2:], size)
         dy = Images(Place(WEIGHT), ys[0], filters * ys[1], filters, ys[1], ys[2:], p.out)
     if through:
-        target, out_name, to = b.reserve(count * b.width * splits), b.sum_name, strides_of(*shape)
+        target, out_name, to = b.reserve(count * b.width * splits), b.sum_name, dense(shape)
     if plan.kernel == "direct":
         kinds = (f"{name}*", f"{name}*", f"{out_name}*", "int64", "int64", SIZES, STRIDES, STRIDES, STRIDES)
         scalars = (np.int64(splits), np.int64(count), *b.sizes(), *map(np.int64, (*ys, *xs, *to)))
@@ -264,7 +262,7 @@ def bias_grad(name: str, device: int, sizes: Five, ys: Five, step: int) -> Prepa
 
 
 @functools.lru_cache(maxsize=512)
-def dense(name: str, device: int, size: int, step: int) -> Prepared:
+def side_by_side(name: str, device: int, size: int, step: int) -> Prepared:
     """The launch that copies elements that lie `step` apart side by side."""
     kinds = f"{name}*", f"{name}*", SIZES, STRIDES
     values = dict.fromkeys(fields("direct", "Sizes"), 1) | {"channels": size, "mode": 0, "before0": 0, "before1": 0, "before2": 0}

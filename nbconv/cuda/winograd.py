@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from ..kernels.cuda.winograd_sizes import COLUMNS, DEPTH, GRAD_SHARED, ROWS, SHARED, THREADS
 from ..problem import Triple
-from .builder import BIAS, OUT, WEIGHT, Builder, Five, Place, contiguous
+from .arrays import Five
+from .builder import BIAS, OUT, WEIGHT, Builder, Place, contiguous
 from .driver import Code
 from .records import record
 from .winograd_schedule import weight_bytes, weight_threads
