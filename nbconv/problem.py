@@ -323,6 +323,25 @@ def problem_of(
     )
 
 
+def transposed_options(
+    stride: Any, padding: Any, output_padding: Any, dilation: Any, axes: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Steps, borders in front and behind, output paddings and tap distances of a transposed convolution, one for each axis."""
+    steps = each_axis(stride, "stride", axes, 1)
+    gaps = each_axis(dilation, "dilation", axes, 1)
+    extra = each_axis(output_padding, "output_padding", axes, 0)
+    if isinstance(padding, str):
+        raise ValueError(f"padding must be ints for a transposed convolution, got {padding!r}")
+    before, after = borders(padding, (0,) * axes, steps)
+    for axis in range(axes):
+        if extra[axis] >= max(steps[axis], gaps[axis]):
+            raise ValueError(
+                f"output_padding must be smaller than stride or dilation, got {extra[axis]} on spatial axis {axis} "
+                f"with stride {steps[axis]} and dilation {gaps[axis]}"
+            )
+    return steps, before, after, extra, gaps
+
+
 @_once
 def transposed_problem(
     input_shape: Sequence[int],
@@ -346,19 +365,9 @@ def transposed_problem(
         raise ValueError(f"weight must have the input's {channels} channels on its axis 0, got weight shape {weight_shape}")
     if channels % groups:
         raise ValueError(f"groups must divide the input's channels, got groups {groups} and {channels} channels")
-    steps = each_axis(stride, "stride", axes, 1)
-    gaps = each_axis(dilation, "dilation", axes, 1)
-    extra = each_axis(output_padding, "output_padding", axes, 0)
-    if isinstance(padding, str):
-        raise ValueError(f"padding must be ints for a transposed convolution, got {padding!r}")
-    before, after = borders(padding, (0,) * axes, steps)
+    steps, before, after, extra, gaps = transposed_options(stride, padding, output_padding, dilation, axes)
     sizes = []
     for axis in range(axes):
-        if extra[axis] >= max(steps[axis], gaps[axis]):
-            raise ValueError(
-                f"output_padding must be smaller than stride or dilation, got {extra[axis]} on spatial axis {axis} "
-                f"with stride {steps[axis]} and dilation {gaps[axis]}"
-            )
         size = input_shape[axis - axes]
         grown = (size - 1) * steps[axis] + gaps[axis] * (weight_shape[2 + axis] - 1) + extra[axis] + 1
         cells = grown - before[axis] - after[axis]
