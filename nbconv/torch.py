@@ -1,14 +1,20 @@
 """nbconv for PyTorch tensors: functions with derivatives of every order, layers, and a model's layers replaced.
 
-Each verb is an operator of `torch.library`, so that `torch.compile` takes a call whole, and its derivatives are the other verbs:
+Each verb is linear in both of its operands, and its derivatives are the other verbs:
 
-    conv(x, w)            dx = input_grad(g, w)     dw = weight_grad(g, x)
-    input_grad(dy, w)     ddy = conv(g, w)          dw = weight_grad(dy, g)
-    weight_grad(dy, x)    ddy = conv(x, g)          dx = input_grad(dy, g)
+    conv(x, w)                  dx = conv_input_grad(g, w)     dw = conv_weight_grad(g, x)
+    conv_input_grad(dy, w)      ddy = conv(g, w)               dw = conv_weight_grad(dy, g)
+    conv_weight_grad(dy, x)     ddy = conv(x, g)               dx = conv_input_grad(dy, g)
 
-Memory is shared with NumPy on the CPU and handed over as it is on a GPU; nothing is copied.
+A verb is an operator of `torch.library`, which compiled and exported programs hold, inside an `autograd.Function`, which
+forward-mode derivatives and `torch.func` need. Memory is shared with NumPy on the CPU and handed over as it is on a GPU; nothing is
+copied.
 """
 
+import dataclasses
+import functools
+import inspect
+import operator
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -17,9 +23,24 @@ import torch
 from torch import Tensor
 
 from . import functional
-from .problem import Padding, Sizes, borders, each_axis, out_size, padding_mode_name
+from .arrays import check_array, common_dtype
+from .dispatch import wish
+from .problem import (
+    ConvProblem,
+    Padding,
+    Sizes,
+    borders,
+    each_axis,
+    padding_mode_name,
+    problem_of,
+    transposed_options,
+    transposed_problem,
+    whole,
+)
 
-# Options of every operator: stride, sides, (before, after) for each axis, dilation, groups, padding mode, algorithm, precision.
+_transposed_problem = functools.lru_cache(maxsize=4096)(transposed_problem)
+
+# Options of every verb: stride, sides, (before, after) for each axis, dilation, groups, padding mode, algorithm, precision.
 _Options = tuple[Sequence[int], Sequence[int], Sequence[int], int, str, str, str | None]
 
 
@@ -52,147 +73,203 @@ def _bfloat16() -> Any:
     return ml_dtypes.bfloat16
 
 
-def _arguments(
-    stride: Sequence[int],
-    sides: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    mode: str,
-    algorithm: str,
-    precision: str | None,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The options as nbconv's functions take them."""
-    pairs = list(zip(sides[0::2], sides[1::2], strict=True))
-    return (list(stride), pairs, list(dilation), groups, mode), {"algorithm": algorithm, "precision": precision}
-
-
 # -- operators
 
-
-@torch.library.custom_op("nbconv::conv", mutates_args=())
-def _forward_operator(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
-    groups: int, mode: str, algorithm: str, precision: str | None,
-) -> Tensor:  # fmt: skip
-    options, more = _arguments(stride, sides, dilation, groups, mode, algorithm, precision)
-    return _taken(functional.conv(_given(input), _given(weight), None if bias is None else _given(bias), *options, **more))
+# Each takes two operands, named here, a bias, the result's shape where it does not follow from theirs, and the options.
+_OPERANDS = {
+    "conv": ("input", "weight"),
+    "conv_input_grad": ("grad_output", "weight"),
+    "conv_weight_grad": ("grad_output", "input"),
+}
 
 
-@torch.library.custom_op("nbconv::conv_input_grad", mutates_args=())
-def _input_grad_operator(
-    grad_output: Tensor, weight: Tensor, shape: Sequence[int], stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
-    groups: int, mode: str, algorithm: str, precision: str | None,
-) -> Tensor:  # fmt: skip
-    options, more = _arguments(stride, sides, dilation, groups, mode, algorithm, precision)
-    return _taken(functional.conv_input_grad(_given(grad_output), _given(weight), list(shape), *options, **more))
+def _problem(
+    verb: str, first: Any, second: Any, bias: Any, shape: Sequence[int] | None,
+    stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int], groups: int, mode: str,
+) -> ConvProblem:  # fmt: skip
+    """The convolution that a call is about; raises unless its operands fit together."""
+    input_shape, weight_shape = {
+        "conv": (first.shape, second.shape),
+        "conv_input_grad": (shape, second.shape),
+        "conv_weight_grad": (second.shape, shape),
+    }[verb]
+    # operators get lists; of tuples an equal problem is found and not made anew
+    lists = (input_shape, weight_shape, stride, sides, dilation)
+    problem = problem_of(*map(tuple, lists), groups, mode, None)
+    if verb != "conv":
+        functional.check_shape(first, problem.output_shape, "grad_output")
+    functional.check_bias(bias, problem.filters if verb == "conv" else problem.channels)
+    return problem
 
 
-@torch.library.custom_op("nbconv::conv_weight_grad", mutates_args=())
-def _weight_grad_operator(
-    grad_output: Tensor, input: Tensor, shape: Sequence[int], stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
-    groups: int, mode: str, algorithm: str, precision: str | None,
-) -> Tensor:  # fmt: skip
-    options, more = _arguments(stride, sides, dilation, groups, mode, algorithm, precision)
-    return _taken(functional.conv_weight_grad(_given(grad_output), _given(input), list(shape), *options, **more))
+def _compute(verb: str, first: Tensor, second: Tensor, bias: Tensor | None, shape: Sequence[int] | None, *options: Any) -> Tensor:
+    algorithm, precision = options[5:]
+    problem, wanted = _problem(verb, first, second, bias, shape, *options[:5]), wish(algorithm, precision, None)
+    a, b = (check_array(_given(tensor), name) for tensor, name in zip((first, second), _OPERANDS[verb], strict=True))
+    c = None if bias is None else check_array(_given(bias), "bias")
+    dtype, engine = common_dtype(first=a, second=b, bias=c), functional._engine(a, b, c)
+    if verb == "conv":
+        return _taken(engine.forward(problem, dtype, a, b, c, None, None, wanted))
+    if verb == "conv_input_grad":
+        return _taken(engine.input_grad(problem, dtype, a, b, c, None, wanted, dtype.kind == "c"))
+    return _taken(engine.weight_grad(problem, dtype, a, b, None, wanted))
 
 
-@_forward_operator.register_fake
-def _(
-    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], sides: Sequence[int], dilation: Sequence[int],
-    *others: Any,
-) -> Tensor:  # fmt: skip
-    """A tensor of the result's shape, for whoever traces a call."""
-    axes = weight.dim() - 2
-    size = input.shape[input.dim() - axes :]
-    if all(isinstance(each, int) for each in (*size, *weight.shape)):  # raises as the operator does
-        spans = [dilation[a] * (weight.shape[2 + a] - 1) for a in range(axes)]
-        out = [out_size(a, size[a], sides[2 * a] + sides[2 * a + 1], spans[a], stride[a], "input") for a in range(axes)]
-        return input.new_empty((*input.shape[: input.dim() - axes - 1], weight.shape[0], *out))
-    out = [
-        (size[a] + sides[2 * a] + sides[2 * a + 1] - dilation[a] * (weight.shape[2 + a] - 1) - 1) // stride[a] + 1
-        for a in range(axes)
+def _trace(verb: str, first: Tensor, second: Tensor, bias: Tensor | None, shape: Sequence[int] | None, *options: Any) -> Tensor:
+    """A tensor of the result's shape, for whoever traces a call; sizes are checked if they are numbers, and no symbols."""
+    if all(isinstance(size, int) for size in (*first.shape, *second.shape, *(shape or ()))):
+        problem = _problem(verb, first, second, bias, shape, *options[:5])
+        shape = problem.output_shape if verb == "conv" else shape
+    elif shape is None:
+        axes, (stride, sides, dilation, *_) = second.dim() - 2, options
+        lead = first.dim() - axes
+        spans = [dilation[a] * (second.shape[2 + a] - 1) + 1 for a in range(axes)]
+        out = [(first.shape[lead + a] + sides[2 * a] + sides[2 * a + 1] - spans[a]) // stride[a] + 1 for a in range(axes)]
+        shape = (*first.shape[: lead - 1], second.shape[0], *out)
+    return first.new_empty(cast(Sequence[int], shape))
+
+
+def _derivatives(verb: str, operands: tuple[Tensor, ...], g: Tensor, want: Sequence[bool], options: Any) -> list[Tensor | None]:
+    """For both operands and the bias, where wanted."""
+    first, second = operands
+    stride, sides, dilation, groups, mode, algorithm, precision = options
+    # a derivative is another problem, which an algorithm asked for by name may be unable to compute
+    options = stride, sides, dilation, groups, mode, "direct" if algorithm == "direct" else "auto", precision
+    calls = {
+        "conv": (("conv_input_grad", g, second), ("conv_weight_grad", g, first)),
+        "conv_input_grad": (("conv", g, second), ("conv_weight_grad", first, g)),
+        "conv_weight_grad": (("conv", second, g), ("conv_input_grad", first, g)),
+    }[verb]
+    found: list[Tensor | None] = [
+        _call(name, a, b, None, operand.shape, options) if wanted else None
+        for (name, a, b), operand, wanted in zip(calls, operands, want[:2], strict=True)
     ]
-    return input.new_empty((*input.shape[: input.dim() - axes - 1], weight.shape[0], *out))
+    channels = g.dim() - second.dim() + 1
+    return [*found, g.sum([axis for axis in range(g.dim()) if axis != channels]) if want[2] else None]
 
 
-@_input_grad_operator.register_fake
-def _(grad_output: Tensor, weight: Tensor, shape: Sequence[int], *others: Any) -> Tensor:
-    return grad_output.new_empty(shape)
+def _operator(verb: str) -> Any:
+    """The operator of `torch.library`; with derivatives of its own for exported programs, which hold no `autograd.Function`."""
+
+    def save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        first, second, _, _, *ctx.options = inputs
+        ctx.save_for_backward(first, second)
+
+    def derivatives(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        return *_derivatives(verb, ctx.saved_tensors, g, ctx.needs_input_grad, ctx.options), *(None,) * 8
+
+    _LIBRARY.define(verb + _SCHEMA, tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(verb, functools.partial(_compute, verb), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"nbconv::{verb}", functools.partial(_trace, verb), lib=_LIBRARY)
+    torch.library.register_autograd(f"nbconv::{verb}", derivatives, setup_context=save, lib=_LIBRARY)
+    return getattr(torch.ops.nbconv, verb).default
 
 
-@_weight_grad_operator.register_fake
-def _(grad_output: Tensor, input: Tensor, shape: Sequence[int], *others: Any) -> Tensor:
-    return grad_output.new_empty(shape)
+_LIBRARY = torch.library.Library("nbconv", "DEF")
+_SCHEMA = (
+    "(Tensor first, Tensor second, Tensor? bias, SymInt[]? shape, SymInt[] stride, SymInt[] sides, SymInt[] dilation, "
+    "SymInt groups, str mode, str algorithm, str? precision) -> Tensor"
+)
+_OPERATORS = {verb: _operator(verb) for verb in _OPERANDS}
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, _, *options = inputs
-    ctx.save_for_backward(input, weight)
-    ctx.options = options
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """What a call asks of its tensors: one object, into which the transforms of `torch.func` do not look."""
+
+    verb: str
+    shape: Sequence[int] | None
+    options: _Options
 
 
-def _forward_derivatives(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    input, weight = ctx.saved_tensors
-    want = ctx.needs_input_grad
-    return (
-        _input_grad_operator(g, weight, input.shape, *ctx.options) if want[0] else None,
-        _weight_grad_operator(g, input, weight.shape, *ctx.options) if want[1] else None,
-        g.sum([axis for axis in range(g.dim()) if axis != g.dim() - weight.dim() + 1]) if want[2] else None,
-        *(None,) * 7,
-    )
+class _Bilinear(torch.autograd.Function):
+    """A verb with derivatives of both modes, for one sample or many."""
+
+    @staticmethod
+    def forward(first: Tensor, second: Tensor, bias: Tensor | None, asked: _Question) -> Tensor:
+        result: Tensor = _OPERATORS[asked.verb](first, second, bias, asked.shape, *asked.options)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        first, second, _, ctx.asked = inputs
+        ctx.shape = output.shape
+        ctx.save_for_backward(first, second)
+        ctx.save_for_forward(first, second)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor | None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return (None,) * 4
+        asked = ctx.asked
+        return *_derivatives(asked.verb, ctx.saved_tensors, g, ctx.needs_input_grad, asked.options), None
+
+    @staticmethod
+    def jvp(ctx: Any, first: Tensor | None, second: Tensor | None, bias: Tensor | None, _: None) -> Tensor:
+        """The sum, over the operands that have a tangent, of the verb of that tangent."""
+        (a, b), asked = ctx.saved_tensors, ctx.asked
+        parts = [] if bias is None else [bias.reshape(-1, *(1,) * (b.dim() - 2)).expand(ctx.shape)]
+        parts += [] if first is None else [_call(asked.verb, first, b, None, asked.shape, asked.options)]
+        parts += [] if second is None else [_call(asked.verb, a, second, None, asked.shape, asked.options)]
+        return functools.reduce(operator.add, parts)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """One call for each sample."""
+        *operands, asked = inputs
+        results = []
+        for i in range(info.batch_size):
+            a, b, c = (each if axis is None else each.select(axis, i) for each, axis in zip(operands, in_dims[:3], strict=True))
+            results.append(_call(asked.verb, a, b, c, asked.shape, asked.options))
+        return torch.stack(results), 0
 
 
-def _save_pair(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    first, second, _, *options = inputs
-    ctx.save_for_backward(first, second)
-    ctx.options = options
+# PyTorch asks for it on every call, and makes it anew, in 18 us, unless it is there. (An `apply` of one's own, which asks for
+# none, takes 12 us less than this, but needs names that are PyTorch's private ones.)
+_Bilinear.forward.__signature__ = inspect.signature(_Bilinear.forward)  # type: ignore[attr-defined]
 
 
-def _input_grad_derivatives(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    grad_output, weight = ctx.saved_tensors
-    want = ctx.needs_input_grad
-    return (
-        _forward_operator(g, weight, None, *ctx.options) if want[0] else None,
-        _weight_grad_operator(grad_output, g, weight.shape, *ctx.options) if want[1] else None,
-        *(None,) * 8,
-    )
+def _call(verb: str, first: Tensor, second: Tensor, bias: Tensor | None, shape: Sequence[int] | None, options: _Options) -> Tensor:
+    result: Tensor = _Bilinear.apply(first, second, bias, _Question(verb, shape, options))  # type: ignore[no-untyped-call]
+    return result
 
 
-def _weight_grad_derivatives(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    grad_output, input = ctx.saved_tensors
-    want = ctx.needs_input_grad
-    return (
-        _forward_operator(input, g, None, *ctx.options) if want[0] else None,
-        _input_grad_operator(grad_output, g, input.shape, *ctx.options) if want[1] else None,
-        *(None,) * 8,
-    )
-
-
-_forward_operator.register_autograd(_forward_derivatives, setup_context=_save_forward)
-_input_grad_operator.register_autograd(_input_grad_derivatives, setup_context=_save_pair)
-_weight_grad_operator.register_autograd(_weight_grad_derivatives, setup_context=_save_pair)
+# `torch.compile` enters no Function that has a `jvp`; of a call that it may take unseen it traces the operators and derivatives.
+torch.compiler.allow_in_graph(_call)
 
 
 # -- functions
 
 
+def _each(sizes: Any) -> Any:
+    """Sizes as nbconv's functions take them; PyTorch has a sequence of one stand for all axes."""
+    alone = isinstance(sizes, Sequence) and len(sizes) == 1 and not isinstance(sizes[0], Sequence)
+    return sizes[0] if alone else sizes
+
+
 def _options(
-    axes: int, kernel: Sequence[int], stride: Sizes, padding: Padding, dilation: Sizes, groups: int, padding_mode: str,
+    steps: Sequence[int], before: Sequence[int], after: Sequence[int], gaps: Sequence[int], groups: int, padding_mode: str,
     algorithm: str, precision: str | None,
 ) -> _Options:  # fmt: skip
-    steps, apart = each_axis(stride, "stride", axes, 1), each_axis(dilation, "dilation", axes, 1)
-    before, after = borders(padding, [d * (k - 1) for d, k in zip(apart, kernel, strict=True)], steps)
+    if not isinstance(algorithm, str):
+        raise TypeError(f"algorithm must be a str, got {algorithm!r}")
+    if not isinstance(precision, str | None):
+        raise TypeError(f"precision must be a str or None, got {precision!r}")
+    wish(algorithm, precision, None)
     sides = [side for pair in zip(before, after, strict=True) for side in pair]
-    return steps, sides, apart, groups, padding_mode_name(padding_mode), algorithm, precision
+    return steps, tuple(sides), gaps, whole(groups, "groups", 1), padding_mode_name(padding_mode), algorithm, precision
 
 
-def _axes(axes: int | None, input: Tensor, weight: Tensor, bias: Tensor | None) -> int:
-    """Check the tensors of a call; the number of its spatial axes, by default the weight's."""
+def _tensors(axes: int | None, input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[int, Tensor, Tensor, Tensor | None]:
+    """The number of spatial axes, by default the weight's, and the tensors: checked, and cast where `torch.autocast` is on."""
     for name, tensor in (("input", input), ("weight", weight), ("bias", bias)):
         if tensor is not None and not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor)!r}")
         if tensor is not None and tensor.device != input.device:
             raise ValueError(f"{name} must be on the device of input, {input.device}, got {tensor.device}")
+    input, weight, bias = _autocast(input), _autocast(weight), None if bias is None else _autocast(bias)
+    for name, tensor in (("weight", weight), ("bias", bias)):
         if tensor is not None and tensor.dtype != input.dtype:
             raise TypeError(f"{name} must have the dtype of input, {input.dtype}, got {tensor.dtype}")
     if axes is None:
@@ -201,9 +278,18 @@ def _axes(axes: int | None, input: Tensor, weight: Tensor, bias: Tensor | None) 
             raise ValueError(f"weight must have 3 to 5 axes, got shape {tuple(weight.shape)}")
     if weight.dim() != axes + 2:
         raise ValueError(f"weight must have {axes + 2} axes, got shape {tuple(weight.shape)}")
-    if input.dim() not in (axes + 1, axes + 2):
+    if not axes + 1 <= input.dim() <= axes + 2:
         raise ValueError(f"input must have {axes + 1} or {axes + 2} axes, got shape {tuple(input.shape)}")
-    return axes
+    return axes, input, weight, bias
+
+
+def _autocast(tensor: Tensor) -> Tensor:
+    """As PyTorch has it for its own convolutions: of the real floats, all but double precision."""
+    device = tensor.device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return tensor
+    narrows = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return tensor.to(torch.get_autocast_dtype(device)) if narrows else tensor
 
 
 def _conv(
@@ -224,10 +310,12 @@ def _conv(
 
     Parameters, result and errors are those of the function of this name in `nbconv`, and of `torch.nn.functional`.
     """
-    axes = _axes(axes, input, weight, bias)
-    options = _options(axes, weight.shape[2:], stride, padding, dilation, groups, padding_mode, algorithm, precision)
-    result: Tensor = _forward_operator(input, weight, bias, *options)
-    return result
+    axes, input, weight, bias = _tensors(axes, input, weight, bias)
+    steps, gaps = each_axis(_each(stride), "stride", axes, 1), each_axis(_each(dilation), "dilation", axes, 1)
+    before, after = borders(_each(padding), [gap * (taps - 1) for gap, taps in zip(gaps, weight.shape[2:], strict=True)], steps)
+    return _call(
+        "conv", input, weight, bias, None, _options(steps, before, after, gaps, groups, padding_mode, algorithm, precision)
+    )
 
 
 def _conv_transpose(
@@ -248,34 +336,25 @@ def _conv_transpose(
 
     Parameters, result and errors are those of the function of this name in `nbconv`, and of `torch.nn.functional`.
     """
-    axes = _axes(axes, input, weight, bias)
-    if isinstance(padding, str):
-        raise ValueError(f"padding must be ints for a transposed convolution, got {padding!r}")
-    kernel = weight.shape[2:]
-    options = _options(axes, kernel, stride, padding, dilation, groups, "zeros", algorithm, precision)
-    steps, sides, apart, *_ = options
-    more = each_axis(output_padding, "output_padding", axes, 0)
-    for i, (extra, step, gap) in enumerate(zip(more, steps, apart, strict=True)):
-        if extra >= max(step, gap):
-            raise ValueError(f"output_padding must be smaller than stride or dilation, got {extra} on axis {i} of {axes}")
-    lead, filters = input.dim() - axes, weight.shape[1] * groups
-    if input.shape[lead - 1] != weight.shape[0]:
-        raise ValueError(f"input must have the {weight.shape[0]} channels of weight's axis 0, got shape {tuple(input.shape)}")
-    if bias is not None and tuple(bias.shape) != (filters,):
-        raise ValueError(f"bias must have shape ({filters},), one value for each output channel, got {tuple(bias.shape)}")
-    # cells added behind are first those that the border would take away; beyond these no tap reaches any
-    beyond = [max(more[a] - sides[2 * a + 1], 0) for a in range(axes)]
-    sides = [side if i % 2 == 0 else max(side - more[i // 2], 0) for i, side in enumerate(sides)]
-    size = [
-        (input.shape[lead + a] - 1) * steps[a] - sides[2 * a] - sides[2 * a + 1] + apart[a] * (kernel[a] - 1) + 1
-        for a in range(axes)
-    ]
-    shape = (*input.shape[: lead - 1], filters, *size)
+    axes, input, weight, bias = _tensors(axes, input, weight, bias)
+    sizes = _each(stride), _each(padding), _each(output_padding), _each(dilation)
+    steps, before, after, extra, gaps = transposed_options(*sizes, axes)
+    options = _options(steps, before, after, gaps, groups, "zeros", algorithm, precision)
+    lead, shapes = input.dim() - axes, (tuple(input.shape), tuple(weight.shape))
+    if torch.compiler.is_compiling() or not all(isinstance(size, int) for each in shapes for size in each):  # may be symbols
+        size = [
+            (input.shape[lead + a] - 1) * steps[a] - before[a] - after[a] + gaps[a] * (weight.shape[2 + a] - 1) + extra[a] + 1
+            for a in range(axes)
+        ]
+        shape: Sequence[int] = (*input.shape[: lead - 1], weight.shape[1] * options[3], *size)
+    else:
+        shape = _transposed_problem(*shapes, steps, options[1], extra, groups, gaps, axes).input_shape
+    # An output padding of a whole stride or more (under a larger dilation) leaves room for cells of input that do not exist.
+    more = [e // step for e, step in zip(extra, steps, strict=True)]
+    if any(more):
+        input = torch.nn.functional.pad(input, [side for cells in reversed(more) for side in (0, cells)])
     # the gradient of a convolution for its input, for which nbconv conjugates the weight, and a transposed convolution does not
-    result: Tensor = _input_grad_operator(input, weight.conj(), shape, steps, sides, *options[2:])
-    if any(beyond):
-        result = torch.nn.functional.pad(result, [side for extra in reversed(beyond) for side in (0, extra)])
-    return result if bias is None else result + bias.reshape(-1, *(1,) * axes)
+    return _call("conv_input_grad", input, weight.conj(), bias, shape, options)
 
 
 conv, conv1d, conv2d, conv3d = functional.family(_conv)
