@@ -38,8 +38,6 @@ from .problem import (
     whole,
 )
 
-_transposed_problem = functools.lru_cache(maxsize=4096)(transposed_problem)
-
 # Options of every verb: stride, sides, (before, after) for each axis, dilation, groups, padding mode, algorithm, precision.
 _Options = tuple[Sequence[int], Sequence[int], Sequence[int], int, str, str, str | None]
 
@@ -93,9 +91,8 @@ def _problem(
         "conv_input_grad": (shape, second.shape),
         "conv_weight_grad": (second.shape, shape),
     }[verb]
-    # operators get lists; of tuples an equal problem is found and not made anew
-    lists = (input_shape, weight_shape, stride, sides, dilation)
-    problem = problem_of(*map(tuple, lists), groups, mode, None)
+    # torch's shapes are tuples of another type, which hash slower than plain ones
+    problem = problem_of(tuple(input_shape), tuple(weight_shape), stride, sides, dilation, groups, mode, None)
     if verb != "conv":
         functional.check_shape(first, problem.output_shape, "grad_output")
     functional.check_bias(bias, problem.filters if verb == "conv" else problem.channels)
@@ -348,7 +345,7 @@ def _conv_transpose(
         ]
         shape: Sequence[int] = (*input.shape[: lead - 1], weight.shape[1] * options[3], *size)
     else:
-        shape = _transposed_problem(*shapes, steps, options[1], extra, groups, gaps, axes).input_shape
+        shape = transposed_problem(*shapes, steps, options[1], extra, groups, gaps, axes).input_shape
     # An output padding of a whole stride or more (under a larger dilation) leaves room for cells of input that do not exist.
     more = [e // step for e, step in zip(extra, steps, strict=True)]
     if any(more):
