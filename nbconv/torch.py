@@ -91,7 +91,7 @@ def _problem(
         "conv_input_grad": (shape, second.shape),
         "conv_weight_grad": (second.shape, shape),
     }[verb]
-    # torch's shapes are tuples of another type, which hash slower than plain ones
+    # torch's shapes are tuples of another type, which would be taken apart
     problem = problem_of(tuple(input_shape), tuple(weight_shape), stride, sides, dilation, groups, mode, None)
     if verb != "conv":
         functional.check_shape(first, problem.output_shape, "grad_output")

@@ -308,7 +308,7 @@ def test_autocast(transposed, dtype):
 
 @pytest.mark.skipif(DISABLED, reason="Winograd is compiled")
 def test_algorithm_of_derivatives():
-    """Winograd would take 100 MB for this dW, which is another problem than the convolution: of it "auto" is asked."""
+    """A dW is another problem than its convolution, and may want more workspace by Winograd's algorithm: "auto" is asked."""
     x, w = tensors((2, 64, 16, 16), (64, 64, 7, 7), dtype=torch.float32)
     y = functions.conv2d(x, w, padding=6, algorithm="winograd")
     for mine, other in zip(*(torch.autograd.grad(z.sum(), (x, w)) for z in (y, F.conv2d(x, w, padding=6))), strict=True):
