@@ -199,22 +199,22 @@ def uninterrupted() -> Iterator[None]:
             handler(*given)
 
 
-def _compile(dispatcher: Any, arguments: tuple[types.Type, ...]) -> Any:
+def _compile(dispatcher: Any, arguments: tuple[types.Type, ...], returns: types.Type = types.void) -> Any:
     if not isinstance(dispatcher._cache, _Cache):
         dispatcher._cache = _Cache(dispatcher.py_func)
     with uninterrupted():
-        return dispatcher.get_compile_result(types.void(*arguments))
+        return dispatcher.get_compile_result(returns(*arguments))
 
 
 @functools.cache
-def entry(dispatcher: Any, *arguments: types.Type) -> Callable[..., Any]:
+def entry(dispatcher: Any, *arguments: types.Type, returns: types.Type = types.void) -> Callable[..., Any]:
     """Compile a kernel for one signature, or load it from the cache, and return its entry point.
 
     Calling the entry point skips numba's look-up by argument types, and one signature then serves every layout of an array. It
     unpacks what it is given as `arguments` without checking, so callers pass arrays of these very dtypes and dimensions.
     """
     if not DISABLED:
-        function: Callable[..., Any] = _compile(dispatcher, arguments).entry_point
+        function: Callable[..., Any] = _compile(dispatcher, arguments, returns).entry_point
         return function
 
     def interpreted(*values: Any) -> None:

@@ -12,13 +12,15 @@ from numba.cpython.unicode import _empty_string, _set_code_point
 from numba.extending import intrinsic, overload, register_jitable
 
 from .cpu.builder import WORD
+from .cpu.machine import LINE
 from .helper import WITHIN
-from .jit import address_of
+from .jit import address_of, kernel
 
 # What is linked to in each process: state of the table, and functions of Python's.
 SYMBOLS = "nbconv_state", "nbconv_prepare", "nbconv_error"
 SLOTS = 1 << 16  # of the table: shapes that one process convolves
 HEAD = 9  # words of a program before its first step
+DATA = object.__basicsize__  # bytes of an array object of NumPy's before the address of its first element
 SCRATCH = 4  # number of the base that scratch is; arrays of the call come before, the result last
 HOOK = 5  # number of the base that the descriptor of the caller's own function is; see `cpu.epilogue`
 STATE = 5  # words of what Python tells compiled code
@@ -213,14 +215,14 @@ def lookup(key, words, count):
 
 
 @helper
-def execute(program, bases):
-    """Run a program on arrays that start at addresses `bases`."""
-    scratch = made(np.empty(peek(program) + 64, np.uint8))
-    bases[SCRATCH] = (address_of(scratch) + 63) // 64 * 64
-    failed = bases[SCRATCH]  # a word that kernels set where something gets no memory
-    poke(failed, 0)
-    words = np.empty(peek(program + 8), np.int64)
-    available, width = launch_width()
+def perform(program, bases, words, scratch, available, width):
+    """Run a program on arrays that start at the addresses in `bases`; whether all that it needed was there.
+
+    `bases`, `words` and `scratch` are addresses of room for HOOK + 1 words, for the words of a step, and, on a line of cache, for
+    the program's scratch; `available` and `width` are as `launch_width` has them.
+    """
+    poke(bases + 8 * SCRATCH, scratch)
+    poke(scratch, 0)  # a word that kernels set where something gets no memory
     parallel = width > 1
     if parallel and width < available:
         set_thread_count(told(2), width)
@@ -232,18 +234,55 @@ def execute(program, bases):
             kernel = step + 40
         count = peek(kernel + 16)
         for i in range(count):
-            words[i] = peek(start + 8 * i)
+            poke(words + 8 * i, peek(start + 8 * i))
         for i in range(peek(kernel + 24)):
-            at = start + 8 * (count + 2 * i)
-            words[peek(at)] += bases[peek(at + 8)]
-        invoke(peek(kernel + 8), peek(kernel), address_of(words))
+            at, base = start + 8 * (count + 2 * i), words + 8 * peek(start + 8 * (count + 2 * i))
+            poke(base, peek(base) + peek(bases + 8 * peek(at + 8)))
+        invoke(peek(kernel + 8), peek(kernel), words)
         step += 8 * peek(step)
     if parallel and width < available:
         set_thread_count(told(2), available)
-    without = peek(failed) != 0
+    return peek(scratch) == 0
+
+
+@helper
+def execute(program, bases):
+    """Run a program on arrays that start at addresses `bases`, with memory of its own."""
+    available, width = launch_width() if peek(program + 16) != 0 else (1, 1)
+    scratch = made(np.empty(peek(program + 16 if peek(program + 16) != 0 and width == 1 else program) + LINE, np.uint8))
+    words = np.empty(peek(program + 8), np.int64)
+    place = (address_of(scratch) + LINE - 1) // LINE * LINE
+    done = perform(program, address_of(bases), address_of(words), place, available, width)
     scratch[0] = words[0] = 0  # both live until here
-    if without:
+    if not done:
         raise MemoryError("no memory for a Fourier transform")
+
+
+@kernel
+def replay(program, spans, many, first, second, third, result, room):
+    """Run a program on arrays of Python's; 0 if it did, 1 where these arrays are none for it, 2 where something gets no memory.
+
+    `many`, whether it may launch threads. `first` to `room` are addresses of Python's objects: the call's arrays, 0 for one that it
+    lacks, its result, and an array of bytes to work in. `spans`, the address of words: bytes from an array's first element to where
+    it begins and ends in memory, for the result and for each of the others, an empty span for one that may lie anywhere; then the
+    bits that no address has set.
+    """
+    bases, target = peek(room + DATA), peek(result + DATA)
+    low, high = target + peek(spans), target + peek(spans + 8)
+    odd = target
+    for base, array in enumerate((first, second, third)):
+        address, span = peek(array + DATA) if array != 0 else 0, spans + 16 * (base + 1)
+        if address + peek(span) < high and low < address + peek(span + 8):
+            return 1
+        odd |= address
+        poke(bases + 8 * base, address)
+    if odd & peek(spans + 16 * SCRATCH):
+        return 1
+    poke(bases + 8 * (SCRATCH - 1), target)
+    words = bases + 8 * (HOOK + 1)
+    scratch = (words + 8 * peek(program + 8) + LINE - 1) // LINE * LINE
+    available, width = launch_width() if many else (1, 1)
+    return 0 if perform(program, bases, words, scratch, available, width) else 2
 
 
 def write(words, at, value):

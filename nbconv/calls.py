@@ -21,10 +21,9 @@ from . import functional, threads
 from .arrays import Array
 from .kernels.cpu import epilogue
 from .kernels.cpu.epilogue import Descriptor, Formula
-from .kernels.program import HOOK, SCRATCH, SLOTS, STATE, SYMBOLS
-from .record import recorder, recording
+from .kernels.program import HOOK, SCRATCH, SLOTS, SYMBOLS
+from .record import recorder, recording, stand_in, state
 
-_state = np.zeros(STATE, np.int64)  # what compiled code reads: see `program.told`
 _table = np.zeros(SLOTS, np.int64)
 _programs: dict[tuple[str, tuple[int, ...]], Array] = {}
 _kept: list[Any] = []  # entries of the table, and constants of programs: for ever, since code may be running them
@@ -77,14 +76,8 @@ class _Reader:
 
     def array(self, dtype: str, ndim: int) -> Array:
         """An array of no content that stands for one of the call."""
-        shape, strides = [self.take() for _ in range(ndim)], [self.take() for _ in range(ndim)]
-        size = np.dtype(dtype).itemsize
-        if 0 in shape:
-            return np.empty(shape, dtype)
-        low = sum(min(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True))
-        high = sum(max(0, (n - 1) * step) for n, step in zip(shape, strides, strict=True)) + size
-        memory = np.empty(high - low, np.uint8)
-        return np.ndarray(shape, dtype, memory, -low, strides)
+        shape, strides = (tuple(self.take() for _ in range(ndim)) for _ in range(2))
+        return stand_in(shape, np.dtype(dtype), strides)
 
 
 def _parts(kinds: str) -> list[str]:
@@ -149,9 +142,6 @@ def _prepare(text: int, key: int, words: int, count: int) -> int:
             if call in _programs:  # another thread was first, or the table is full
                 return int(_programs[call].ctypes.data)
             program = _programs[call] = _record(call[0], given)
-            if threads.layer() in ("tbb", "omp") and not threads.was_forked():
-                for word, verb in ((2, "set"), (1, "get")):  # the one that others look at first comes last
-                    _state[word] = llvm.address_of_symbol(f"{verb}_num_threads")
             if len(_programs) < SLOTS // 2:  # whoever looks up finds an empty place
                 slot = key & (SLOTS - 1)
                 while _table[slot] != 0:
@@ -174,7 +164,7 @@ def _error(buffer: int, room: int) -> int:
 
 def _refuse() -> int:
     """The number of threads in a child that must not launch any."""
-    _state[1] = 0
+    state[1] = 0
     with contextlib.suppress(Warning):  # an error where the caller wishes so, which compiled code cannot raise
         threads.warn_about_fork()
     return 1
@@ -194,15 +184,15 @@ def _after_fork() -> None:
     if recorder() is None:
         _lock = threading.RLock()
     if threads.layer() == "omp":
-        _state[1] = ctypes.cast(_REFUSAL, ctypes.c_void_p).value or 0
+        state[1] = ctypes.cast(_REFUSAL, ctypes.c_void_p).value or 0
 
 
 def connect() -> None:
     """Tell the linker where compiled code finds all this."""
     threads.prepare()  # the caller's own parallel code may be the first to start threads
-    _state[:] = _table.ctypes.data, 0, 0, *threads.OWN
+    state[:] = _table.ctypes.data, 0, 0, *threads.OWN
     callbacks = (ctypes.cast(each, ctypes.c_void_p).value for each in _CALLBACKS)
-    for symbol, address in zip(SYMBOLS, (_state.ctypes.data, *callbacks), strict=True):
+    for symbol, address in zip(SYMBOLS, (state.ctypes.data, *callbacks), strict=True):
         llvm.add_symbol(symbol, address)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_after_fork)

@@ -88,7 +88,7 @@ class ScratchTwin:
         """Run `count` jobs with `cells` cells of scratch a thread, on all threads if `many` and if a launch is safe."""
         if record := recorder():
             threads = min(numba.config.NUMBA_NUM_THREADS if many else 1, max(count, 1))
-            rows = record.passing((threads, cells), self._dtype)
+            rows = record.passing(threads, cells, self._dtype)
             serial = Kernel(address(self._family.jobs, *self._serial), self._serial, (0, count, *arrays, rows[0], *rest))
             parallel = None
             if threads > 1:

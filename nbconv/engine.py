@@ -11,12 +11,13 @@ import numpy as np
 from numba.core.errors import NumbaError
 
 from . import cpu
-from .arrays import Array, accumulator, can_write_directly, check_out, computable
+from .arrays import Array, accumulator, can_write_directly, check_out
+from .arrays import computable as converted
 from .dispatch import AUTO, Wish, select
 from .drivers import conjugated, contiguous
 from .kernels.cpu.epilogue import Descriptor, compile_epilogue
 from .problem import ConvProblem
-from .record import recorder
+from .record import Unrecordable, recorder
 
 
 def forward(
@@ -78,6 +79,13 @@ def weight_grad(
         cpu.weight_grad(plan, dy[lift], x[lift], dw[lift_weight])
 
     return _deliver(out, problem.weight_shape, dtype, (grad_output, input), fill)
+
+
+def computable(array: Array, dtype: np.dtype[Any] | None = None) -> Array:
+    """`arrays.computable`; in a program, which has nothing to convert with, what need not be converted."""
+    if recorder() and (not array.flags.aligned or array.dtype != (accumulator(array.dtype) if dtype is None else dtype)):
+        raise Unrecordable(f"a conversion of {array.dtype}")
+    return converted(array, dtype)
 
 
 def bias_grad(dtype: np.dtype[Any], grad_output: Array, axes: int, out: Array | None = None) -> Array:

@@ -21,7 +21,8 @@ from .dispatch import wish
 from .kernels import activations, jit
 from .kernels.cpu.epilogue import Descriptor, Formula
 from .namespaces import Foreign, through_numpy
-from .problem import ConvProblem, Padding, Sizes, problem_of, transposed_problem
+from .problem import Padding, Sizes, problem_of, transposed_problem
+from .replay import replay
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -106,14 +107,19 @@ def _conv(
     TypeError
         If an argument is of the wrong kind, or dtypes differ.
     """
+    geometry = stride, padding, dilation, groups, padding_mode, axes
+    return replay(_forward, (geometry, dtype, activation, (algorithm, precision, workspace_limit)), out, input, weight, bias)
+
+
+def _forward(options: tuple[Any, ...], out: Array | None, input: Array, weight: Array, bias: Array | None) -> Array:
+    geometry, dtype, activation, wanted = options
     input, weight = check_array(input, "input"), check_array(weight, "weight")
     bias = None if bias is None else check_array(bias, "bias")
     result = result_dtype(dtype, input=input, weight=weight, bias=bias)
-    wanted = wish(algorithm, precision, workspace_limit)
-    problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
+    problem, chosen = problem_of(input.shape, weight.shape, *geometry), wish(*wanted)
     check_bias(bias, problem.filters)
     function = activation_function(activation, accumulator(result))
-    return _engine(input, weight, bias).forward(problem, result, input, weight, bias, function, out, wanted)
+    return _engine(input, weight, bias).forward(problem, result, input, weight, bias, function, out, chosen)
 
 
 def _conv_input_grad(
@@ -164,12 +170,17 @@ def _conv_input_grad(
     TypeError
         If an argument is of the wrong kind, or dtypes differ.
     """
+    geometry = stride, padding, dilation, groups, padding_mode, axes
+    return replay(_input_grad, (input_shape, geometry, (algorithm, precision, workspace_limit)), out, grad_output, weight)
+
+
+def _input_grad(options: tuple[Any, ...], out: Array | None, grad_output: Array, weight: Array, _: None) -> Array:
+    input_shape, geometry, wanted = options
     grad_output, weight = check_array(grad_output, "grad_output"), check_array(weight, "weight")
     result = common_dtype(grad_output=grad_output, weight=weight)
-    problem = ConvProblem.make(input_shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes=axes)
+    problem, chosen = problem_of(input_shape, weight.shape, *geometry), wish(*wanted)
     check_shape(grad_output, problem.output_shape, "grad_output")
-    wanted = wish(algorithm, precision, workspace_limit)
-    return _engine(grad_output, weight).input_grad(problem, result, grad_output, weight, None, out, wanted, result.kind == "c")
+    return _engine(grad_output, weight).input_grad(problem, result, grad_output, weight, None, out, chosen, result.kind == "c")
 
 
 def _conv_weight_grad(
@@ -220,13 +231,17 @@ def _conv_weight_grad(
     TypeError
         If an argument is of the wrong kind, or dtypes differ.
     """
+    geometry = stride, padding, dilation, groups, padding_mode, axes
+    return replay(_weight_grad, (weight_shape, geometry, (algorithm, precision, workspace_limit)), out, grad_output, input)
+
+
+def _weight_grad(options: tuple[Any, ...], out: Array | None, grad_output: Array, input: Array, _: None) -> Array:
+    weight_shape, geometry, wanted = options
     grad_output, input = check_array(grad_output, "grad_output"), check_array(input, "input")
     result = common_dtype(grad_output=grad_output, input=input)
-    problem = ConvProblem.make(input.shape, weight_shape, stride, padding, dilation, groups, padding_mode, axes=axes)
+    problem, chosen = problem_of(input.shape, weight_shape, *geometry), wish(*wanted)
     check_shape(grad_output, problem.output_shape, "grad_output")
-    return _engine(grad_output, input).weight_grad(
-        problem, result, grad_output, input, out, wish(algorithm, precision, workspace_limit)
-    )
+    return _engine(grad_output, input).weight_grad(problem, result, grad_output, input, out, chosen)
 
 
 def _conv_bias_grad(axes: int | None, grad_output: Array, *, out: Array | None = None) -> Array:
@@ -370,14 +385,18 @@ def _conv_transpose(
     TypeError
         If an argument is of the wrong kind, or dtypes differ.
     """
+    geometry = stride, padding, output_padding, groups, dilation, axes
+    return replay(_transpose, (geometry, (algorithm, precision, workspace_limit)), out, input, weight, bias)
+
+
+def _transpose(options: tuple[Any, ...], out: Array | None, input: Array, weight: Array, bias: Array | None) -> Array:
+    geometry, wanted = options
     input, weight = check_array(input, "input"), check_array(weight, "weight")
     bias = None if bias is None else check_array(bias, "bias")
     result = common_dtype(input=input, weight=weight, bias=bias)
-    problem = transposed_problem(input.shape, weight.shape, stride, padding, output_padding, groups, dilation, axes)
+    problem, chosen = transposed_problem(input.shape, weight.shape, *geometry), wish(*wanted)
     check_bias(bias, problem.channels)
-    return _engine(input, weight, bias).input_grad(
-        problem, result, input, weight, bias, out, wish(algorithm, precision, workspace_limit)
-    )
+    return _engine(input, weight, bias).input_grad(problem, result, input, weight, bias, out, chosen)
 
 
 class _Engine(Protocol):

@@ -4,18 +4,20 @@ While a thread records, kernels are not run: each becomes a step, an address and
 one of the call's arrays or into its scratch is written as an offset from there. To record what is no kernel is an error of
 this package.
 
-A program is an array of words: bytes of scratch, most words of a step, axes and sizes of the result (5), steps;
-then for each step its length, and for the serial kernel and the parallel one address, address of `apply`, number of words, of
-offsets; then for both the words, and pairs of a word and what it is an offset from.
+A program is an array of words: bytes of scratch, most words of a step, bytes of scratch on one thread if there is a parallel kernel
+or else 0, sizes of the result (5), steps; then for each step its length, and for the serial kernel and the parallel one address,
+address of `apply`, number of words, of offsets; then for both the words, and pairs of a word and what it is an offset from.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import llvmlite.binding as llvm
 import numpy as np
 from numba import types
 
@@ -23,9 +25,12 @@ from . import threads
 from .arrays import Array
 from .kernels.cpu.machine import LINE, host
 from .kernels.cpu.microkernel import kernel_address
-from .kernels.program import SCRATCH
+from .kernels.program import SCRATCH, STATE
 
 POINTERS = 1 << 20  # no address is smaller
+NOWHERE, APART = 1 << 61, 1 << 48  # addresses that no machine has, beyond any number of a call; bytes from one stand-in to the next
+_places = itertools.count()
+state = np.zeros(STATE, np.int64)  # what programs and compiled callers read: see `program.told`
 
 
 class Unrecordable(Exception):
@@ -54,11 +59,9 @@ class Recorder:
         self.thread = threading.get_ident()
         self.steps: list[tuple[Kernel, Kernel | None]] = []
         self.kept: list[Any] = []  # constants that a program's words point to
-        self._shared: list[Array] = []  # what `_passing` was, for the same reason
-        self._alive: list[Array] = []  # memory that stands for scratch, for addresses to be distinct
         self._ranges: list[_Range] = []
         self._scratch = 0
-        self._passing = np.empty(0, np.uint8)  # memory that stands for what a step needs no longer than it runs
+        self._passing: list[tuple[Array, int]] = []  # what steps need no longer than they run, and bytes of it on one thread
         self.failed = self.scratch((1,), np.dtype(np.intp))  # the first word of scratch; see `program.execute`
 
     def know(self, array: Array, base: int) -> None:
@@ -68,20 +71,20 @@ class Recorder:
 
     def scratch(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """An array of the call's own, which holds nothing yet."""
-        array = np.empty(shape, dtype)
-        size = max(array.nbytes, 1)
-        self._ranges.append(_Range(array.ctypes.data, array.ctypes.data + size, SCRATCH, array.ctypes.data - self._scratch))
-        self._scratch += -(-size // LINE) * LINE
-        self._alive.append(array)
+        array = stand_in(shape, dtype)
+        self._own(array, self._scratch)
+        self._scratch += -(-max(array.nbytes, 1) // LINE) * LINE
         return array
 
-    def passing(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Scratch of one step, which all steps share."""
-        size = math.prod(shape) * dtype.itemsize
-        if size > self._passing.size:
-            self._passing = np.empty(size, np.uint8)
-            self._shared.append(self._passing)
-        return self._passing[:size].view(dtype).reshape(shape)
+    def passing(self, threads: int, cells: int, dtype: np.dtype[Any]) -> Array:
+        """A row of scratch for each thread of one step; all steps share its memory, on one thread the first row's."""
+        rows = stand_in((threads, cells), dtype)
+        self._passing.append((rows, cells * dtype.itemsize))
+        return rows
+
+    def _own(self, array: Array, place: int) -> None:
+        start = array.ctypes.data
+        self._ranges.append(_Range(start, start + max(array.nbytes, 1), SCRATCH, start - place))
 
     def run(self, serial: Kernel, parallel: Kernel | None = None) -> None:
         """Note a kernel, and the parallel one that may take its place."""
@@ -89,10 +92,10 @@ class Recorder:
 
     def program(self, shape: tuple[int, ...]) -> Array:
         """The words of what was recorded, whose result has this shape."""
-        for array in self._shared:  # after all that is a step's own
-            start = array.ctypes.data
-            self._ranges.append(_Range(start, start + array.size, SCRATCH, start - self._scratch))
-        self._scratch += self._passing.size
+        for rows, _ in self._passing:  # after all that is a step's own
+            self._own(rows, self._scratch)
+        full = self._scratch + max((rows.nbytes for rows, _ in self._passing), default=0)
+        alone = self._scratch + max((row for _, row in self._passing), default=0)
         steps: list[int] = []
         most = 1
         for kernels in self.steps:
@@ -105,14 +108,19 @@ class Recorder:
                 most = max(most, len(words))
             steps += [1 + len(head) + len(tail), *head, *tail]
         sizes = [*shape, *(0,) * (5 - len(shape))]
-        return np.array([self._scratch, most, len(shape), *sizes, len(self.steps), *steps], np.int64)
+        if any(parallel for _, parallel in self.steps):
+            _tell_threads()
+        else:
+            alone = 0
+        return np.array([full, most, alone, *sizes, len(self.steps), *steps], np.int64)
 
     def _words(self, kernel: Kernel) -> tuple[list[int], list[int]]:
         words: list[int] = []
         for kind, value in zip(kernel.kinds, kernel.arguments, strict=True):
             if isinstance(kind, types.Array):
-                words += [0, 0, value.size, value.itemsize, value.ctypes.data, *value.shape, *value.strides]
-                if not any(found.low <= value.ctypes.data < found.high for found in self._ranges):
+                place = value.ctypes.data if value.size else 0  # that of a view of nothing may lie anywhere
+                words += [0, 0, value.size, value.itemsize, place, *value.shape, *value.strides]
+                if not any(found.low <= place < found.high for found in self._ranges):
                     self.kept.append(value)
             elif isinstance(kind, types.BaseTuple):
                 words += map(int, value)
@@ -128,7 +136,37 @@ class Recorder:
                         words[i] = word - found.origin
                         offsets += [i, found.base]
                         break
+                else:
+                    if word >= NOWHERE:
+                        raise Unrecordable("an address of memory that is not the call's own")
         return words, offsets
+
+
+def _tell_threads() -> None:
+    """Let programs launch threads, where that is safe without Python's lock; they take threads for started."""
+    threads.prepare()
+    threads.get_num_threads()
+    if threads.layer() in ("tbb", "omp") and not threads.was_forked():
+        for word, verb in ((2, "set"), (1, "get")):  # the one that others look at first comes last
+            state[word] = llvm.address_of_symbol(f"{verb}_num_threads")
+
+
+class _Nowhere:
+    """What NumPy makes an array of at an address where no memory can be."""
+
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...] | None, dtype: np.dtype[Any]):
+        place = NOWHERE + next(_places) % (NOWHERE // APART) * APART
+        self.__array_interface__ = {
+            "data": (place, False), "shape": shape, "strides": strides, "typestr": dtype.str, "version": 3
+        }  # fmt: skip
+
+
+def stand_in(shape: tuple[int, ...], dtype: np.dtype[Any], strides: tuple[int, ...] | None = None) -> Array:
+    """An array without memory that stands for one of a call."""
+    reach = sum((size - 1) * abs(step) for size, step in zip(shape, strides, strict=True)) if strides else math.prod(shape)
+    if reach > APART >> 5:
+        raise MemoryError(f"no memory for an array of shape {shape} and dtype {dtype}")
+    return np.asarray(_Nowhere(shape, strides, dtype))
 
 
 _active: Recorder | None = None
@@ -157,8 +195,6 @@ def recording() -> Iterator[Recorder]:
     """Record what this thread's calls do, in place of doing it."""
     global _active
     with _lock:
-        threads.prepare()
-        threads.get_num_threads()  # starts numba's threads, which compiled code takes for started
         _active = Recorder()
         try:
             yield _active

@@ -16,6 +16,7 @@ from .families import Direction
 from .kernels.cpu.machine import host
 from .kernels.jit import DISABLED
 from .problem import ConvProblem
+from .replay import forget
 from .schedule import Limits
 
 # What is varied of a row's limits, by factors of two.
@@ -124,6 +125,7 @@ def search(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], sec
     )
     tuned.save(direction, problem, dtype, host(), record)
     select.cache_clear()
+    forget()
     return Search(best, best_seconds, rule, rule_seconds, len(trial.times))
 
 

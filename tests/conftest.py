@@ -6,7 +6,7 @@ from cases import CASES
 from hypothesis import HealthCheck, settings
 from numba import config
 
-from nbconv import dispatch, tuned
+from nbconv import dispatch, replay, tuned
 
 # `--hypothesis-profile long` draws as many calls as a night allows
 for _profile, _examples in (("short", 150), ("long", 20_000)):
@@ -37,6 +37,20 @@ def nothing_is_tuned():
         patch.setattr(tuned, "load", lambda *asked: None)
         dispatch.select.cache_clear()
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known():
+    """What calls of one test have taught shall not serve another, whose kernels or plans may be others."""
+    replay.forget()
+    yield
+    replay.forget()
+
+
+@pytest.fixture
+def first_calls(monkeypatch):
+    """Each call is computed as the first of its kind: for tests that change plans or kernels between two."""
+    monkeypatch.setattr(replay, "_learn", lambda *given: None)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,7 +11,7 @@ from conftest import DTYPES
 from hypothesis import strategies as st
 
 import nbconv
-from nbconv import dispatch, schedule
+from nbconv import dispatch, replay, schedule
 from nbconv.kernels.jit import DISABLED
 from nbconv.kernels.padding import MODES
 
@@ -31,7 +31,8 @@ FLOPS = 2e4 if DISABLED else 5e6  # of the reference's loops
 class Call:
     """One call. `layouts` are those of the first array, the second, and `out` or None.
 
-    `small` asks for tiles of a few cells, `portable` for the loops that serve every dtype, `compiled` for compiled code that calls.
+    `small` asks for tiles of a few cells, `portable` for the loops that serve every dtype, `compiled` for compiled code that calls,
+    `again` for the third of such calls.
     """
 
     direction: str
@@ -47,6 +48,7 @@ class Call:
     portable: bool = False
     prepared: bool = False
     compiled: bool = False
+    again: bool = False
     seed: int = 0
 
     @property
@@ -103,11 +105,13 @@ def plans(call):
         return
     dispatch.TABLE = changed
     dispatch.select.cache_clear()
+    replay.forget()
     try:
         yield
     finally:
         dispatch.TABLE, schedule.gathers = table, gathers
         dispatch.select.cache_clear()
+        replay.forget()
 
 
 @numba.njit
@@ -137,19 +141,25 @@ def _run_compiled(call, first, second, bias):
 
 def run(call, first, second, bias, out):
     """The result of a call on arrays of the caller's."""
+    with plans(call), nbconv.num_threads(min(call.threads, numba.config.NUMBA_NUM_THREADS)):
+        for _ in range(2 * call.again):
+            _run(call, first, second, bias, out)
+        return _run(call, first, second, bias, out)
+
+
+def _run(call, first, second, bias, out):
     p, options = call.problem, call.options | {"algorithm": call.algorithm, "out": out}
     weight = nbconv.prepare(second) if call.prepared else second
-    with plans(call), nbconv.num_threads(min(call.threads, numba.config.NUMBA_NUM_THREADS)):
-        if call.compiled:
-            return _run_compiled(call, first, second, bias)
-        if call.direction == "forward":
-            return nbconv.conv(first, weight, bias, activation=call.activation, **options)
-        if call.direction == "input_grad":
-            return nbconv.conv_input_grad(first, weight, p.input_shape, **options)
-        if call.direction == "weight_grad":
-            return nbconv.conv_weight_grad(first, second, p.weight_shape, **options)
-        options.pop("padding_mode", None)
-        return nbconv.conv_transpose(first, weight, bias, output_padding=_rest(p), **options)
+    if call.compiled:
+        return _run_compiled(call, first, second, bias)
+    if call.direction == "forward":
+        return nbconv.conv(first, weight, bias, activation=call.activation, **options)
+    if call.direction == "input_grad":
+        return nbconv.conv_input_grad(first, weight, p.input_shape, **options)
+    if call.direction == "weight_grad":
+        return nbconv.conv_weight_grad(first, second, p.weight_shape, **options)
+    options.pop("padding_mode", None)
+    return nbconv.conv_transpose(first, weight, bias, output_padding=_rest(p), **options)
 
 
 def _rest(p):
@@ -278,6 +288,7 @@ def _calls(draw, dtypes):
         activation=draw(st.sampled_from(list(ACTIVATIONS))) if is_float(dtype) else None,
         layouts=(draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from([None, *LAYOUTS]))),
         prepared=direction != "weight_grad" and draw(st.integers(0, 7)) == 0,
+        again=draw(st.integers(0, 3)) == 0,
     )
 
 

@@ -11,7 +11,10 @@ import nbconv
 from nbconv import depthwise, dispatch, engine
 from nbconv.kernels.jit import DISABLED
 
-pytestmark = pytest.mark.skipif(DISABLED, reason="without compilation the portable loops serve")
+pytestmark = [
+    pytest.mark.skipif(DISABLED, reason="without compilation the portable loops serve"),
+    pytest.mark.usefixtures("first_calls"),
+]
 
 # input, weight, options: rows of taps in blocks, parts of a row, both; strides, dilation, phases that no tap meets; slices
 PROBLEMS = [

@@ -15,6 +15,8 @@ from nbconv.arrays import accumulator
 from nbconv.kernels.jit import DISABLED
 from nbconv.schedule import Schedule
 
+pytestmark = pytest.mark.usefixtures("first_calls")
+
 
 def poisoned(shape, dtype):
     return np.full(shape, POISON).astype(dtype)

@@ -18,6 +18,8 @@ from nbconv.kernels.cpu.machine import host
 from nbconv.kernels.jit import DISABLED
 from nbconv.kernels.program import HEAD
 
+pytestmark = pytest.mark.usefixtures("first_calls")
+
 PROBLEMS = [
     ((2, 3, 40), (4, 3, 9), {"padding": 4}),
     ((1, 1, 3000), (2, 1, 401), {"padding": (400, 3)}),

@@ -22,6 +22,8 @@ from nbconv.phases import border_slabs, interior
 from nbconv.schedule import OUTER, Sweep
 from nbconv.winograd_schedule import choices
 
+pytestmark = pytest.mark.usefixtures("first_calls")
+
 MACHINES = {"avx512": AVX512, "avx2": AVX2, "sse2": SSE2, "neon": NEON}
 HERE = [name for name in ("avx2", "sse2") if host().vector > MACHINES[name].vector]
 

@@ -108,7 +108,8 @@ def test_workspace_is_what_the_plan_says(direction, options):
         "weight_grad": (lambda **kw: nbconv.conv2d_weight_grad(dy, x, w.shape, **options, **kw), w.shape),
     }[direction]
     out = np.empty(shape, np.float32)
-    call(out=out)
+    for _ in range(2):
+        call(out=out)
     tracemalloc.start()
     call(out=out)
     peak = tracemalloc.get_traced_memory()[1]

@@ -14,6 +14,8 @@ from nbconv.dispatch import DIRECTIONS, Wish
 from nbconv.kernels.cpu.machine import AVX2, SSE2, host
 from nbconv.kernels.cpu.transforms import matrices
 
+pytestmark = pytest.mark.usefixtures("first_calls")
+
 TILES = [(m, r) for r, tiles in winograd_schedule.OUTPUTS.items() for m in tiles]
 
 
