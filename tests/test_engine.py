@@ -305,3 +305,28 @@ def test_prepared_weight_of_several_groupings(dtype):
         x = random((2, 4 * groups, 40, 40), dtype, groups)
         options = {"groups": groups, "stride": 2}
         np.testing.assert_array_equal(nbconv.conv2d(x, prepared, **options), nbconv.conv2d(x, w, **options))
+
+
+@pytest.mark.skipif(DISABLED, reason="what micro-kernels do")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("filters", [1, 14, 15, 40])
+@pytest.mark.parametrize("positions", [16, 48, 112, 1040])
+def test_calls_begin_on_lines_of_cache(positions, filters, dtype):
+    """A 1x1 convolution in place, its input at each place within a line: the same bits, and nothing beside the result."""
+    size = np.dtype(dtype).itemsize
+    x, w = random((2, 20, positions), dtype, 0), random((filters, 20, 1), dtype, 1)
+    memory, beside = np.empty(x.nbytes + 128, np.uint8), np.full(2 * filters * positions + 32, POISON, dtype)
+    start = -memory.ctypes.data % 64
+    out = beside[16:-16].reshape(2, filters, positions)
+    wanted = None
+    for offset in range(0, 64, size):
+        moved = np.ndarray(x.shape, dtype, memory, start + offset)
+        moved[...] = x
+        out[...] = np.nan
+        got = nbconv.conv1d(moved, w, out=out)
+        wanted = got.copy() if wanted is None else wanted
+        np.testing.assert_array_equal(got, wanted)
+        assert (beside[:16] == beside[0]).all()
+        assert (beside[-16:] == beside[0]).all()
+    p = nbconv.ConvProblem.make(x.shape, w.shape)
+    assert_sums(wanted, oracle.forward(p, x, w), oracle.forward(p, np.abs(x), np.abs(w)), 21)

@@ -24,6 +24,7 @@ import numba
 from ..helper import helper
 from ..jit import address_of, call, kernel
 from .epilogue import run_at, stores
+from .machine import LINE
 from .microkernel import call_kernel
 from .tile import stage, unpack_axes
 
@@ -99,8 +100,11 @@ def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, f
 
 
 @helper
-def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filters, length, first, bias, apply, size, layout):
+def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filters, length, lead, first, bias, apply, size, layout):
     """Add the products of `count` terms to `filters` rows of `length` sums, `pitch` bytes apart, then the bias; run the activation.
+
+    The first call takes `lead` positions, if any, for the others to begin on lines of cache: vectors that straddle two cost up to a
+    third of the speed.
 
     `weights`, `cells`, `terms`, `sums`, `bias` and `apply` are addresses, the last two 0 for none. Where cells are gathered, `room`
     is the address of their copies and `near` that of the terms that read them.
@@ -118,6 +122,9 @@ def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filte
         for k in range(0, filters, layout.register):
             full = k < whole
             i, place = begin, source
+            if lead > 0:
+                call_kernel(micro[2 if full else 5], w, place, table, count, row, pitch, first, lead, b, several * size)
+                i, place = lead, place + lead * size
             while end - i >= several:
                 call_kernel(micro[0 if full else 3], w, place, table, count, row + i * size, pitch, first, 0, b, several * size)
                 i, place = i + several, place + step
@@ -179,7 +186,8 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
     cells = scratch[layout.merged * region // size : scratch.size - layout.gathered]
     room = address_of(scratch) + (scratch.size - layout.gathered) * size
     whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size and not stores(apply)
-    staged = -1
+    lines = layout.inside and not layout.gathered and layout.lanes * size == LINE and x.strides[1] % LINE == 0
+    staged, lead = -1, 0
     for job in range(first, last):
         place = job // filter_blocks
         k_first = job % filter_blocks * layout.filters
@@ -216,6 +224,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                 if layout.inside:
                     source = address_of(x) + n * x.strides[0] + (g_first * channels + c_first) * x.strides[1]
                     source += o2 * size
+                    lead = min(-source % LINE // size, length) if lines else 0
                 else:
                     source = address_of(cells) + c_first * plane * size * layout.once
                     if staged != place or (layout.channels < channels and not layout.once):
@@ -236,7 +245,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                         near = begin + terms.shape[0] // 2 * 16  # the second half of the terms, where there is one
                         multiply(
                             micro, packed, source, begin, (c_last - c_first) * taps, near, room,
-                            target + m * region, row, k_count, length, c_first == 0, b, activation, size, layout,
+                            target + m * region, row, k_count, length, lead, c_first == 0, b, activation, size, layout,
                         )  # fmt: skip
                     source += channels * plane * size
                     if direct or c_last < channels:
