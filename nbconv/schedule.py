@@ -149,10 +149,13 @@ class Sweep(NamedTuple):
         )
 
     def extents(self, schedule: Schedule) -> Triple:
-        """Cells of a staged row on each axis."""
-        return triple(
+        """Cells of a staged row on each axis; where a tile is one row, it begins on a line of cache, which costs no positions."""
+        d, h, w = triple(
             tile if dense else tile + shift for tile, dense, shift in zip(schedule.tile, schedule.dense, self.shifts, strict=True)
         )
+        if schedule.tile[:2] == (1, 1):
+            w = (-(-w // schedule.lanes) | 1) * schedule.lanes if schedule.lanes > 1 else w  # an odd number of vectors: see ALIASED
+        return d, h, w
 
     @property
     def shifts(self) -> Triple:
@@ -353,7 +356,8 @@ def outer_cells(sweep: Sweep, schedule: Schedule, phases: int) -> int:
     """Scratch of a micro-kernel: sums of the phases stored together, staged input, and gathered cells."""
     block = schedule.vectors * schedule.lanes
     cells = phases * sum_cells(sweep, schedule) + (0 if schedule.in_place else staged_cells(sweep, schedule))
-    return (-(-cells // block) * block if schedule.window else cells) + gathered_cells(sweep, schedule)
+    unit = block if schedule.window else schedule.lanes  # for what follows, and the next thread's, to begin on a line of cache
+    return -(-cells // unit) * unit + gathered_cells(sweep, schedule)
 
 
 def gathered_cells(sweep: Sweep, schedule: Schedule) -> int:
