@@ -11,7 +11,7 @@ from .families import Ask, Design
 from .phases import border_slabs, input_grad_phases
 from .problem import ConvProblem
 from .schedule import SHUFFLED, Sweep
-from .winograd_schedule import phases as phases_of_dilation
+from .winograd_schedule import separate
 
 # For forward and dI, and for dW: cost of a vector of direct products, of channels at an output, of filters at an output.
 DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
@@ -46,7 +46,7 @@ def _blocks(sweep: Sweep, design: Design, problem: ConvProblem, steps: tuple[int
     tile = [t // m for t, m in zip(design.schedule.tile, steps, strict=True)]
     out = [-(-o // m) for o, m in zip(sweep.out, steps, strict=True)]
     count = math.prod(-(-o // t) for o, t in zip(out, tile, strict=True)) * (1 if sweep.folded else problem.batch)
-    return count * math.prod(phases_of_dilation(problem)), math.prod(tile)
+    return count * math.prod(separate(sweep, problem)), math.prod(tile)
 
 
 def _total(weights: tuple[tuple[float, ...], tuple[float, ...]], ask: Ask, terms: tuple[float, ...]) -> float:
@@ -113,7 +113,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
             s.splits * channels * panels,
             blocks * tiles * panels * -(-channels // s.channels),
         )
-        return narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask)
+        return narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep)
     blocks, tiles = _blocks(sweep, design, p, (1, 1, 1))
     vectors = -(-tiles // lanes)
     rows = -(-filters // s.register)
@@ -124,15 +124,15 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks * channels * rows * -(-s.register // lanes) * packing,
         blocks * vectors * filters,
     )
-    dilated = math.prod(phases_of_dilation(p)) > 1
+    dilated = separate(sweep, p)[2] > 1
     loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE and ask.machine.cpu != "znver4" else 1.0
-    return loaded * (narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask))
+    return loaded * (narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep))
 
 
-def _apart(ask: Ask) -> float:
+def _apart(ask: Ask, sweep: Sweep) -> float:
     """What dilation of the last axis adds: its phases lie between one another."""
     p = ask.problem
-    gap = phases_of_dilation(p)[2]
+    gap = separate(sweep, p)[2]
     if gap == 1:
         return 0.0
     near, far = BETWEEN[ask.itemsize]

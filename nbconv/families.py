@@ -275,9 +275,10 @@ def winograd(ask: Ask) -> list[Design]:
     for outputs in winograd_schedule.choices(p):
         sweep = forward_sweep(p) if ask.direction == "forward" else input_grad_sweep(p, False)
         sweep = winograd_schedule.tile_sweep(winograd_schedule.of_phase(sweep, p), outputs)
+        sweep = winograd_schedule.merged(sweep, p, size, ask.limits, machine)
         if 2 * math.prod(sweep.out) <= winograd_schedule.tile_limits(sweep, size, ask.limits, machine).sums:
             sweep = together(sweep, p)
-        batch = math.prod(winograd_schedule.phases(p)) * (1 if sweep.folded else p.batch)
+        batch = math.prod(winograd_schedule.separate(sweep, p)) * (1 if sweep.folded else p.batch)
         schedule = winograd_schedule.tiles(sweep, size, ask.limits, machine, p.groups, batch)
         thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
         designs.append(Design(sweep, schedule, _border_bytes(ask), thread, outputs))

@@ -17,9 +17,9 @@ from .kernels.cpu.tile import Axis, Blocks
 from .kernels.cpu.transforms import matrices
 from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
-from .schedule import axes_of, cell_offsets
+from .schedule import Schedule, Sweep, axes_of, cell_offsets
 from .weight_grad import add_splits
-from .winograd_schedule import FAR, gathered, grad_regions, phases, tile_extents, tile_regions, tile_slots
+from .winograd_schedule import FAR, gathered, grad_regions, phases, separate, tile_extents, tile_regions, tile_slots
 
 
 class _Run(NamedTuple):
@@ -46,7 +46,7 @@ def _kernels(plan: Plan, near: int | None, apart: bool, axis: Axis) -> list[int]
     if gathered(sweep, s):
         axis = axis._replace(stride=axis.dilation, slots=1)
     micro.append(loaded(near, axis, at))
-    micro.append(at("store", int(apart or axis.dilation > 1), sweep.stride[2]))
+    micro.append(at("store", int(apart or axis.dilation > 1), 1 if sweep.dilation != (1, 1, 1) else sweep.stride[2]))
     spread = int(gathered(sweep, s))
     return [*micro, at("pack", 2), *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0)))]
 
@@ -69,7 +69,7 @@ def _prepare(
         offset = triple(input_grad_phases(problem, a, problem.before[a], problem.size[a])[0].offset for a in range(3))
     together = gathered(sweep, s)
     extents = tile_extents(sweep, s)
-    apart = phases(problem)
+    apart = separate(sweep, problem)
     d, h, w = (
         axis._replace(slots=slots, extent=extent, stride=m * gap, dilation=gap, period=m * gap)
         for axis, slots, extent, m, gap in zip(
@@ -78,28 +78,32 @@ def _prepare(
     )
     group, row, channel = weights
     mode = ZEROS if turned else MODES.index(problem.mode)
+    sizes, cells = tile_regions(sweep, s, itemsize)
+    counts = [min(-(-size // gap), t * m) for size, gap, t, m in zip(out[2:], apart, s.tile, sweep.stride, strict=True)]
+    order = _order(sweep, s, sizes["pitch"], counts)
+    steps = (1, 1, 1) if len(order) else sweep.stride
     layout = outer.Layout(
-        problem.groups, mode, s.filters, s.channels, 1, s.register, s.vectors, 1, s.lanes, 0, sweep.stride[2], *sweep.stride,
+        problem.groups, mode, s.filters, s.channels, 1, s.register, s.vectors, 1, s.lanes, 0, steps[2], *steps,
         group, 0, channel, 0, 0, 0,
     )  # fmt: skip
-    sizes, cells = tile_regions(sweep, s, itemsize)
-    staged = _places(extents, sweep.kernel) if together else cell_offsets(sweep, dataclasses.replace(s, channels=1))
+    staged = _places(extents, sweep.kernel, sweep.dilation) if together else cell_offsets(sweep, dataclasses.replace(s, channels=1))
     taps = np.arange(sizes["taps"])[:: -1 if turned else 1] * sizes["wide"]
     planes = np.arange(sizes["products"]) * sizes["sum_plane"]
     terms = np.arange(s.channels)[:, None] * (sizes["pitch"], sizes["wide"])
     tables = staged, taps, planes, terms.reshape(-1)
     starts = np.cumsum([len(table) for table in tables])
-    lane_table = starts[3] if together else 0
     regions = winograd.Regions(
-        row=row, **sizes, tap_table=starts[0], plane_table=starts[1], term_table=starts[2], lane_table=lane_table
-    )
+        row=row, **sizes, tap_table=starts[0], plane_table=starts[1], term_table=starts[2],
+        order_table=starts[3] if len(order) else 0, lane_table=starts[3] + len(order) if together else 0,
+    )  # fmt: skip
     jobs = x[0] * problem.groups * math.prod(apart) * -(-sweep.filters // s.filters)
     jobs *= math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
     numbers = np.array([*d, *h, *w, *layout, *regions], np.intp)
-    offsets = (np.concatenate(tables) * itemsize).astype(np.intp)
+    offsets = np.concatenate([np.concatenate(tables) * itemsize, order]).astype(np.intp)
     if together:
-        steps = [np.arange(t) * m for t, m in zip(s.tile, sweep.stride, strict=True)]
-        corners = np.arange(math.prod(extents)).reshape(extents)[np.ix_(*steps)].reshape(-1)
+        parts = zip(s.tile, sweep.stride, sweep.dilation, strict=True)
+        corners_of = [np.arange(t) // gap * m * gap + np.arange(t) % gap for t, m, gap in parts]
+        corners = np.arange(math.prod(extents)).reshape(extents)[np.ix_(*corners_of)].reshape(-1)
         lanes = np.zeros(-(-len(corners) // s.lanes) * s.lanes + s.lanes % 2, np.int32)
         lanes[: len(corners)] = corners * itemsize
         offsets = np.concatenate([offsets, lanes.view(np.intp)])
@@ -127,9 +131,23 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))
 
 
-def _places(extents: tuple[int, ...], counts: tuple[int, ...]) -> Array:
-    """Positions of the cells of a box of `counts` cells within one of `extents`."""
-    return np.arange(math.prod(extents)).reshape(extents)[tuple(map(slice, counts))].reshape(-1)
+def _places(extents: tuple[int, ...], counts: tuple[int, ...], gaps: tuple[int, ...] = (1, 1, 1)) -> Array:
+    """Positions of the cells of a box of `counts` cells, `gaps` apart, within one of `extents`."""
+    picked = tuple(slice(0, count * gap, gap) for count, gap in zip(counts, gaps, strict=True))
+    return np.arange(math.prod(extents)).reshape(extents)[picked].reshape(-1)
+
+
+def _order(sweep: Sweep, schedule: Schedule, pitch: int, counts: list[int]) -> Array:
+    """Where the `counts` outputs of a block lie among those of its tiles, of several phases; a row holds one of each tile."""
+    if sweep.dilation == (1, 1, 1):
+        return np.empty(0, np.intp)
+    tiles, within = [], []
+    for count, m, gap in zip(counts, sweep.stride, sweep.dilation, strict=True):
+        phase, place = np.arange(count) % gap, np.arange(count) // gap
+        tiles.append(place // m * gap + phase)
+        within.append(place % m)
+    rows = np.arange(math.prod(sweep.stride)).reshape(sweep.stride)[np.ix_(*within)]
+    return (rows * pitch + np.arange(math.prod(schedule.tile)).reshape(schedule.tile)[np.ix_(*tiles)]).reshape(-1)
 
 
 def _grad_kernels(plan: Plan, near: int | None, axis: Axis) -> list[int]:

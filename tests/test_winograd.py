@@ -137,6 +137,49 @@ def test_copied_borders(problem, dtype, kernel, monkeypatch):
         assert (out[..., 1::2] == 7).all()
 
 
+DILATED = [problem for problem in PROBLEMS if "dilation" in problem[2]]
+DILATED += [
+    ((5, 40, 14, 15), (31, 40, 3, 3), {"padding": 2, "dilation": 2}),  # several images, in several blocks
+    ((2, 12, 11, 30), (18, 6, 5, 3), {"padding": (8, 3), "dilation": (4, 3), "groups": 2}),
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("axes", [0, 1, 3])
+@pytest.mark.parametrize("problem", DILATED, ids=str)
+def test_phases_side_by_side(problem, axes, dtype, monkeypatch):
+    """Phases of none, of the last and of all axes in one block, into dense results and others, with a bias and an activation."""
+    x_shape, w_shape, options = problem
+    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
+    x, w, dy = operands(p, dtype)
+    merged, found = winograd_schedule.merged, []
+
+    def chosen(sweep, problem, *rest):
+        kept = tuple(gap if axis >= 3 - axes else 1 for axis, gap in enumerate(problem.dilation))
+        found.append(merged(sweep, dataclasses.replace(problem, dilation=kept), *rest))
+        return found[-1]
+
+    monkeypatch.setattr(winograd_schedule, "merged", chosen)
+    dispatch.select.cache_clear()
+    options = options | {"algorithm": "winograd"}
+    bias = random((w_shape[0],), dtype, 4)
+    out = np.full((*p.output_shape[:-1], 2 * p.output_shape[-1]), 7, dtype)
+    want = oracle.forward(p, x, w, bias)
+    assert_close(nbconv.conv(x, w, bias, **options), want, dtype)
+    assert_close(nbconv.conv(x, w, bias, **options, activation="relu", out=out[..., ::2]), np.maximum(want, 0), dtype)
+    assert (out[..., 1::2] == 7).all()
+    assert_close(nbconv.conv_input_grad(dy, w, x_shape, **options), oracle.input_grad(p, dy, w), dtype)
+    dispatch.select.cache_clear()
+    assert axes == 3 or all(sweep.dilation[: 3 - axes] == (1,) * (3 - axes) for sweep in found)
+
+
+def test_blocks_of_small_phases_hold_all():
+    """49 outputs of each of 16 phases: blocks of the 64 tiles of an image, not of 4."""
+    plan = nbconv.plan("forward", (4, 128, 28, 28), (128, 128, 3, 3), "float32", padding=4, dilation=4, algorithm="winograd")
+    assert plan.sweep.dilation == (1, 4, 4)
+    assert plan.schedule.tile[1:] == (8, 8)
+
+
 @pytest.mark.parametrize("mode", ["circular", "replicate"])
 def test_no_cells_between_copied_borders(mode):
     problem = (1, 2, 0, 5), (2, 3, 1, 3), (1, 3, 0, 5)

@@ -9,7 +9,8 @@ Compute: for each of the products of a tile, `microkernel.outer` over channels: 
 Store: the sums of one filter are transformed to outputs, and stored as the phases of a strided dI are.
 
 Dilation d leaves d convolutions without it on each axis: outputs q, q + d, ... read the input from cell q on in steps of d. Such a
-phase is computed where it lies, by tiles whose cells are d apart.
+phase is computed where it lies, by tiles whose cells are d apart. Where all tiles of an axis fit a block, those of all its phases
+lie side by side in it, gathered out of rows that are staged as they are; their outputs are then put in order.
 
 A job is one (image, group, block of tiles, phase, block of filters); neighbours in job order share the transformed cells. Sums are
 added in the order of channels and a tile does not depend on its neighbours: results are the same bits for any schedule.
@@ -40,9 +41,9 @@ class Regions(NamedTuple):
     wide : cells of a row of transformed weights
     pitch : cells of a row of tiles' vectors
     cell_plane, weight_plane, sum_plane : cells from product to product of transformed cells, weights and of sums
-    weights, sums, outputs, staged : first cells of the parts of scratch; the first part holds the transformed cells
-    tap_table, plane_table, term_table, lane_table : first entries of the offsets for the transforms of weights and outputs, of the
-        terms, and of gathered tiles, 0 if they are not
+    weights, sums, outputs, ordered, staged : first cells of the parts of scratch; the first part holds the transformed cells
+    tap_table, plane_table, term_table, order_table, lane_table : first entries of the offsets for the transforms of weights and
+        outputs, of the terms, of outputs of several phases, 0 for tiles of one, and of gathered tiles, 0 if they are not
     """
 
     products: int
@@ -57,10 +58,12 @@ class Regions(NamedTuple):
     weights: int
     sums: int
     outputs: int
+    ordered: int
     staged: int
     tap_table: int
     plane_table: int
     term_table: int
+    order_table: int
     lane_table: int
 
 
@@ -68,7 +71,8 @@ class Regions(NamedTuple):
 def regions_of(a):
     """The regions out of the array of all numbers."""
     return Regions(
-        a[47], a[48], a[49], a[50], a[51], a[52], a[53], a[54], a[55], a[56], a[57], a[58], a[59], a[60], a[61], a[62], a[63]
+        a[47], a[48], a[49], a[50], a[51], a[52], a[53], a[54], a[55], a[56], a[57], a[58], a[59], a[60], a[61], a[62], a[63],
+        a[64], a[65],
     )  # fmt: skip
 
 
@@ -80,6 +84,19 @@ def phase_of(axis, start, outputs):
         axis.size, axis.stride, axis.dilation, axis.offset + start, -(-count * axis.dilation // axis.stride), axis.tile, axis.slots,
         axis.extent, axis.period,
     )  # fmt: skip
+
+
+@helper
+def phase_with(axis, start, outputs, merged):
+    """As `phase_of`; `merged` tells whether an axis without separate phases holds tiles of all, side by side."""
+    return axis if merged and axis.dilation == 1 else phase_of(axis, start, outputs)
+
+
+@helper
+def plain(axis, outputs):
+    """The axis, of `outputs` in all its phases, as those of a block are stored that lie in their order."""
+    count = min(-(-outputs // axis.dilation), axis.tile * (axis.stride // axis.dilation))
+    return Axis(axis.size, axis.stride, axis.dilation, axis.offset, count, count, 1, count, axis.period)
 
 
 @helper
@@ -188,8 +205,13 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
         image_group, q0, q1, q2, o0, o1, o2 = tile_of(place, every0, every1, every2, gaps)
         g = image_group % layout.groups
         n = image_group // layout.groups
-        d, h, w = phase_of(every0, q0, out.shape[2]), phase_of(every1, q1, out.shape[3]), phase_of(every2, q2, out.shape[4])
+        merged = r.order_table != 0
+        d, h = phase_with(every0, q0, out.shape[2], merged), phase_with(every1, q1, out.shape[3], merged)
+        w = phase_with(every2, q2, out.shape[4], merged)
         target = out[:, :, q0 :: d.dilation, q1 :: h.dilation, q2 :: w.dilation]
+        d_out, h_out, w_out = dense(d), dense(h), dense(w)
+        if merged:
+            d_out, h_out, w_out = plain(d, out.shape[2]), plain(h, out.shape[3]), plain(w, out.shape[4])
         if o0 >= d.out or o1 >= h.out or o2 >= w.out:
             continue
         t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
@@ -230,11 +252,15 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                     micro[OUTPUTS], sums, address_of(offsets) + r.plane_table * 8, outputs, r.pitch * size, 1, 0, 0,
                     vectors, vector, vector,
                 )  # fmt: skip
+                if merged:
+                    for j in range(d_out.tile * h_out.tile * w_out.tile):
+                        scratch[r.ordered + j] = scratch[r.outputs + offsets[r.order_table + j]]
+                    outputs = base + r.ordered * size
                 for start0 in range(layout.step0):
                     for start1 in range(layout.step1):
                         finish(
                             outputs, r.pitch * size, g * filters + k + p, n, o0, o1, o2, start0, start1, 0,
-                            bias, target, micro[STORE], apply, base + r.staged * size, dense(d), dense(h), dense(w), layout,
+                            bias, target, micro[STORE], apply, base + r.staged * size, d_out, h_out, w_out, layout,
                         )  # fmt: skip
                         outputs += layout.step2 * r.pitch * size
 
