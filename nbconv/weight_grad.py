@@ -31,7 +31,6 @@ from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES
 from .phases import triple
-from .record import recorder
 from .schedule import axes_of, cell_offsets
 
 
@@ -125,13 +124,11 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
 
 def add_splits(splits: int, fill: Callable[[Array], None], out: Array) -> None:
     """Have `fill` write the sums of all splits, (splits, K, C / groups * taps), and add them in order to `out`."""
-    whole = splits == 1 and out.flags.c_contiguous
-    sums = (out if whole else scratch((splits, *out.shape), out.dtype)).reshape(splits, len(out), -1)
+    whole = out.flags.c_contiguous
+    sums = (out if whole and splits == 1 else scratch((splits, *out.shape), out.dtype)).reshape(splits, len(out), -1)
     fill(sums)
+    total = out.reshape(sums.shape[1:]) if whole else sums[0]
+    if splits > 1:
+        run_once(transfer.add, (dense_array(out.dtype, 3), dense_array(out.dtype, 2)), sums, total)
     if not whole:
-        if recorder():
-            run_once(transfer.add, (dense_array(out.dtype, 3),), sums)
-        else:
-            for split in sums[1:]:
-                sums[0] += split
-        assign(out, sums[0].reshape(out.shape))
+        assign(out, total.reshape(out.shape))

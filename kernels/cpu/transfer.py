@@ -40,9 +40,11 @@ def add_bias(values, bias):
 
 
 @kernel
-def add(sums):
-    """sums[0] += sums[1] + sums[2] ..., in this order, three axes."""
-    for split in range(1, sums.shape[0]):
-        for row in range(sums.shape[1]):
-            for i in range(sums.shape[2]):
-                sums[0, row, i] += sums[split, row, i]
+def add(sums, target):
+    """target = sums[0] + sums[1] + sums[2] ..., in this order, rows of two and more: sums has three axes, the target two."""
+    for row in range(target.shape[0]):
+        for i in range(target.shape[1]):
+            target[row, i] = sums[0, row, i] + sums[1, row, i]
+        for split in range(2, sums.shape[0]):
+            for i in range(target.shape[1]):
+                target[row, i] += sums[split, row, i]
