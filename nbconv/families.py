@@ -299,9 +299,12 @@ def winograd_grad(ask: Ask) -> list[Design]:
     designs = []
     for outputs in winograd_schedule.choices(p):
         sweep = winograd_schedule.of_phase(forward_sweep(p), p)
-        if 2 * math.prod(winograd_schedule.tile_sweep(sweep, outputs).out) <= ask.limits.sums:
+        few = 2 * math.prod(winograd_schedule.tile_sweep(sweep, outputs).out) <= ask.limits.sums
+        room = winograd_schedule.grad_blocks(sweep, outputs, size, ask.limits, machine).room
+        sweep = winograd_schedule.merged_grad(sweep, p, outputs, room)
+        if few:
             sweep = together(sweep, p)
-        batch = math.prod(winograd_schedule.phases(p)) * (1 if sweep.folded else p.batch)
+        batch = math.prod(winograd_schedule.separate(sweep, p)) * (1 if sweep.folded else p.batch)
         schedule = winograd_schedule.grad_tiles(sweep, outputs, size, ask.limits, machine, p.groups, batch)
         thread = winograd_schedule.grad_regions(sweep, schedule, outputs, size)[1] * size
         designs.append(Design(sweep, schedule, _split_bytes(ask, schedule), thread, outputs))

@@ -47,6 +47,8 @@ class Schedule:
     window : int
         Positions whose cells are first copied next to each other in the order of a micro-kernel's calls, for all blocks of filters;
         0 if they are read where they lie.
+    together : int
+        Tiles of a weight gradient by Winograd's algorithm that are transformed before they are multiplied.
     once : bool
         Whether all blocks of channels are staged side by side, once for all blocks of filters.
     """
@@ -64,6 +66,7 @@ class Schedule:
     in_place: bool = False
     taps: Triple | None = None
     window: int = 0
+    together: int = 1
     once: bool = False
 
 

@@ -19,7 +19,7 @@ from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
 from .schedule import Schedule, Sweep, axes_of, cell_offsets
 from .weight_grad import add_splits
-from .winograd_schedule import FAR, gathered, grad_regions, phases, separate, tile_extents, tile_regions, tile_slots
+from .winograd_schedule import FAR, gathered, grad_regions, separate, tile_extents, tile_regions, tile_slots
 
 
 class _Run(NamedTuple):
@@ -170,19 +170,19 @@ def _prepare_grad(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int
     assert machine is not None
     itemsize = machine.vector // s.lanes
     whole = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), sweep.out)
-    axes = [axis._replace(stride=gap) for axis, gap in zip(whole, phases(problem), strict=True)]
+    axes = [axis._replace(stride=gap) for axis, gap in zip(whole, separate(sweep, problem), strict=True)]
     blocks = Blocks(
         problem.groups, MODES.index(problem.mode), s.filters, s.channels, 1, s.register, s.vectors, 0, s.lanes, 0
     )  # fmt: skip
     sizes, cells = grad_regions(sweep, s, steps, itemsize)
     products = triple(k + m - 1 for k, m in zip(sweep.kernel, steps, strict=True))
     tables = (
-        _places(tuple(axis.extent for axis in axes), products) * s.lanes,
-        _places(s.tile, steps) * s.lanes,
+        _places(tuple(axis.extent for axis in axes), products, sweep.dilation) * s.lanes,
+        _places(s.tile, steps, sweep.dilation) * s.lanes,
         np.arange(sizes["products"]) * sizes["sum_plane"],
     )
     starts = np.cumsum([len(table) for table in tables])
-    regions = winograd_grad.Regions(*steps, **sizes, dy_table=starts[0], sum_table=starts[1])
+    regions = winograd_grad.Regions(*steps, *sweep.dilation, **sizes, dy_table=starts[0], sum_table=starts[1])
     jobs = s.splits * problem.groups * -(-sweep.channels // s.channels) * -(-sweep.filters // s.filters)
     numbers = np.array([value for part in (*axes, blocks, regions) for value in part], np.intp)
     offsets = (np.concatenate(tables) * itemsize).astype(np.intp)

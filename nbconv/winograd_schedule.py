@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from .grad_schedule import with_splits
 from .kernels.cpu.machine import LINE, Machine
@@ -71,7 +72,11 @@ def merged(sweep: Sweep, problem: ConvProblem, itemsize: int, limits: Limits, ma
     Each of `dilation` phases of an axis then has its tile in turn, whose cells lie `dilation` apart. Phases of their own would be
     blocks of few tiles, each of which transforms all weights.
     """
-    most = tile_limits(sweep._replace(dilation=phases(problem)), itemsize, limits, machine).sums
+    return merge(sweep, problem, tile_limits(sweep._replace(dilation=phases(problem)), itemsize, limits, machine).sums)
+
+
+def merge(sweep: Sweep, problem: ConvProblem, most: int) -> Sweep:
+    """The sweep of tiles with those of all phases, on as many axes as leave at the most `most`."""
     out, gaps = list(sweep.out), [1, 1, 1]
     for axis, gap in reversed(list(enumerate(phases(problem)))):
         if math.prod(out) * gap <= most:
@@ -158,11 +163,20 @@ def tile_regions(sweep: Sweep, schedule: Schedule, itemsize: int) -> tuple[dict[
     return sizes, total
 
 
-def grad_tiles(sweep: Sweep, outputs: Triple, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
-    """dW by Winograd's algorithm: blocks of channels and filters whose sums of all products stay within `limits.held` bytes.
+class GradBlocks(NamedTuple):
+    """Filters and channels of a block of dW, and of one call; vectors of a call, and tiles whose cells are held transformed."""
 
-    The larger, the rarer cells and dy are transformed. A tile of whole tiles of `outputs` has as many as `limits.staged` bytes hold
-    of both, transformed.
+    filters: int
+    channels: int
+    register: int
+    vectors: int
+    room: int
+
+
+def grad_blocks(sweep: Sweep, outputs: Triple, itemsize: int, limits: Limits, machine: Machine) -> GradBlocks:
+    """Blocks whose sums of all products stay within `limits.held` bytes: the larger, the rarer cells and dy are transformed.
+
+    Transformed cells and dy stay within `limits.staged` bytes.
     """
     lanes = machine.vector // itemsize
     products = math.prod(k + m - 1 for k, m in zip(sweep.kernel, outputs, strict=True))
@@ -172,17 +186,39 @@ def grad_tiles(sweep: Sweep, outputs: Triple, itemsize: int, limits: Limits, mac
     filters = vectors * lanes * even(-(-sweep.filters // (vectors * lanes)), max(1, most // (vectors * lanes)))
     channels = register * even(-(-sweep.channels // register), max(1, most // register))
     room = max(1, limits.staged // (products * (filters + channels) * itemsize))
-    tile = _block(tile_sweep(sweep, outputs), limits._replace(sums=min(room, limits.sums)))
+    return GradBlocks(filters, channels, register, vectors, room)
+
+
+def merged_grad(sweep: Sweep, problem: ConvProblem, outputs: Triple, room: int) -> Sweep:
+    """The sweep of dW with the outputs of all phases of an axis, where the tiles of an image hold about `room` of them or fewer.
+
+    Phases of their own are rows of few cells, which take long to stage.
+    """
+    tiles = merge(tile_sweep(sweep, outputs), problem, room * 3 // 2)
+    out = (o if gap > 1 else one for o, one, gap in zip(problem.out, sweep.out, tiles.dilation, strict=True))
+    return sweep._replace(out=triple(out), dilation=tiles.dilation)
+
+
+def grad_tiles(sweep: Sweep, outputs: Triple, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
+    """dW by Winograd's algorithm, in blocks of whole tiles of `outputs`."""
+    filters, channels, register, vectors, room = grad_blocks(sweep, outputs, itemsize, limits, machine)
+    phases = (-(-out // gap) for out, gap in zip(sweep.out, sweep.dilation, strict=True))
+    tiles = triple(-(-out // m) * gap for out, m, gap in zip(phases, outputs, sweep.dilation, strict=True))
+    whole = math.prod(tiles[1:] if sweep.folded else tiles) if sweep.dilation != (1, 1, 1) else 0
+    tile = _block(sweep._replace(out=tiles, stride=(1, 1, 1)), limits._replace(sums=max(min(room, limits.sums), whole)))
+    few = math.prod(tile)
     tile = triple(t * m for t, m in zip(tile, outputs, strict=True))
-    schedule = Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes)
-    return with_splits(sweep, schedule, limits, groups, batch)
+    lanes = machine.vector // itemsize
+    schedule = with_splits(sweep, Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes), limits, groups, batch)
+    places = batch * math.prod(-(-out // size) for out, size in zip(sweep.out, tile, strict=True))
+    return dataclasses.replace(schedule, together=max(1, min(room // few, -(-places // schedule.splits))))
 
 
 def grad_regions(sweep: Sweep, schedule: Schedule, outputs: Triple, itemsize: int) -> tuple[dict[str, int], int]:
     """Parts of a thread's scratch, by the names of `kernels.cpu.winograd_grad.Regions`, and their cells altogether."""
     s, lanes = schedule, schedule.lanes
     products = math.prod(k + m - 1 for k, m in zip(sweep.kernel, outputs, strict=True))
-    tiles = math.prod(t // m for t, m in zip(s.tile, outputs, strict=True))
+    tiles = s.together * math.prod(t // m for t, m in zip(s.tile, outputs, strict=True))
     row = -(-s.channels // lanes) * lanes
     padded = -(-s.filters // lanes) * lanes
     plane = max(staged_cells(sweep, s) // s.channels, math.prod(s.tile))
@@ -192,8 +228,8 @@ def grad_regions(sweep: Sweep, schedule: Schedule, outputs: Triple, itemsize: in
     staged = max(dy + products * dy_plane, cells + padded * s.channels * math.prod(sweep.kernel))
     spare = staged + plane * lanes + lanes
     sizes = {
-        "products": products, "row": row, "cell_plane": cell_plane, "dy_plane": dy_plane, "sum_plane": sum_plane, "cells": cells,
-        "dy": dy, "staged": staged, "spare": spare,
+        "products": products, "together": s.together, "room": tiles, "row": row, "cell_plane": cell_plane, "dy_plane": dy_plane,
+        "sum_plane": sum_plane, "cells": cells, "dy": dy, "staged": staged, "spare": spare,
     }  # fmt: skip
     return sizes, spare + plane * lanes + lanes
 

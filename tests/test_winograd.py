@@ -152,14 +152,14 @@ def test_phases_side_by_side(problem, axes, dtype, monkeypatch):
     x_shape, w_shape, options = problem
     p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
     x, w, dy = operands(p, dtype)
-    merged, found = winograd_schedule.merged, []
+    merge, found = winograd_schedule.merge, []
 
     def chosen(sweep, problem, *rest):
         kept = tuple(gap if axis >= 3 - axes else 1 for axis, gap in enumerate(problem.dilation))
-        found.append(merged(sweep, dataclasses.replace(problem, dilation=kept), *rest))
+        found.append(merge(sweep, dataclasses.replace(problem, dilation=kept), *rest))
         return found[-1]
 
-    monkeypatch.setattr(winograd_schedule, "merged", chosen)
+    monkeypatch.setattr(winograd_schedule, "merge", chosen)
     dispatch.select.cache_clear()
     options = options | {"algorithm": "winograd"}
     bias = random((w_shape[0],), dtype, 4)
@@ -169,6 +169,7 @@ def test_phases_side_by_side(problem, axes, dtype, monkeypatch):
     assert_close(nbconv.conv(x, w, bias, **options, activation="relu", out=out[..., ::2]), np.maximum(want, 0), dtype)
     assert (out[..., 1::2] == 7).all()
     assert_close(nbconv.conv_input_grad(dy, w, x_shape, **options), oracle.input_grad(p, dy, w), dtype)
+    assert_close(nbconv.conv_weight_grad(dy, x, w_shape, **options), oracle.weight_grad(p, dy, x), dtype)
     dispatch.select.cache_clear()
     assert axes == 3 or all(sweep.dilation[: 3 - axes] == (1,) * (3 - axes) for sweep in found)
 
