@@ -115,9 +115,9 @@ FEW = 28
 ALIGNED = 3
 # Channels whose rows lie on more pages than the machine knows at once: gathering pays for few blocks of filters too.
 PAGES = 96
-# Channels below which an input in place is read as fast as gathered cells or faster, up to 1.7 times, where calls can begin on
-# lines of cache (Granite Rapids).
-STRAIGHT = 160
+# Bytes of all channels of a position below which an input in place is read as fast as gathered cells or faster, up to 1.7 times,
+# where calls can begin on lines of cache (Granite Rapids).
+STRAIGHT = 640
 # Outputs of an image, or of a folded batch, and taps up to which the cells of several taps are gathered: 3x3 with stride 2 to 14x14
 # and 7x7 outputs takes 0.91 to 0.93 of the time (Granite Rapids), to 28x28 1.04, 7x7 to 1x1 1.15.
 GATHERED = 256, 16
@@ -306,7 +306,8 @@ def gathers(sweep: Sweep, machine: Machine, itemsize: int, in_place: bool) -> bo
     """
     blocks = -(-sweep.filters // most_filters(machine, 2))
     if machine.registers >= FEW and math.prod(sweep.kernel) == 1:
-        if in_place and machine.vector == LINE and math.prod(sweep.out) * itemsize % LINE == 0 and sweep.channels < STRAIGHT:
+        lines = machine.vector == LINE and math.prod(sweep.out) * itemsize % LINE == 0
+        if in_place and lines and sweep.channels * itemsize < STRAIGHT:
             return False
         return blocks > (1 if sweep.channels >= PAGES else 4)
     few = machine.registers < FEW or (math.prod(sweep.out) <= GATHERED[0] and math.prod(sweep.kernel) <= GATHERED[1])

@@ -147,7 +147,8 @@ def _order(sweep: Sweep, schedule: Schedule, pitch: int, counts: list[int]) -> A
         tiles.append(place // m * gap + phase)
         within.append(place % m)
     rows = np.arange(math.prod(sweep.stride)).reshape(sweep.stride)[np.ix_(*within)]
-    return (rows * pitch + np.arange(math.prod(schedule.tile)).reshape(schedule.tile)[np.ix_(*tiles)]).reshape(-1)
+    order: Array = rows * pitch + np.arange(math.prod(schedule.tile)).reshape(schedule.tile)[np.ix_(*tiles)]
+    return order.reshape(-1)
 
 
 def _grad_kernels(plan: Plan, near: int | None, axis: Axis) -> list[int]:
