@@ -322,17 +322,20 @@ def _conv_backward(
     grad_output, input = check_array(grad_output, "grad_output"), check_array(input, "input")
     weight = check_array(weight, "weight")
     result = common_dtype(grad_output=grad_output, input=input, weight=weight)
-    problem = problem_of(input.shape, weight.shape, stride, padding, dilation, groups, padding_mode, axes)
+    geometry, wanted = (stride, padding, dilation, groups, padding_mode, axes), (algorithm, precision, workspace_limit)
+    problem, chosen = problem_of(input.shape, weight.shape, *geometry), wish(*wanted)
     check_shape(grad_output, problem.output_shape, "grad_output")
     if not isinstance(need, Sequence | np.ndarray) or [isinstance(each, bool | int | np.bool_) for each in need[:4]] != [True] * 3:
         raise ValueError(f"need must be three bools, for dI, dW and dB, got {need!r}")
-    wanted = wish(algorithm, precision, workspace_limit)
     engine = _engine(grad_output, input, weight)
-    return (
-        engine.input_grad(problem, result, grad_output, weight, None, None, wanted, result.kind == "c") if need[0] else None,
-        engine.weight_grad(problem, result, grad_output, input, None, wanted) if need[1] else None,
-        engine.bias_grad(result, grad_output, problem.axes) if need[2] else None,
-    )
+    if engine is cpu_engine:  # as the functions of their own
+        dx = replay(_input_grad, (input.shape, geometry, wanted), None, grad_output, weight) if need[0] else None
+        dw = replay(_weight_grad, (weight.shape, geometry, wanted), None, grad_output, input) if need[1] else None
+    else:
+        conjugate = result.kind == "c"
+        dx = engine.input_grad(problem, result, grad_output, weight, None, None, chosen, conjugate) if need[0] else None
+        dw = engine.weight_grad(problem, result, grad_output, input, None, chosen) if need[1] else None
+    return dx, dw, engine.bias_grad(result, grad_output, problem.axes) if need[2] else None
 
 
 def _conv_transpose(

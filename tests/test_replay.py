@@ -58,6 +58,17 @@ def test_cases(case, dtype, followed):
     assert followed == [0] * (0 if dtype in ("float16", "bfloat16") else wanted)
 
 
+def test_backward(followed):
+    """dI and dW of one call follow those of the functions of their own."""
+    x, w, dy = random((2, 4, 9, 9), "float32", 0), random((6, 4, 3, 3), "float32", 1), random((2, 6, 7, 7), "float32", 2)
+    wanted = nbconv.conv_backward(dy, x, w)
+    nbconv.conv_input_grad(dy, w, x.shape)
+    for _ in range(2):
+        for got, want in zip(nbconv.conv_backward(dy, x, w), wanted, strict=True):
+            np.testing.assert_array_equal(got, want)
+    assert followed == [0] * 5
+
+
 def test_layouts(followed):
     """Views of any strides, each a kind of its own, and a weight that is the input's own memory."""
     memory = random((4, 8, 20, 30), "float32", 0)
