@@ -1,5 +1,6 @@
 """The folder of compiled kernels: what is in it, emptying it, and filling it before the first call."""
 
+import functools
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -8,10 +9,13 @@ from typing import Any
 import numpy as np
 
 from . import functional
+from .arrays import accumulator
 from .dispatch import DIRECTIONS
 from .kernels import jit
+from .kernels.program import SCRATCH
 from .problem import ConvProblem
-from .record import recording
+from .record import Recorder, recorded
+from .replay import runner
 
 
 def info() -> dict[str, str]:
@@ -41,8 +45,14 @@ def warm(wanted: list[tuple[str, ConvProblem]], dtypes: Iterable[str]) -> None:
 
     work = [(problem, direction, dtype) for _, problem in wanted for direction in DIRECTIONS for dtype in dtypes]
     for problem, direction, dtype in tqdm(work, unit="kernel"):
-        with recording():
-            _call(problem, direction, np.dtype(dtype))()
+        recorded(functools.partial(_program, problem, direction, accumulator(np.dtype(dtype))))  # 16-bit floats are converted
+    runner()
+
+
+def _program(problem: ConvProblem, direction: str, dtype: np.dtype[Any], record: Recorder) -> None:
+    result = _call(problem, direction, dtype)()
+    record.know(result, SCRATCH - 1)
+    record.program(result.shape)
 
 
 def _call(problem: ConvProblem, direction: str, dtype: np.dtype[Any]) -> Callable[[], Any]:

@@ -22,7 +22,7 @@ from .arrays import Array
 from .kernels.cpu import epilogue
 from .kernels.cpu.epilogue import Descriptor, Formula
 from .kernels.program import HOOK, SCRATCH, SLOTS, SYMBOLS
-from .record import recorder, recording, stand_in, state
+from .record import Recorder, recorded, recorder, stand_in, state
 
 _table = np.zeros(SLOTS, np.int64)
 _programs: dict[tuple[str, tuple[int, ...]], Array] = {}
@@ -117,7 +117,8 @@ def _record(text: str, words: list[int]) -> Array:
     if hook:
         options["activation"] = Descriptor(words_of_hook.ctypes.data)
     bases = {name: array for name, array in arrays.items() if name != "out"}
-    with recording() as record:
+
+    def work(record: Recorder) -> Array:
         record.know(words_of_hook, HOOK)
         result = function(**arrays, **options)
         for base, array in enumerate([*bases.values(), *(None,) * (SCRATCH - 1 - len(bases)), result]):
@@ -125,6 +126,8 @@ def _record(text: str, words: list[int]) -> Array:
                 record.know(array, base)
         _kept.append(record.kept)
         return record.program(result.shape)
+
+    return recorded(work)
 
 
 def _fail(error: BaseException) -> None:

@@ -120,6 +120,8 @@ def _deliver(
     """Have `fill` write a result of `shape`, into `out` itself where a kernel can, and return it in the caller's dtype."""
     acc = accumulator(dtype)
     if out is None:
+        if recorder() and acc != dtype:
+            raise Unrecordable(f"a conversion to {dtype}")
         target = np.empty(shape, acc)
         fill(target)
         return target if acc == dtype else target.astype(dtype)

@@ -9,13 +9,12 @@ or else 0, sizes of the result (5), steps; then for each step its length, and fo
 address of `apply`, number of words, of offsets; then for both the words, and pairs of a word and what it is an offset from.
 """
 
-import contextlib
 import itertools
 import math
 import os
 import threading
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import llvmlite.binding as llvm
 import numpy as np
@@ -27,6 +26,7 @@ from .kernels.cpu.machine import LINE, host
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.program import SCRATCH, STATE
 
+T = TypeVar("T")
 POINTERS = 1 << 20  # no address is smaller
 NOWHERE, APART = 1 << 61, 1 << 48  # addresses that no machine has, beyond any number of a call; bytes from one stand-in to the next
 _places = itertools.count()
@@ -190,13 +190,15 @@ def recorder() -> Recorder | None:
     return active if active is not None and active.thread == threading.get_ident() else None
 
 
-@contextlib.contextmanager
-def recording() -> Iterator[Recorder]:
-    """Record what this thread's calls do, in place of doing it."""
+def recorded(work: Callable[[Recorder], T]) -> T:
+    """What `work` returns, while this thread's calls are recorded in place of being computed.
+
+    No context manager: an interrupt in the middle of its exit would leave a recorder behind, and calls without results.
+    """
     global _active
     with _lock:
-        _active = Recorder()
         try:
-            yield _active
+            _active = Recorder()
+            return work(_active)
         finally:
             _active = None

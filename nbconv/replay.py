@@ -20,7 +20,7 @@ from .kernels import program
 from .kernels.cpu.machine import LINE
 from .kernels.jit import DISABLED, entry
 from .kernels.program import DATA, HOOK, SCRATCH
-from .record import recorder, recording, stand_in
+from .record import Recorder, recorded, recorder, stand_in
 
 MOST = 1024  # kinds that are kept; beyond, all are learnt anew
 
@@ -39,14 +39,17 @@ class _Known(NamedTuple):
 
 
 _known: dict[Hashable, _Known | None] = {}  # None for kinds that have no program
-_met: set[Hashable] = set()
+_met: dict[Hashable, int] = {}  # how often kinds without one have come
+_patience = 1  # as often as a kind comes before it is learnt
 _BYTE = np.dtype(np.uint8)
 
 
 def forget() -> None:
     """Learn all anew: calls may take other plans from now on."""
+    global _patience
     _known.clear()
     _met.clear()
+    _patience = 1
 
 
 def replay(
@@ -78,7 +81,7 @@ def replay(
             room = np.empty(known.alone if known.alone and not many else known.room, _BYTE)
             at = 0 if third is None else id(third)
             try:
-                state = _run()(known.program, known.spans, many, id(first), id(second), at, id(result), id(room))
+                state = runner()(known.program, known.spans, many, id(first), id(second), at, id(result), id(room))
             except SystemError as error:  # what Python makes of an error that NumPy's loops have told it, and the kernel has not
                 if not isinstance(error.__cause__, MemoryError):
                     raise
@@ -91,23 +94,29 @@ def replay(
 
 
 @functools.cache
-def _run() -> Callable[..., int]:
+def runner() -> Callable[..., int]:
+    """The compiled function that runs a program on arrays."""
     return entry(program.replay, *(types.intp,) * 8, returns=types.intp)
 
 
 def _learn(key: Hashable, compute: Callable[..., Array], options: tuple[Any, ...], out: Array | None, *arrays: Array | None) -> Any:
     """The program of a kind that has come before, if its calls can have one."""
+    global _patience
     if key in _known or DISABLED or recorder():
         return None
-    if key not in _met:
-        if len(_met) >= 4 * MOST:
-            _met.clear()
-        _met.add(key)
+    if len(_met) >= 4 * MOST:
+        _met.clear()
+    _met[key] = _met.get(key, 0) + 1
+    if _met[key] <= _patience:
         return None
     if len(_known) >= MOST:
+        _patience *= 4  # for kinds by the thousand, in turn, not to be learnt in vain
         _known.clear()
+        _met.clear()
     try:
         found = _recorded(compute, options, out, arrays) if all(is_jitted(each) or _plain(each) for each in options) else None
+    except MemoryError:  # another time, perhaps
+        return None
     except Exception:  # which the call itself will say
         found = None
     _known[key] = found
@@ -149,17 +158,21 @@ def _recorded(compute: Callable[..., Array], options: tuple[Any, ...], out: Arra
     *inputs, target = (each if each is None else stand_in(each.shape, each.dtype, each.strides) for each in (*arrays, out))
     if any(not each.flags.aligned for each in (*inputs, target) if each is not None):
         return None
-    with recording() as record:
+
+    def work(record: Recorder) -> tuple[Array, Array]:
         result = compute(options, target, *inputs)
         for base, array in (*enumerate(inputs), (SCRATCH - 1, result)):
             if array is not None:
                 record.know(array, base)
-        words = record.program(result.shape)
+        kept.append(record.kept)
+        return result, record.program(result.shape)
+
+    kept: list[Any] = []
+    result, words = recorded(work)
     if words[2] and threads.layer() == "workqueue":  # which two threads must not launch on at once
         return None
     spans = [*_span(target), *(end for each in inputs for end in (_span(each) if target is not None else (0, 0)))]
     mask = max(each.dtype.alignment for each in given) - 1
     numbers = np.array([*spans, mask], np.int64)
     room, alone = (int(bytes_) and int(bytes_) + 8 * (HOOK + 1 + int(words[1])) + LINE for bytes_ in words[[0, 2]])
-    kept = words, numbers, record.kept
-    return _Known(words.ctypes.data, numbers.ctypes.data, room, alone, result.shape, result.dtype, kept)
+    return _Known(words.ctypes.data, numbers.ctypes.data, room, alone, result.shape, result.dtype, (words, numbers, kept))

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, settings
 from numba import config
 
 from nbconv import dispatch, replay, tuned
+from nbconv.record import Unrecordable
 
 # `--hypothesis-profile long` draws as many calls as a night allows
 for _profile, _examples in (("short", 150), ("long", 20_000)):
@@ -42,9 +43,23 @@ def nothing_is_tuned():
 @pytest.fixture(autouse=True)
 def nothing_is_known():
     """What calls of one test have taught shall not serve another, whose kernels or plans may be others."""
+    learn, surprises = replay._recorded, []
+
+    def recorded(*given):
+        try:
+            return learn(*given)
+        except (Unrecordable, TypeError, ValueError, OverflowError, MemoryError):
+            raise
+        except Exception as error:
+            surprises.append(error)
+            raise
+
     replay.forget()
+    replay._recorded = recorded
     yield
+    replay._recorded = learn
     replay.forget()
+    assert not surprises
 
 
 @pytest.fixture

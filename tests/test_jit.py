@@ -558,9 +558,8 @@ x, w = np.ones((1, 2, 8, 8), np.float32), np.ones((3, 2, 3, 3), np.float32)
 f(x, w)
 inside, done = threading.Event(), threading.Event()
 def work():
-    with calls._lock, record.recording():
-        inside.set()
-        done.wait()
+    with calls._lock:
+        record.recorded(lambda made: (inside.set(), done.wait()))
 thread = threading.Thread(target=work)
 thread.start()
 inside.wait()

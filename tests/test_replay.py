@@ -1,5 +1,6 @@
 """The third call of a kind, which runs the program of the second, does what the first did: the same bits, errors and care."""
 
+import signal
 import threading
 import tracemalloc
 
@@ -12,6 +13,7 @@ from oracle import random
 import nbconv
 from nbconv import replay
 from nbconv.kernels.jit import DISABLED
+from nbconv.record import recorder
 
 pytestmark = pytest.mark.skipif(DISABLED, reason="programs are compiled")
 
@@ -19,8 +21,8 @@ pytestmark = pytest.mark.skipif(DISABLED, reason="programs are compiled")
 @pytest.fixture
 def followed(monkeypatch):
     """How many calls ran a program."""
-    calls, run = [], replay._run()
-    monkeypatch.setattr(replay, "_run", lambda: lambda *given: calls.append(run(*given)) or calls[-1])
+    calls, run = [], replay.runner()
+    monkeypatch.setattr(replay, "runner", lambda: lambda *given: calls.append(run(*given)) or calls[-1])
     return calls
 
 
@@ -180,6 +182,55 @@ def test_other_arrays(followed):
     assert len(followed) == 8  # of those float64 throughout
 
 
+@pytest.mark.parametrize("given", [None, "out"])
+@pytest.mark.parametrize("dtype", ["float16", "float64", np.float16])
+def test_results_of_another_dtype(dtype, given):
+    """Conversions are no kernels."""
+    x, w = random((1, 2, 30), "float32", 0), random((2, 2, 3), "float32", 1)
+    out = given and np.empty((1, 2, 28), dtype)
+    wanted = nbconv.conv(x, w, dtype=dtype)
+    for _ in range(4):
+        np.testing.assert_array_equal(nbconv.conv(x, w, dtype=dtype, out=out), wanted)
+
+
+def test_interrupts():
+    """Ctrl-C while a program is written leaves nothing behind."""
+    x, w = random((1, 2, 30), "float32", 0), random((2, 2, 3), "float32", 1)
+    wanted, kept = nbconv.conv(x, w), []
+
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for turn in range(300):
+            replay.forget()
+            nbconv.conv(x, w)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-5 + 4e-6 * turn)
+                nbconv.conv(x, w)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt as error:
+                kept.append(error)  # and with it, what its frames hold
+            assert recorder() is None
+            np.testing.assert_array_equal(nbconv.conv(x, w), wanted)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert kept
+
+
+def test_kinds_by_the_thousand_are_not_learnt_in_vain(monkeypatch):
+    monkeypatch.setattr(replay, "MOST", 8)
+    learnt, recorded = [], replay._recorded
+    monkeypatch.setattr(replay, "_recorded", lambda *given: learnt.append(1) or recorded(*given))
+    w = random((2, 2, 3), "float32", 1)
+    for _ in range(40):
+        for size in range(5, 17):
+            nbconv.conv(random((1, 2, size), "float32", size), w)
+    assert len(learnt) < 60  # of 480 calls
+
+
 def test_a_function_of_the_callers(followed):
     @njit
     def squared(v):
@@ -258,12 +309,14 @@ def test_scratch_is_for_the_threads_that_run(followed):
 
 
 def test_a_failure_while_a_program_is_written(monkeypatch, followed):
-    """Leaves a call as good as a first one, for good."""
+    """Leaves calls as good as first ones."""
     x, w = random((1, 2, 30), "float32", 0), random((2, 2, 3), "float32", 1)
-    monkeypatch.setattr(replay, "stand_in", lambda *given: 1 / 0)
     wanted = nbconv.conv(x, w)
-    for _ in range(3):
-        np.testing.assert_array_equal(nbconv.conv(x, w), wanted)
+    for kind in (MemoryError, ValueError):
+        with monkeypatch.context() as patch:
+            patch.setattr(replay, "stand_in", lambda *given, kind=kind: (_ for _ in ()).throw(kind()))
+            for _ in range(3):
+                np.testing.assert_array_equal(nbconv.conv(x, w), wanted)
     assert followed == []
 
 
