@@ -4,9 +4,10 @@
 
 Stage: the input of a block of tiles, and dy, transposed as for `panel_grad`: channels or filters lie side by side, so that the
 vectors of a transform are of neighbouring channels. dy is followed by zeros up to a whole tile. With dilation d on an axis, outputs
-q, q + d, ... and the cells that they read are one phase, which is staged as if they were neighbours.
-Compute: for each product of a tile, `microkernel.panel`, which broadcasts channels over vectors of filters, over the tiles of one
-block, or of several that have few: each time all sums are loaded and stored.
+q, q + d, ... and the cells that they read are one phase, which is staged as if they were neighbours; or, where an image has few
+tiles, all phases are staged as they lie, and each takes its cells d apart.
+Compute: for each product of a tile, `microkernel.panel`, which broadcasts channels over vectors of filters, over the tiles of a
+block, or of several that have few, since all sums are loaded and stored each time.
 Store: the sums of each split, transformed once, which the caller adds in order.
 
 A job is one (split, group, block of channels, block of filters), as in `panel_grad`.
