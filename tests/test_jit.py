@@ -1,16 +1,12 @@
 """The public functions inside compiled code: the same bits as from Python, without Python."""
 
 import itertools
-import os
-import re
-import subprocess
-import sys
 
 import numba
 import numpy as np
 import pytest
 from cases import CASES
-from numba import njit, prange
+from numba import njit
 from numba.experimental import jitclass
 from oracle import random
 
@@ -258,123 +254,6 @@ def test_what_a_function_gives_is_assigned_as_to_an_array(function):
         nbconv.conv2d(x, w, activation=function)
 
 
-def test_errors_are_those_of_python():
-    x, w, b = random((1, 2, 8, 8), "float32", 0), random((3, 2, 3, 3), "float32", 1), np.zeros(3, np.float32)
-    given = (1, 1), ((0, 0), (0, 0)), (1, 1), 1, "zeros"
-    wrong = [
-        (x, random((3, 4, 3, 3), "float32", 1), b, *given),
-        (x, w, np.zeros(4, np.float32), *given),
-        (x, w, b, (0, 1), *given[1:]),
-        (x, w, b, *given[:4], "mirror"),
-        (x, random((3, 2, 9, 9), "float32", 1), b, *given),
-    ]
-    for arguments in wrong:
-        with pytest.raises(ValueError, match=r"must|smaller") as want:
-            nbconv.conv(*arguments)
-        with pytest.raises(ValueError, match=re.escape(str(want.value))):
-            forward(*arguments)
-    for arguments, text in (((x, w.astype("float64"), b), "weight must have the dtype"), ((1.5, w, b), "input must be an array")):
-        with pytest.raises(numba.core.errors.TypingError, match=text):
-            forward(*arguments, *given)
-
-
-@njit
-def without_a_stride(x, w):
-    return nbconv.conv2d(x, w, stride=None)
-
-
-@njit
-def as_floats(x, w):
-    return nbconv.conv2d(x, w, dtype=np.float32)
-
-
-@njit
-def ignore(n, k, position, value):
-    pass
-
-
-@njit
-def with_a_bar(x, w):
-    nbconv.conv2d(x, w, padding_mode="zeros|input", activation="relu", store=ignore)  # texts are constants here
-
-
-@njit
-def of_border(x, w, size):
-    return nbconv.conv2d(x, w, padding=size)
-
-
-@njit
-def of_mode(x, w, mode):
-    return nbconv.conv2d(x, w, padding_mode=mode)
-
-
-def test_other_errors_are_those_of_python():
-    x, w = random((1, 2, 8, 8), "float32", 0), random((3, 2, 3, 3), "float32", 1)
-    for function, more in ((without_a_stride, ()), (of_mode, ("m" * 100,)), (of_border, (1 << 22,))):
-        with pytest.raises((TypeError, ValueError, MemoryError)) as want:
-            function.py_func(x, w, *more)
-        kind = next(each for each in (TypeError, ValueError, MemoryError) if isinstance(want.value, each))
-        with pytest.raises(kind, match=re.escape(str(want.value)[:60])):  # longer texts are cut off
-            function(x, w, *more)
-    with pytest.raises(numba.core.errors.TypingError, match="input must have a dtype that nbconv computes with, got bool"):
-        as_floats(x > 0, w)
-    with pytest.raises(numba.core.errors.TypingError, match=r"padding_mode must be a known text, got 'zeros\|input'"):
-        with_a_bar(x, w)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="threads by POSIX")
-def test_errors_on_a_thread_of_nobody():
-    """Python keeps nothing for such a thread from one callback to the next: the text is found all the same."""
-    code = """
-import ctypes, numpy as np, nbconv
-from numba import cfunc, njit, types
-@njit
-def inner():
-    return nbconv.conv2d(np.ones((1, 1, 4, 4)), np.ones((1, 1, 3, 3)), padding=-1)[0, 0, 0, 0]
-@cfunc(types.voidptr(types.voidptr))
-def run(given):
-    inner()
-    return given
-library, thread = ctypes.CDLL(None), ctypes.c_ulong()
-library.pthread_create(ctypes.byref(thread), None, ctypes.c_void_p(run.address), None)
-library.pthread_join.argtypes = [ctypes.c_ulong, ctypes.c_void_p]
-library.pthread_join(thread, None)
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert "ValueError: padding must be at least 0, got -1" in run.stderr
-    assert "Error: " not in run.stderr.replace("ValueError: ", "")
-
-
-@njit(parallel=True)
-def in_prange(x, w):
-    out = np.empty((x.shape[0], 1, 4, x.shape[3], x.shape[4]), x.dtype)
-    for i in prange(x.shape[0]):
-        out[i] = nbconv.conv2d(x[i], w, padding=1)
-    return out
-
-
-@pytest.mark.parametrize("size", [33, 200])
-def test_in_prange(size):
-    """Also where a call alone would launch threads."""
-    x, w = random((12, 1, 3, size, size + 1), "float32", 0), random((4, 3, 3, 3), "float32", 1)
-    np.testing.assert_array_equal(in_prange(x, w), [nbconv.conv2d(each, w, padding=1) for each in x])
-
-
-@njit(parallel=True)
-def frequencies_in_prange(x, w):
-    out = np.empty((x.shape[0], 1, 4, x.shape[3], x.shape[4]), x.dtype)
-    for i in prange(x.shape[0]):
-        out[i] = nbconv.conv2d(x[i], w, padding=15, algorithm="fft")
-    return out
-
-
-def test_transforms_in_prange():
-    """Each on the thread that meets it."""
-    x, w = random((6, 1, 3, 90, 90), "float32", 0), random((4, 3, 31, 31), "float32", 1)
-    want = [nbconv.conv2d(each, w, padding=15, algorithm="fft") for each in x]
-    np.testing.assert_array_equal(frequencies_in_prange(x, w), want)
-
-
 @jitclass([("weight", numba.float32[:, :, :, ::1])])
 class Layer:
     """A class of numba's that holds a weight."""
@@ -398,58 +277,6 @@ def test_other_compiled_callers():
     kind = numba.float32[:, :, :], numba.float32[:, :, :, :], numba.float32[:, :, :]
     loop = numba.guvectorize([kind], "(c,h,w),(k,c,r,r)->(k,h,w)", nopython=True)(batched)
     np.testing.assert_array_equal(loop(x, w), want)
-
-
-THREADS = """
-import threading, numpy as np, nbconv
-from numba import njit, prange
-from numba.experimental import jitclass
-@njit(nogil=True, cache=True)
-def mixed(x, w, times):
-    total = np.zeros(3)
-    for i in range(times):
-        y = nbconv.conv2d(x, w, padding=i % 3)
-        total[0] += y[0, 0, 0, 0] + y[-1, -1, -1, -1]
-        dx = nbconv.conv2d_input_grad(y, w, x.shape, padding=i % 3)
-        total[1] += dx[0, 0, 0, 0] + dx[-1, -1, -1, -1]
-        total[2] += nbconv.conv2d_weight_grad(y, x, w.shape, padding=i % 3)[0, 0, 0, 0]
-    return total
-@njit(parallel=True, cache=True)
-def inside(x, w, count):
-    totals = np.zeros((count, 3))
-    for i in prange(count):
-        totals[i] = mixed(x, w, 3)
-    return totals
-rng = np.random.default_rng(0)
-arrays = [(rng.random((2, 8, 40 + i, 40), np.float32), rng.random((16, 8, 3, 3), np.float32)) for i in range(8)]
-got = [None] * 8
-def work(i):
-    got[i] = mixed(*arrays[i], 70)
-threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join()
-same = all(np.array_equal(result, mixed(*each, 70)) for result, each in zip(got, arrays))
-print(same, (inside(*arrays[0], 6) == mixed(*arrays[0], 3)).all())
-"""
-
-
-@pytest.fixture(scope="module")
-def callers(tmp_path_factory):
-    """A folder for the machine code of callers, which several tests share."""
-    return tmp_path_factory.mktemp("callers")
-
-
-@pytest.mark.parametrize("layer", ["tbb", "omp", "workqueue"])
-def test_threads(layer, callers):
-    """Eight threads of Python's, 210 calls each, meet the first call of each shape together; then a caller's own parallel loop."""
-    path = callers / "threads.py"
-    if not path.exists():
-        path.write_text(THREADS)
-    environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "NUMBA_CACHE_DIR": str(callers)}
-    run = subprocess.run([sys.executable, path], env=environment, capture_output=True, text=True, timeout=300)
-    assert run.stdout.split() == ["True", "True"], run.stderr
 
 
 def test_a_known_shape_needs_no_python(monkeypatch):
@@ -478,98 +305,3 @@ def test_conjugates_and_biases():
         np.testing.assert_array_equal(
             input_grad(dy, weight, (1, 2, 8, 8), *given), nbconv.conv_input_grad(dy, weight, (1, 2, 8, 8), *given)
         )
-
-
-CACHED = """
-import numpy as np
-from numba import njit
-import nbconv
-@njit(cache=True)
-def f(x, w):
-    return nbconv.conv2d(x, w, padding=1, activation="relu")
-x, w = np.ones((1, 2, 8, 8), np.float32), np.ones((3, 2, 3, 3), np.float32)
-print(f(x, w).sum(), sum(f.stats.cache_hits.values()))
-"""
-
-
-def test_cached_callers(tmp_path):
-    """A second process loads the caller's machine code, and finds Python at other addresses."""
-    path = tmp_path / "caller.py"
-    path.write_text(CACHED)
-    runs = [
-        subprocess.run(
-            [sys.executable, path], env=os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}, capture_output=True, text=True, check=True
-        )
-        for _ in range(2)
-    ]
-    assert [run.stdout.split() for run in runs] == [["2904.0", "0"], ["2904.0", "1"]]
-
-
-def test_callers_of_another_version(monkeypatch):
-    """Numba's cache keeps callers when nbconv is replaced: what they and Python no longer agree on is refused, not run."""
-
-    @njit
-    def caller(x, w):
-        return nbconv.conv2d(x, w)
-
-    w = np.ones((3, 2, 3, 3), np.float32)
-    assert caller(np.ones((1, 2, 8, 8), np.float32), w).sum() == 3 * 36 * 18
-    monkeypatch.setattr(calls, "layout", lambda: "another")
-    with pytest.raises(RuntimeError, match="compiled with another nbconv"):
-        caller(np.ones((1, 2, 8, 23), np.float32), w)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_fork_while_another_thread_compiles():
-    code = """
-import os, signal, threading, numpy as np, nbconv
-from nbconv.kernels.jit import llvm_lock
-inside, done = threading.Event(), threading.Event()
-def work():
-    with llvm_lock:
-        inside.set()
-        done.wait(0.5)
-thread = threading.Thread(target=work)
-thread.start()
-inside.wait()
-child = os.fork()
-if child == 0:
-    signal.alarm(60)
-    os._exit(0 if llvm_lock._lock.acquire(timeout=30) else 1)
-done.set()
-thread.join()
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert run.stdout.split() == ["0"], run.stderr
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_fork_while_another_thread_records():
-    """The child's threads compute, and its locks are free, also where one has the identity of the thread that recorded."""
-    code = """
-import os, threading, numpy as np, nbconv
-from nbconv import calls, record
-from numba import njit
-@njit
-def f(x, w):
-    return nbconv.conv2d(x, w)
-x, w = np.ones((1, 2, 8, 8), np.float32), np.ones((3, 2, 3, 3), np.float32)
-f(x, w)
-inside, done = threading.Event(), threading.Event()
-def work():
-    with calls._lock:
-        record.recorded(lambda made: (inside.set(), done.wait()))
-thread = threading.Thread(target=work)
-thread.start()
-inside.wait()
-child = os.fork()
-if child == 0:
-    free = record._active is None
-    os._exit(0 if free and f(x[:, :, :7], w).sum() == 18 * 3 * 30 == nbconv.conv2d(x[:, :, :7], w).sum() else 1)
-done.set()
-thread.join()
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert run.stdout.split() == ["0"], run.stderr
