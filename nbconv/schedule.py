@@ -51,6 +51,8 @@ class Schedule:
         Tiles of a weight gradient by Winograd's algorithm that are transformed before they are multiplied.
     once : bool
         Whether all blocks of channels are staged side by side, once for all blocks of filters.
+    lined : bool
+        Whether staged rows of tiles of one row are padded to whole vectors.
     """
 
     tile: Triple
@@ -68,6 +70,7 @@ class Schedule:
     window: int = 0
     together: int = 1
     once: bool = False
+    lined: bool = False
 
 
 class Limits(NamedTuple):
@@ -152,12 +155,12 @@ class Sweep(NamedTuple):
         )
 
     def extents(self, schedule: Schedule) -> Triple:
-        """Cells of a staged row on each axis; where a tile is one row, it begins on a line of cache, which costs no positions."""
+        """Cells of a staged row on each axis; where a tile is one row, it may begin on a line of cache, at no cost of positions."""
         d, h, w = triple(
             tile if dense else tile + shift for tile, dense, shift in zip(schedule.tile, schedule.dense, self.shifts, strict=True)
         )
-        if schedule.tile[:2] == (1, 1):
-            w = (-(-w // schedule.lanes) | 1) * schedule.lanes if schedule.lanes > 1 else w  # an odd number of vectors: see ALIASED
+        if schedule.lined and schedule.tile[:2] == (1, 1):
+            w = (-(-w // schedule.lanes) | 1) * schedule.lanes  # an odd number of vectors: see ALIASED
         return d, h, w
 
     @property
@@ -272,7 +275,7 @@ def outer(
         tile = tile_within(sweep, limits, dense)
     together = vectors * lanes
     window = -(-math.prod(tile) // together) * together if whole else together if gathered else 0
-    schedule = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place, window=window)
+    schedule = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place, window=window, lined=True)
     most = max(register, limits.held // (sum_cells(sweep, schedule) * itemsize) * register)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
     parts = max(-(-sweep.filters // most), min(-(-machine.threads // places), -(-sweep.filters // LEAST)))

@@ -105,7 +105,7 @@ def tiles(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups:
     register = even(sweep.filters, (machine.registers - 3) // 2)
     tile = _block(sweep, tile_limits(sweep, itemsize, limits, machine))
     vectors = 2 if math.prod(tile) > lanes else 1
-    schedule = Schedule(tile, register, 1, 1, NOWHERE, 1, register, vectors, lanes, True)
+    schedule = Schedule(tile, register, 1, 1, NOWHERE, 1, register, vectors, lanes, True, lined=True)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(sweep.out, tile, strict=True)))
     parts = min(-(-machine.threads // places), -(-sweep.filters // LEAST))
     block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
