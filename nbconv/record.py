@@ -62,7 +62,7 @@ class Recorder:
         self._ranges: list[_Range] = []
         self._scratch = 0
         self._passing: list[tuple[Array, int]] = []  # what steps need no longer than they run, and bytes of it on one thread
-        self.failed = self.scratch((1,), np.dtype(np.intp))  # the first word of scratch; see `program.execute`
+        self.failed = self.scratch((1,), np.dtype(np.intp))  # the first word of scratch; see `program.perform`
 
     def know(self, array: Array, base: int) -> None:
         """Let words be offsets from the first element of an array of the call."""

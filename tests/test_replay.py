@@ -1,5 +1,6 @@
 """The third call of a kind, which runs the program of the second, does what the first did: the same bits, errors and care."""
 
+import ctypes
 import signal
 import threading
 import tracemalloc
@@ -11,7 +12,7 @@ from numba import njit
 from oracle import random
 
 import nbconv
-from nbconv import replay
+from nbconv import fft, replay
 from nbconv.kernels.jit import DISABLED
 from nbconv.record import recorder
 
@@ -193,6 +194,7 @@ def test_results_of_another_dtype(dtype, given):
         np.testing.assert_array_equal(nbconv.conv(x, w, dtype=dtype, out=out), wanted)
 
 
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs a timer that interrupts")
 def test_interrupts():
     """Ctrl-C while a program is written leaves nothing behind."""
     x, w = random((1, 2, 30), "float32", 0), random((2, 2, 3), "float32", 1)
@@ -218,6 +220,23 @@ def test_interrupts():
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert kept
+
+
+def test_a_transform_without_memory(monkeypatch, followed):
+    """A first call, one by its program, and a call after memory has come back."""
+    x, w = random((1, 2, 70, 70), "float32", 0), random((3, 2, 31, 31), "float32", 1)
+    nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p).value
+    with monkeypatch.context() as patch:
+        patch.setattr(fft, "loops", lambda *given: np.array([nothing, 0, nothing, 0, 0, 4], np.intp))
+        for _ in range(3):
+            with pytest.raises(MemoryError, match="Fourier"):
+                nbconv.conv2d(x, w, padding=15, algorithm="fft")
+    assert followed == [2, 2]
+    replay.forget()
+    wanted = nbconv.conv2d(x, w, padding=15, algorithm="fft")
+    for _ in range(2):
+        np.testing.assert_array_equal(nbconv.conv2d(x, w, padding=15, algorithm="fft"), wanted)
+    assert followed == [2, 2, 0, 0]
 
 
 def test_kinds_by_the_thousand_are_not_learnt_in_vain(monkeypatch):
