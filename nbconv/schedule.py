@@ -118,9 +118,9 @@ FEW = 28
 ALIGNED = 3
 # Channels whose rows lie on more pages than the machine knows at once: gathering pays for few blocks of filters too.
 PAGES = 96
-# Bytes of all channels of a position below which an input in place is read as fast as gathered cells or faster, up to 1.7 times,
-# where calls can begin on lines of cache (Granite Rapids).
-STRAIGHT = 640
+# Bytes of all channels of a position, for each block of filters that reads them, up to which an input in place is read as fast as
+# gathered cells or faster, up to 1.7 times, where calls can begin on lines of cache (Granite Rapids); blocks count up to SEVERAL.
+STRAIGHT, SEVERAL = 7680, 12
 # Outputs of an image, or of a folded batch, and taps up to which the cells of several taps are gathered: 3x3 with stride 2 to 14x14
 # and 7x7 outputs takes 0.91 to 0.93 of the time (Granite Rapids), to 28x28 1.04, 7x7 to 1x1 1.15.
 GATHERED = 256, 16
@@ -310,7 +310,7 @@ def gathers(sweep: Sweep, machine: Machine, itemsize: int, in_place: bool) -> bo
     blocks = -(-sweep.filters // most_filters(machine, 2))
     if machine.registers >= FEW and math.prod(sweep.kernel) == 1:
         lines = machine.vector == LINE and math.prod(sweep.out) * itemsize % LINE == 0
-        if in_place and lines and sweep.channels * itemsize < STRAIGHT:
+        if in_place and lines and sweep.channels * itemsize * min(blocks, SEVERAL) <= STRAIGHT:
             return False
         return blocks > (1 if sweep.channels >= PAGES else 4)
     few = machine.registers < FEW or (math.prod(sweep.out) <= GATHERED[0] and math.prod(sweep.kernel) <= GATHERED[1])

@@ -42,7 +42,7 @@ def _kernels(plan: Plan, near: int | None, apart: bool, axis: Axis) -> list[int]
     filters = s.register, last_block(sweep.filters, s.register)
     sizes, _ = tile_regions(sweep, s, itemsize)
     ahead = int(sizes["weights"] * itemsize > FAR)
-    micro = [at("outer", p, v, 0, itemsize, ahead) for p in filters for v in (s.vectors, 1)]
+    micro = [at("outer", p, v, 0, itemsize, ahead, 0) for p in filters for v in (s.vectors, 1)]
     if gathered(sweep, s):
         axis = axis._replace(stride=axis.dilation, slots=1)
     micro.append(loaded(near, axis, at))

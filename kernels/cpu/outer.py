@@ -31,6 +31,9 @@ from .tile import stage, unpack_axes
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors, with those at the end of a tile, and
 # with one; then the same for the last block.
 LOAD, STORE, GATHER = 6, 7, 8
+# Terms after which the cells of one in place are fetched before it is its turn, and the bytes of so many in the table.
+AHEAD = 32
+LATER = AHEAD * 16
 
 
 class Layout(NamedTuple):
@@ -89,14 +92,15 @@ def unpack(numbers):
 @helper
 def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, first, bias, size, layout):
     """Add the products of `count` terms to a register block's sums of the last `left` positions of a tile."""
-    which, ahead = 0 if full else 3, layout.vectors * layout.lanes * size
+    which = 0 if full else 3
     if -(-left // layout.lanes) == layout.tail:
         edge = (left - 1) % layout.lanes + 1
-        call_kernel(micro[which + 1], weights, cells, terms, count, target, pitch, first, edge, bias, ahead)
+        call_kernel(micro[which + 1], weights, cells, terms, count, target, pitch, first, edge, bias, cells, LATER)
         return
     for j in range(0, left, layout.lanes):
         edge = min(left - j, layout.lanes)
-        call_kernel(micro[which + 2], weights, cells + j * size, terms, count, target + j * size, pitch, first, edge, bias, ahead)
+        place = cells + j * size
+        call_kernel(micro[which + 2], weights, place, terms, count, target + j * size, pitch, first, edge, bias, place, LATER)
 
 
 @helper
@@ -123,10 +127,10 @@ def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filte
             full = k < whole
             i, place = begin, source
             if lead > 0:
-                call_kernel(micro[2 if full else 5], w, place, table, count, row, pitch, first, lead, b, several * size)
+                call_kernel(micro[2 if full else 5], w, place, table, count, row, pitch, first, lead, b, place, LATER)
                 i, place = lead, place + lead * size
             while end - i >= several:
-                call_kernel(micro[0 if full else 3], w, place, table, count, row + i * size, pitch, first, 0, b, several * size)
+                call_kernel(micro[0 if full else 3], w, place, table, count, row + i * size, pitch, first, 0, b, place, LATER)
                 i, place = i + several, place + step
             if i < end:
                 edge_block(micro, w, place, table, count, row + i * size, pitch, full, end - i, first, b, size, layout)
@@ -186,8 +190,11 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
     cells = scratch[layout.merged * region // size : scratch.size - layout.gathered]
     room = address_of(scratch) + (scratch.size - layout.gathered) * size
     whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size and not stores(apply)
-    lines = layout.inside and not layout.gathered and layout.lanes * size == LINE and x.strides[1] % LINE == 0
-    staged, lead = -1, 0
+    # an input in place is read from lines of cache on, by tiles of which the first has as many positions more as that takes
+    lines = layout.inside and not layout.gathered and whole and layout.lanes * size == LINE
+    lines = lines and x.strides[0] % LINE == 0 and x.strides[1] % LINE == 0
+    shift = min(-address_of(x) % LINE // size, w.out) if lines else 0
+    staged = -1
     for job in range(first, last):
         place = job // filter_blocks
         k_first = job % filter_blocks * layout.filters
@@ -199,7 +206,11 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
         g_first = image_group % bundles * layout.bundle
         g_last = min(g_first + layout.bundle, layout.groups)
         n = image_group // bundles
-        t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
+        lead = shift if o2 == 0 else 0
+        o2 += shift - lead
+        if o2 >= w.out:
+            continue
+        t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile + lead, w.out - o2)
         length = ((t0 - 1) * h.extent + t1 - 1) * w.extent + t2
         # a tile whose sums lie in memory as its outputs do is summed where it belongs
         direct = whole and (t1 == 1 or (w.extent == t2 and out.strides[3] == t2 * size))
@@ -224,7 +235,6 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                 if layout.inside:
                     source = address_of(x) + n * x.strides[0] + (g_first * channels + c_first) * x.strides[1]
                     source += o2 * size
-                    lead = min(-source % LINE // size, length) if lines else 0
                 else:
                     source = address_of(cells) + c_first * plane * size * layout.once
                     if staged != place or (layout.channels < channels and not layout.once):

@@ -243,7 +243,7 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                         ahead = several if left > several else r.cell_plane - i
                         call_kernel(
                             micro[which + (0 if left >= several else 1)], u, v + i * size, terms, c_count, m + i * size,
-                            r.pitch * size, c == 0, layout.lanes, 0, ahead * size,
+                            r.pitch * size, c == 0, layout.lanes, 0, v + (i + ahead) * size, 0,
                         )  # fmt: skip
             for p in range(count):
                 sums = base + (r.sums + p * r.pitch) * size
