@@ -23,6 +23,7 @@ from .drivers import (
     loaded,
 )
 from .kernels.cpu import outer
+from .kernels.cpu.emitters import AHEAD, TERMS_TO_COME
 from .kernels.cpu.machine import LINE
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
@@ -145,11 +146,11 @@ def _prepare(
         *spacing, group, block, channel, s.window, gathered_cells(sweep, s), int(s.once),
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
-    ahead = int(s.in_place and not s.window)
+    fetched = TERMS_TO_COME if s.in_place and not s.window else 0
     # weights in place, of which a term reads few bytes, far from those of the next
     apart = int(block == s.register * row <= 2 * LINE and channel >= 4 * LINE)
     filters = s.register, last_block(sweep.filters, s.register)
-    micro = [at("outer", p, v, edged, row, ahead, apart, formula) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
+    micro = [at("outer", p, v, edged, row, fetched, apart, formula) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
     micro.append(loaded(near, w, at))
     micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged, formula))
     micro.append(at("gather", s.vectors) if s.window else 0)
@@ -157,8 +158,8 @@ def _prepare(
     jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)
     scratch = outer_cells(sweep, s, merged)
     numbers = np.array([*d, *h, *w, *layout], np.intp)
-    if ahead or apart:
-        terms.append(np.resize(terms[-1], (outer.AHEAD, 2)) + (s.vectors * machine.vector, 0))
+    if fetched or apart:  # the table goes on with the next call's
+        terms.append(np.resize(terms[-1], (AHEAD, 2)) + (s.vectors * machine.vector, 0))
     if s.window:
         terms += [np.stack([np.arange(len(part)) * s.vectors * machine.vector, part[:, 1]], axis=1) for part in terms]
     return _Run(np.concatenate(terms), np.array(phases, np.intp), np.array(micro, np.intp), numbers, jobs, scratch)

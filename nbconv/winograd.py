@@ -12,6 +12,7 @@ from .arrays import Array
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, between, contiguous, dense_array, last_block, loaded
 from .kernels.cpu import outer, winograd, winograd_grad
+from .kernels.cpu.emitters import OTHER_CALL
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.cpu.transforms import matrices
@@ -32,7 +33,7 @@ class _Run(NamedTuple):
     cells: int
 
 
-def _kernels(plan: Plan, near: int | None, apart: bool, axis: Axis) -> list[int]:
+def _kernels(plan: Plan, near: int | None, apart: bool, distant: bool, axis: Axis) -> list[int]:
     """Addresses of the micro-kernels in the order of the driver; `axis` is the last one."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     assert machine is not None
@@ -41,14 +42,14 @@ def _kernels(plan: Plan, near: int | None, apart: bool, axis: Axis) -> list[int]
     outputs, weights, cells = zip(*(matrices(m, k - m + 1) for k, m in zip(sweep.kernel, sweep.stride, strict=True)), strict=True)
     filters = s.register, last_block(sweep.filters, s.register)
     sizes, _ = tile_regions(sweep, s, itemsize)
-    ahead = int(sizes["weights"] * itemsize > FAR)
-    micro = [at("outer", p, v, 0, itemsize, ahead, 0) for p in filters for v in (s.vectors, 1)]
+    fetched = OTHER_CALL if sizes["weights"] * itemsize > FAR else 0
+    micro = [at("outer", p, v, 0, itemsize, fetched, 0) for p in filters for v in (s.vectors, 1)]
     if gathered(sweep, s):
         axis = axis._replace(stride=axis.dilation, slots=1)
     micro.append(loaded(near, axis, at))
     micro.append(at("store", int(apart or axis.dilation > 1), 1 if sweep.dilation != (1, 1, 1) else sweep.stride[2]))
     spread = int(gathered(sweep, s))
-    return [*micro, at("pack", 2), *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0)))]
+    return [*micro, at("pack", 2, int(distant)), *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0)))]
 
 
 @functools.lru_cache(maxsize=2048)
@@ -107,7 +108,7 @@ def _prepare(
         lanes = np.zeros(-(-len(corners) // s.lanes) * s.lanes + s.lanes % 2, np.int32)
         lanes[: len(corners)] = corners * itemsize
         offsets = np.concatenate([offsets, lanes.view(np.intp)])
-    return _Run(offsets, np.array(_kernels(plan, near, spread, w), np.intp), numbers, jobs, cells)
+    return _Run(offsets, np.array(_kernels(plan, near, spread, channel != sizes["taps"] * itemsize, w), np.intp), numbers, jobs, cells)
 
 
 @functools.cache

@@ -210,14 +210,14 @@ def test_pack_writes_its_target_only(dtype, exact):
     """Every number of rows and columns up to three squares, rows side by side or apart: nothing before or after is touched."""
     size = np.dtype(dtype).itemsize
     lanes = host().vector // size
-    transpose = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(microkernel.kernel_address(host(), size, "pack", exact))
+    transpose = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(microkernel.kernel_address(host(), size, "pack", exact))
     source = random((lanes, 3 * lanes), dtype, 0)
     for rows in range(1, lanes + 1):
         for count in range(3 * lanes + 1):
             for pitch in (rows, rows + 3):
                 cells = max(0, (count - 1) * pitch + rows) if exact else count * pitch
                 memory = np.full(cells + 80, 7, dtype)
-                transpose(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count)
+                transpose(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count, 0)
                 assert (memory[:40] == 7).all()
                 assert (memory[40 + cells :] == 7).all()
                 for t in range(count):
@@ -238,7 +238,7 @@ def test_short_rows_write_their_target_only(dtype):
             for pitch in (count, count + 1, lanes + 3):
                 cells = max(0, (rows - 1) * pitch + count)
                 memory = np.full(cells + 80, 7, dtype)
-                copy(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count)
+                copy(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count, 0)
                 assert (memory[:40] == 7).all()
                 assert (memory[40 + cells :] == 7).all()
                 for t in range(rows):
@@ -286,5 +286,5 @@ def test_channels_are_staged_once():
 def test_the_spill_check_sees_a_spill():
     """Sixteen filters by four vectors do not fit any machine's registers."""
     for name, machine in MACHINES.items():
-        assembly = assembly_of("outer", 4, machine, 16, 4, 0, 4, 0)
+        assembly = assembly_of("outer", 4, machine, 16, 4, 0, 4, 0, 0)
         assert any(re.search(SPILL[name], loop) for loop in inner_loops(assembly)), name

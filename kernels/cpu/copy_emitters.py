@@ -269,13 +269,13 @@ def interleaved(f: Function, phases: list[Any]) -> list[Any]:
 def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int, ahead: int = 0) -> None:
     """Emit `pack`, which writes nothing but target cells if `exact` is 1, and whole vectors in any case if it is 2.
 
-    C signature, all 64-bit: (source, row, rows, target, pitch, count): `target[t, p] = source[p, t]` for `count` values of t and
-    `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`. If `exact`
-    is 0, each target row but the last ones is written as a whole vector: what lies behind it, up to the last row, is overwritten,
-    so that rows which follow one another are written in order. If `ahead` is 1, as many rows behind these are fetched for a call
-    to come.
+    C signature, all 64-bit: (source, row, rows, target, pitch, count, far): `target[t, p] = source[p, t]` for `count` values of t
+    and `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`. If
+    `exact` is 0, each target row but the last ones is written as a whole vector: what lies behind it, up to the last row, is
+    overwritten, so that rows which follow one another are written in order. If `ahead` is 1, as many rows from `far` on are fetched
+    for a call to come.
     """
-    f = Function(module, name, itemsize, vector, "source row rows target pitch count")
+    f = Function(module, name, itemsize, vector, "source row rows target pitch count far")
     b, a = f.builder, f.arguments
     lanes = f.lanes
     # a row that does not exist is read in place of another: a masked load of pages that do not exist takes 500 cycles
@@ -317,7 +317,7 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int, a
             f.prefetch(values[0])
             return [f.add(values[0], LINE)]
 
-        f.loop(b.sdiv(f.add(reach, 2 * LINE - 1), f.word(LINE)), [b.add(a["source"], reach)], fetch)
+        f.loop(b.sdiv(f.add(reach, 2 * LINE - 1), f.word(LINE)), [a["far"]], fetch)
     # whole vectors reach no further than the cells of the last rows
     spilling = f.add(a["count"], 0 if exact else -lanes)
     spilling = b.select(b.icmp_signed("<", spilling, f.word(0)), f.word(0), spilling)

@@ -9,7 +9,10 @@ from .formula import evaluate
 from .machine import LINE
 
 REACH = 9  # rows that `rows` reaches from one pointer
-SOON = 8  # terms after which the weights of one that lie apart are fetched before it is its turn
+# What `outer` fetches: cells of the same term for another call; of terms to come, AHEAD of them before it is their turn. Weights that
+# lie apart, SOON terms before; no hardware foresees either where they lie on other pages.
+OTHER_CALL, TERMS_TO_COME = 1, 2
+AHEAD, SOON = 32, 8
 
 
 def homes_of(f: Function, count: int, step: str) -> list[Any]:
@@ -49,23 +52,22 @@ def outer(
     vectors: int,
     edged: int,
     row: int,
-    ahead: int,
+    fetched: int,
     apart: int,
     formula: str = "",
 ) -> None:
     """Emit `outer` for `filters` x `vectors`, the last of which is a part of a vector if `edged`.
 
     The weights of a term lie `row` bytes apart: a distance that is known only at run time takes a register for each filter, and
-    vectors spill (half the speed). With `ahead`, cells that are read later are fetched, which no hardware foresees where channels lie
-    far apart; with `apart`, those of weights. Sums with a bias added are run through `formula`.
+    vectors spill (half the speed). `fetched` tells which cells are fetched, if any, `apart` whether weights are: then the table of
+    terms goes on behind those of the call. Sums with a bias added are run through `formula`.
 
-    C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias, far, later). Addresses of weights,
-    cells, terms and sums; `count`, the number of terms, each a pair of the offsets in bytes of its cells and of its weight; bytes
-    from one filter's sums to the next; `first`, whether sums start at zero instead of what memory holds; `edge`, lanes of the last
-    vector; `bias`, the address of the filters' biases to add at the end, or 0. At each term, the cells of that which stands `later`
-    bytes behind it, counted from `far` instead of `cells`, are fetched. Where something is, the table goes on behind the `count` terms.
+    C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias, ahead). Addresses of weights, cells,
+    terms and sums; `count`, the number of terms, each a pair of the offsets in bytes of its cells and of its weight; bytes from one
+    filter's sums to the next; `first`, whether sums start at zero instead of what memory holds; `edge`, lanes of the last vector;
+    `bias`, the address of the filters' biases to add at the end, or 0; bytes from these cells to those of the other call.
     """
-    f = Function(module, name, itemsize, vector, "weights cells terms count sums sums_row first edge bias far later")
+    f = Function(module, name, itemsize, vector, "weights cells terms count sums sums_row first edge bias ahead")
     b, a = f.builder, f.arguments
     edge = f.below(a["edge"]) if edged else None
     homes = homes_of(f, filters, "sums_row")
@@ -76,9 +78,10 @@ def outer(
         place = b.add(a["cells"], f.load(terms, WORD))
         weights = b.add(a["weights"], f.load(terms, WORD, 8))
         xs = [f.vector_at(place, v, None if v < vectors - 1 else edge) for v in range(vectors)]
-        later = b.add(a["far"], f.load(b.add(terms, a["later"]), WORD)) if ahead else None
-        for line in range(0, vectors * vector if ahead else 0, max(LINE, vector)):
-            f.prefetch(f.add(later, line))
+        if fetched:
+            far = b.add(place, a["ahead"]) if fetched == OTHER_CALL else b.add(a["cells"], f.load(terms, WORD, 16 * AHEAD))
+            for byte in range(0, vectors * vector, max(LINE, vector)):
+                f.prefetch(f.add(far, byte))
         if apart:
             below = b.add(a["weights"], f.load(terms, WORD, 16 * SOON + 8))
             for byte in (*range(0, filters * row - 1, LINE), filters * row - 1):

@@ -31,9 +31,6 @@ from .tile import stage, unpack_axes
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors, with those at the end of a tile, and
 # with one; then the same for the last block.
 LOAD, STORE, GATHER = 6, 7, 8
-# Terms after which the cells of one in place are fetched before it is its turn, and the bytes of so many in the table.
-AHEAD = 32
-LATER = AHEAD * 16
 
 
 class Layout(NamedTuple):
@@ -95,12 +92,11 @@ def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, f
     which = 0 if full else 3
     if -(-left // layout.lanes) == layout.tail:
         edge = (left - 1) % layout.lanes + 1
-        call_kernel(micro[which + 1], weights, cells, terms, count, target, pitch, first, edge, bias, cells, LATER)
+        call_kernel(micro[which + 1], weights, cells, terms, count, target, pitch, first, edge, bias, 0)
         return
     for j in range(0, left, layout.lanes):
         edge = min(left - j, layout.lanes)
-        place = cells + j * size
-        call_kernel(micro[which + 2], weights, place, terms, count, target + j * size, pitch, first, edge, bias, place, LATER)
+        call_kernel(micro[which + 2], weights, cells + j * size, terms, count, target + j * size, pitch, first, edge, bias, 0)
 
 
 @helper
@@ -127,10 +123,10 @@ def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filte
             full = k < whole
             i, place = begin, source
             if lead > 0:
-                call_kernel(micro[2 if full else 5], w, place, table, count, row, pitch, first, lead, b, place, LATER)
+                call_kernel(micro[2 if full else 5], w, place, table, count, row, pitch, first, lead, b, 0)
                 i, place = lead, place + lead * size
             while end - i >= several:
-                call_kernel(micro[0 if full else 3], w, place, table, count, row + i * size, pitch, first, 0, b, place, LATER)
+                call_kernel(micro[0 if full else 3], w, place, table, count, row + i * size, pitch, first, 0, b, 0)
                 i, place = i + several, place + step
             if i < end:
                 edge_block(micro, w, place, table, count, row + i * size, pitch, full, end - i, first, b, size, layout)
