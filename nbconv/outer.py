@@ -150,7 +150,9 @@ def _prepare(
     # weights in place, of which a term reads few bytes, far from those of the next
     apart = int(block == s.register * row <= 2 * LINE and channel >= 4 * LINE)
     filters = s.register, last_block(sweep.filters, s.register)
-    micro = [at("outer", p, v, edged, row, fetched, apart, formula) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))]
+    micro = [
+        at("outer", p, v, edged, row, fetched, apart, formula) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))
+    ]
     micro.append(loaded(near, w, at))
     micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged, formula))
     micro.append(at("gather", s.vectors) if s.window else 0)
@@ -158,8 +160,8 @@ def _prepare(
     jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)
     scratch = outer_cells(sweep, s, merged)
     numbers = np.array([*d, *h, *w, *layout], np.intp)
-    if fetched or apart:  # the table goes on with the next call's
-        terms.append(np.resize(terms[-1], (AHEAD, 2)) + (s.vectors * machine.vector, 0))
+    if fetched or apart:  # the table goes on with the terms of the next call
+        terms.append(np.resize(terms[-1], (AHEAD, 2)) + np.array([s.vectors * machine.vector, 0]))
     if s.window:
         terms += [np.stack([np.arange(len(part)) * s.vectors * machine.vector, part[:, 1]], axis=1) for part in terms]
     return _Run(np.concatenate(terms), np.array(phases, np.intp), np.array(micro, np.intp), numbers, jobs, scratch)

@@ -118,8 +118,8 @@ FEW = 28
 ALIGNED = 3
 # Channels whose rows lie on more pages than the machine knows at once: gathering pays for few blocks of filters too.
 PAGES = 96
-# Bytes of all channels of a position, for each block of filters that reads them, up to which an input in place is read as fast as
-# gathered cells or faster, up to 1.7 times, where calls can begin on lines of cache (Granite Rapids); blocks count up to SEVERAL.
+# Bytes of all channels of a position, times the blocks of filters that read them, but at the most SEVERAL: up to there an input in
+# place is read as fast as gathered cells or faster, up to 1.7 times, where calls can begin on lines of cache (Granite Rapids).
 STRAIGHT, SEVERAL = 7680, 12
 # Outputs of an image, or of a folded batch, and taps up to which the cells of several taps are gathered: 3x3 with stride 2 to 14x14
 # and 7x7 outputs takes 0.91 to 0.93 of the time (Granite Rapids), to 28x28 1.04, 7x7 to 1x1 1.15.

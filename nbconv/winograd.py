@@ -49,7 +49,11 @@ def _kernels(plan: Plan, near: int | None, apart: bool, distant: bool, axis: Axi
     micro.append(loaded(near, axis, at))
     micro.append(at("store", int(apart or axis.dilation > 1), 1 if sweep.dilation != (1, 1, 1) else sweep.stride[2]))
     spread = int(gathered(sweep, s))
-    return [*micro, at("pack", 2, int(distant)), *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0)))]
+    return [
+        *micro,
+        at("pack", 2, int(distant)),
+        *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0))),
+    ]
 
 
 @functools.lru_cache(maxsize=2048)
@@ -108,7 +112,9 @@ def _prepare(
         lanes = np.zeros(-(-len(corners) // s.lanes) * s.lanes + s.lanes % 2, np.int32)
         lanes[: len(corners)] = corners * itemsize
         offsets = np.concatenate([offsets, lanes.view(np.intp)])
-    return _Run(offsets, np.array(_kernels(plan, near, spread, channel != sizes["taps"] * itemsize, w), np.intp), numbers, jobs, cells)
+    return _Run(
+        offsets, np.array(_kernels(plan, near, spread, channel != sizes["taps"] * itemsize, w), np.intp), numbers, jobs, cells
+    )
 
 
 @functools.cache

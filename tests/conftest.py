@@ -1,4 +1,5 @@
 import sys
+import threading
 
 import ml_dtypes  # tells numpy of bfloat16
 import pytest
@@ -68,13 +69,46 @@ def first_calls(monkeypatch):
     monkeypatch.setattr(replay, "_learn", lambda *given: None)
 
 
+class Allocations(dict):
+    """The shared arrays of a simulated block: a thread that finds one missing makes it while the others wait."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+    def get(self, key):
+        if key not in self:
+            self.lock.acquire()
+            if key not in self:
+                return None
+            self.lock.release()
+        return self[key]
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        self.lock.release()
+
+
 @pytest.fixture(autouse=True, scope="session")
-def quick_simulator():
-    """The main thread of numba's simulator waits for the others at full speed: let it be interrupted sooner."""
-    before = sys.getswitchinterval()
-    if config.ENABLE_CUDASIM:
-        sys.setswitchinterval(2e-4)
-    yield
+def steady_simulator():
+    """The main thread of numba's simulator waits for the others at full speed: let it be interrupted sooner.
+
+    Of two threads that ask for the same shared array at once, each would get one of its own.
+    """
+    if not config.ENABLE_CUDASIM:
+        yield
+        return
+    from numba.cuda.simulator.kernelapi import FakeCUDAShared
+
+    make, before = FakeCUDAShared.__init__, sys.getswitchinterval()
+
+    def init(self, size):
+        make(self, size)
+        self._allocations = Allocations()
+
+    sys.setswitchinterval(2e-4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeCUDAShared, "__init__", init)
+        yield
     sys.setswitchinterval(before)
 
 

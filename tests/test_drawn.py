@@ -106,11 +106,14 @@ def problems():
         yield f"{name}-{direction}", Call(direction, x, w, options, **how)
 
 
-def tails(name):
-    """Calls whose last axis, filters and channels have every remainder."""
+SHORTER = ("width", 24), ("filters", 17), ("channels", 20)
+
+
+def tails(name, dtype):
+    """Calls whose last axis, filters and channels have every remainder, of which a wider dtype has fewer."""
     x, w, options, how = TAILS[name]
     planes = name.startswith("depthwise")
-    for axis, most in (("width", 40), ("filters", 33), ("channels", 20)):
+    for axis, most in (("width", 40), ("filters", 33), ("channels", 20)) if dtype == "float32" else SHORTER:
         for size in range(1, most + 1):
             batch, channels, high, wide = x
             filters, _, *kernel = w
@@ -138,5 +141,5 @@ def test_every_kernel_has_its_tails():
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", TAILS)
 def test_tails(checked, name, dtype):
-    for call, direction in itertools.product(tails(name), dispatch.DIRECTIONS):
+    for call, direction in itertools.product(tails(name, dtype), dispatch.DIRECTIONS):
         checked(dataclasses.replace(call, direction=direction, dtype=dtype))

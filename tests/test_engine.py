@@ -12,6 +12,7 @@ from oracle import POISON, assert_sums, random
 import nbconv
 from nbconv import dispatch, engine, packing
 from nbconv.arrays import accumulator
+from nbconv.kernels.cpu.machine import LINE
 from nbconv.kernels.jit import DISABLED
 from nbconv.schedule import Schedule
 
@@ -165,6 +166,32 @@ def test_channels_staged_once_serve_all_filters(options, parallel, monkeypatch):
     assert kernels == ["outer", "outer"]
     for result, wanted in zip(got, want, strict=True):
         np.testing.assert_array_equal(result, wanted)
+
+
+@pytest.mark.skipif(DISABLED, reason="the portable loops stage them")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("tile", "short"), [(32, 0), (32, 1), (7, 0)])
+def test_tiles_that_begin_on_lines_of_cache(tile, short, dtype, monkeypatch):
+    """An input in place at every distance from a line; the last of small tiles may have nothing left."""
+    schedules = []
+
+    def forced(direction, problem, dtype, machine, wish):
+        plan = dispatch.select(direction, problem, dtype, machine, wish)
+        schedules.append(dataclasses.replace(plan.schedule, tile=(1, 1, tile)))
+        return dataclasses.replace(plan, schedule=schedules[-1])
+
+    size = np.dtype(dtype).itemsize
+    lanes = LINE // size
+    memory, w, b = random((2 * 3 * 6 * lanes + lanes,), dtype, 0), random((5, 3, 1), dtype, 1), random((5,), dtype, 2)
+    for planes in range(1, 7):
+        length = planes * lanes - short
+        for first in range(lanes):
+            x = memory[first : first + 2 * 3 * length].reshape(2, 3, length)
+            want = nbconv.conv1d(x, w, b)
+            with monkeypatch.context() as patch:
+                patch.setattr(engine, "select", forced)
+                np.testing.assert_array_equal(nbconv.conv1d(x, w, b), want)
+    assert short or all(schedule.in_place and not schedule.window for schedule in schedules)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.problem.flops], ids=lambda case: case.name)

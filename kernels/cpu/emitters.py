@@ -9,8 +9,8 @@ from .formula import evaluate
 from .machine import LINE
 
 REACH = 9  # rows that `rows` reaches from one pointer
-# What `outer` fetches: cells of the same term for another call; of terms to come, AHEAD of them before it is their turn. Weights that
-# lie apart, SOON terms before; no hardware foresees either where they lie on other pages.
+# What `outer` fetches, for no hardware foresees what lies on other pages: cells of the same term for another call, or of the term
+# that comes AHEAD of them later; weights that lie apart, SOON terms before their turn.
 OTHER_CALL, TERMS_TO_COME = 1, 2
 AHEAD, SOON = 32, 8
 

@@ -54,7 +54,9 @@ def jobs(first, last, weight, size, together, micro, lanes, packed):
                     call_kernel(micro, source, weight.strides[1], rows, target, size * cell, channels * taps, 0)
                 else:
                     for _ in range(c_count):
-                        call_kernel(micro, source, weight.strides[1], rows, target, size * cell, taps, source + rows * weight.strides[1])
+                        call_kernel(
+                            micro, source, weight.strides[1], rows, target, size * cell, taps, source + rows * weight.strides[1]
+                        )
                         source, target = source + weight.strides[2], target + taps * size * cell
 
 
