@@ -121,6 +121,8 @@ PAGES = 96
 # Bytes of all channels of a position, times the blocks of filters that read them, but at the most SEVERAL: up to there an input in
 # place is read as fast as gathered cells or faster, up to 1.7 times, where calls can begin on lines of cache (Granite Rapids).
 STRAIGHT, SEVERAL = 7680, 12
+# Bytes between lines of second-level cache that share a set: rows so far apart, or by a large part of it, drive one another out.
+WAY = 128 * 1024
 # Outputs of an image, or of a folded batch, and taps up to which the cells of several taps are gathered: 3x3 with stride 2 to 14x14
 # and 7x7 outputs takes 0.91 to 0.93 of the time (Granite Rapids), to 28x28 1.04, 7x7 to 1x1 1.15.
 GATHERED = 256, 16
@@ -309,7 +311,8 @@ def gathers(sweep: Sweep, machine: Machine, itemsize: int, in_place: bool) -> bo
     """
     blocks = -(-sweep.filters // most_filters(machine, 2))
     if machine.registers >= FEW and math.prod(sweep.kernel) == 1:
-        lines = machine.vector == LINE and math.prod(sweep.out) * itemsize % LINE == 0
+        plane = math.prod(sweep.out) * itemsize
+        lines = machine.vector == LINE and plane % LINE == 0 and sweep.channels * math.gcd(plane, WAY) <= max(machine.cache, WAY)
         if in_place and lines and sweep.channels * itemsize * min(blocks, SEVERAL) <= STRAIGHT:
             return False
         return blocks > (1 if sweep.channels >= PAGES else 4)
