@@ -238,7 +238,7 @@ def test_short_rows_write_their_target_only(dtype):
             for pitch in (count, count + 1, lanes + 3):
                 cells = max(0, (rows - 1) * pitch + count)
                 memory = np.full(cells + 80, 7, dtype)
-                copy(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count, 0)
+                copy(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count)
                 assert (memory[:40] == 7).all()
                 assert (memory[40 + cells :] == 7).all()
                 for t in range(rows):
