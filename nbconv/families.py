@@ -18,13 +18,16 @@ from .grad_schedule import (
     points,
     weight_grad_cells,
 )
-from .kernels.cpu.machine import Machine, host
+from .kernels.cpu.machine import LINE, Machine, host
 from .phases import border_slabs, with_borders
 from .problem import ConvProblem, Triple
 from .schedule import (
     ALIASED,
     FEW,
+    INNER,
+    ONCE,
     REUSED,
+    SLIDING,
     Limits,
     Schedule,
     Sweep,
@@ -36,6 +39,7 @@ from .schedule import (
     input_grad_sweep,
     outer,
     outer_cells,
+    runs_on_lines,
     stored_together,
     together,
 )
@@ -154,6 +158,16 @@ def copied_borders(ask: Ask) -> bool:
     return short_filters(ask) and p.mode != "zeros" and any((*p.before, *p.after))
 
 
+def _slides(ask: Ask, sweep: Sweep) -> bool:
+    """Whether all taps of one axis can read the input in place, from lines of cache on, in long rows whose ends are staged."""
+    p, size, machine = ask.problem, ask.itemsize, ask.machine
+    assert machine is not None
+    row = (p.size if ask.direction == "forward" else p.out)[2]
+    one = p.kernel[:2] == p.size[:2] == p.out[:2] == (1, 1) and p.kernel[2] > 1 and p.stride == ONES
+    few = row >= INNER * SLIDING and sweep.channels * (SLIDING + sweep.reach) * size <= ONCE
+    return one and few and sweep.dilation[2] * size % LINE == 0 and runs_on_lines(sweep, machine, row * size)
+
+
 def _pointwise(problem: ConvProblem) -> bool:
     """Whether each output is made of the one cell at its own position."""
     return problem.kernel == problem.stride == ONES and problem.size == problem.out and problem.before == (0, 0, 0)
@@ -200,9 +214,9 @@ def tiled(ask: Ask) -> list[Design]:
     # taps, which lie apart in dI, take long to copy: 0.8 of the speed for two taps of 512 channels on 200 cells
     cells = p.batch * math.prod(p.out if forward or machine.registers >= FEW else p.size)
     copied = cells >= REUSED or (p.taps * size % ALIASED == 0 and (forward or p.kernel == ONES))
-    place = _pointwise(p) and not sweep.folded
+    place = (_pointwise(p) or _slides(ask, sweep)) and not sweep.folded
     batch = 1 if sweep.folded else p.batch
-    sweep = flat(sweep) if place else sweep
+    sweep = flat(sweep) if place and not sweep.reach else sweep
     schedule = outer(sweep, size, ask.limits, machine, p.groups, batch, copied, place)
     shared = _border_bytes(ask)
     if schedule.packed:

@@ -124,10 +124,10 @@ def _prepare(
         axes = [input_grad_phases(problem, a, slab.low[a], slab.shape[a]) for a in range(3)]
         sweep, offset, virtual = phased(plan.sweep, problem, axes)
         spacing = problem.stride
+    cells = cell_offsets(sweep, s).reshape(-1, *sweep.kernel) * itemsize
     if s.in_place:
-        cells = (np.arange(s.channels) * plane).reshape(-1, 1, 1, 1)
-    else:
-        cells = cell_offsets(sweep, s).reshape(-1, *sweep.kernel) * itemsize
+        staged, cells = cells, (np.arange(s.channels)[:, None] * plane + np.arange(sweep.kernel[2]) * sweep.dilation[2] * itemsize)
+        cells = cells.reshape(staged.shape)
     terms, phases, count = [np.empty((0, 2), np.intp)], [], 0
     for chosen in itertools.product(*map(range, map(len, axes))):
         phase = tuple(axis[i] for axis, i in zip(axes, chosen, strict=True))
@@ -144,6 +144,7 @@ def _prepare(
     layout = outer.Layout(
         problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(s.in_place), merged,
         *spacing, group, block, channel, s.window, gathered_cells(sweep, s), int(s.once),
+        sweep.reach if s.in_place else 0,
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
     fetched = TERMS_TO_COME if s.in_place and not s.window else 0
@@ -162,6 +163,9 @@ def _prepare(
     numbers = np.array([*d, *h, *w, *layout], np.intp)
     if fetched or apart:  # the table goes on with the terms of the next call
         terms.append(np.resize(terms[-1], (AHEAD, 2)) + np.array([s.vectors * machine.vector, 0]))
+    if s.in_place and sweep.reach:  # tiles at the edges are staged: one phase, of the same weights
+        near = _terms(phase, staged, weights[3:], [virtual[a][i] for a, i in enumerate(chosen)])
+        terms += [near, np.resize(near, (AHEAD, 2))]
     if s.window:
         terms += [np.stack([np.arange(len(part)) * s.vectors * machine.vector, part[:, 1]], axis=1) for part in terms]
     return _Run(np.concatenate(terms), np.array(phases, np.intp), np.array(micro, np.intp), numbers, jobs, scratch)

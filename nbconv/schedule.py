@@ -43,7 +43,7 @@ class Schedule:
     packed : bool
         Whether weights are copied into the order of a micro-kernel, instead of read where they lie.
     in_place : bool
-        Whether a contiguous input is read where it lies, instead of staged.
+        Whether a contiguous input is read where it lies, instead of staged; but for tiles whose taps reach beyond it.
     window : int
         Positions whose cells are first copied next to each other in the order of a micro-kernel's calls, for all blocks of filters;
         0 if they are read where they lie.
@@ -121,6 +121,8 @@ PAGES = 96
 # Bytes of all channels of a position, times the blocks of filters that read them, but at the most SEVERAL: up to there an input in
 # place is read as fast as gathered cells or faster, up to 1.7 times, where calls can begin on lines of cache (Granite Rapids).
 STRAIGHT, SEVERAL = 7680, 12
+# Outputs of a tile of one axis whose input several taps read in place, and tiles of a row from which few are staged, at its ends.
+SLIDING, INNER = 512, 8
 # Bytes between lines of second-level cache that share a set: rows so far apart, or by a large part of it, drive one another out.
 WAY = 128 * 1024
 # Outputs of an image, or of a folded batch, and taps up to which the cells of several taps are gathered: 3x3 with stride 2 to 14x14
@@ -161,9 +163,16 @@ class Sweep(NamedTuple):
         d, h, w = triple(
             tile if dense else tile + shift for tile, dense, shift in zip(schedule.tile, schedule.dense, self.shifts, strict=True)
         )
+        if schedule.in_place and self.reach:  # the first tile is longer where the others begin on lines of cache
+            w += schedule.lanes
         if schedule.lined and schedule.tile[:2] == (1, 1):
             w = (-(-w // schedule.lanes) | 1) * schedule.lanes  # an odd number of vectors: see ALIASED
         return d, h, w
+
+    @property
+    def reach(self) -> int:
+        """Cells from the first tap of the last axis to its last."""
+        return (self.kernel[2] - 1) * self.dilation[2]
 
     @property
     def shifts(self) -> Triple:
@@ -259,13 +268,15 @@ def outer(
     wide = copies_fit(sweep, itemsize, limits)
     wide = wide and sweep.shifts[2] / max(1, min(out[2], limits.sums)) > STAGING / (sweep.filters * k[0] * k[1])
     high = wide and sweep.folded and sweep.shifts[1] / max(1, out[1]) > STAGING / (sweep.filters * k[0])
-    dense = (False, high, wide)
+    dense = (False, high, wide and not in_place)
     if in_place:
         # blocks of filters pass over the tile one after another, so all channels of it belong in second-level cache; but where
         # there is one block, rows are read once, and long ones best
         block = vectors * lanes
         room = min(limits.sums, limits.staged // (sweep.channels * itemsize)) // block * block
-        if sweep.filters <= register:
+        if sweep.reach:
+            room = min(room, SLIDING // block * block)
+        elif sweep.filters <= register:
             room = min(STREAMED, -(-out[2] * batch * groups // (machine.threads * block)) * block)
         tile = 1, 1, min(out[2], max(block, room))
     else:
@@ -311,13 +322,20 @@ def gathers(sweep: Sweep, machine: Machine, itemsize: int, in_place: bool) -> bo
     """
     blocks = -(-sweep.filters // most_filters(machine, 2))
     if machine.registers >= FEW and math.prod(sweep.kernel) == 1:
-        plane = math.prod(sweep.out) * itemsize
-        lines = machine.vector == LINE and plane % LINE == 0 and sweep.channels * math.gcd(plane, WAY) <= max(machine.cache, WAY)
+        lines = runs_on_lines(sweep, machine, math.prod(sweep.out) * itemsize)
         if in_place and lines and sweep.channels * itemsize * min(blocks, SEVERAL) <= STRAIGHT:
             return False
         return blocks > (1 if sweep.channels >= PAGES else 4)
+    if in_place and sweep.reach:
+        return False
     few = machine.registers < FEW or (math.prod(sweep.out) <= GATHERED[0] and math.prod(sweep.kernel) <= GATHERED[1])
     return few and blocks > 4 and sweep.channels >= (16 if in_place else 32)
+
+
+def runs_on_lines(sweep: Sweep, machine: Machine, plane: int) -> bool:
+    """Whether channels, `plane` bytes apart, all lie alike on lines of cache, without driving one another out."""
+    alike = machine.vector == LINE and plane % LINE == 0
+    return alike and sweep.channels * math.gcd(plane, WAY) <= max(machine.cache, WAY)
 
 
 def copies_fit(sweep: Sweep, itemsize: int, limits: Limits) -> bool:
@@ -365,7 +383,8 @@ def sum_cells(sweep: Sweep, schedule: Schedule) -> int:
 def outer_cells(sweep: Sweep, schedule: Schedule, phases: int) -> int:
     """Scratch of a micro-kernel: sums of the phases stored together, staged input, and gathered cells."""
     block = schedule.vectors * schedule.lanes
-    cells = phases * sum_cells(sweep, schedule) + (0 if schedule.in_place else staged_cells(sweep, schedule))
+    staged = 0 if schedule.in_place and not sweep.reach else staged_cells(sweep, schedule)
+    cells = phases * sum_cells(sweep, schedule) + staged
     unit = block if schedule.window else schedule.lanes  # for what follows, and the next thread's, to begin on a line of cache
     return -(-cells // unit) * unit + gathered_cells(sweep, schedule)
 

@@ -12,7 +12,7 @@ from oracle import POISON, assert_sums, random
 import nbconv
 from nbconv import dispatch, engine, packing
 from nbconv.arrays import accumulator
-from nbconv.kernels.cpu.machine import LINE
+from nbconv.kernels.cpu.machine import LINE, host
 from nbconv.kernels.jit import DISABLED
 from nbconv.schedule import Schedule
 
@@ -192,6 +192,29 @@ def test_tiles_that_begin_on_lines_of_cache(tile, short, dtype, monkeypatch):
                 patch.setattr(engine, "select", forced)
                 np.testing.assert_array_equal(nbconv.conv1d(x, w, b), want)
     assert short or all(schedule.in_place and not schedule.window for schedule in schedules)
+
+
+@pytest.mark.skipif(host().vector != LINE, reason="such rows are staged")
+@pytest.mark.parametrize("mode", ["zeros", "replicate"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("padding", [(0, 0), (32, 32), (700, 20)])
+def test_long_rows_are_read_in_place(padding, dtype, mode):
+    """The same bits as of rows that are staged for they are no run of memory; tiles at the ends are staged in any case."""
+    options = {"dilation": 32, "padding": padding, "padding_mode": mode, "algorithm": "direct"}
+    lanes, rows = LINE // np.dtype(dtype).itemsize, random((2, 3, 4224), dtype, 0)
+    w, b = random((5, 3, 3), dtype, 1), random((5,), dtype, 2)
+    memory, apart = np.empty(rows.size + lanes, dtype), np.empty((2, 3, 4225), dtype)
+    apart[:, :, 1:] = rows
+    y = nbconv.conv1d(apart[:, :, 1:], w, b, **options)
+    dy = np.empty((2, 5, y.shape[2] + 1), dtype)
+    dy[:, :, 1:] = y
+    dx = nbconv.conv1d_input_grad(dy[:, :, 1:], w, rows.shape, **options)
+    np.testing.assert_array_equal(nbconv.conv1d_input_grad(y, w, rows.shape, **options), dx)
+    for first in range(lanes):
+        given = memory[first : first + rows.size].reshape(rows.shape)
+        given[...] = rows
+        np.testing.assert_array_equal(nbconv.conv1d(given, w, b, **options), y)
+    assert nbconv.plan("forward", rows.shape, w.shape, dtype, **options).schedule.in_place
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.problem.flops], ids=lambda case: case.name)

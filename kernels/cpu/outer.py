@@ -6,7 +6,7 @@ where t runs over the channels of one group and the taps of one phase. Forward h
 axis, all of which read the same staged dy, each by the taps that meet it.
 
 Stage: `tile.stage` lays the padded input of an output tile out so that every tap is a constant offset; a 1x1 convolution reads
-the caller's array in place.
+the caller's array in place, as do the taps of one axis in tiles that reach no border, where all lie on lines of cache alike.
 Compute: `microkernel.outer`, a block of filters by some vectors of positions at a time, reads the weights where they lie. For many
 blocks of filters, `gather` first copies the cells that each call will read next to each other. The terms are added in order,
 whatever the tiling: results are the same bits as those of the portable loop.
@@ -40,12 +40,13 @@ class Layout(NamedTuple):
     filters, channels : filters and channels of a block
     bundle : groups that are staged at once; more than one only where a block takes all filters and channels of a group
     register, vectors, tail, lanes : filters and vectors of one call, vectors of the last one of a whole tile, scalars of a vector
-    inside : whether the input is read in place: one axis, and one group at a time
+    inside : whether the input is read in place, where all taps of a tile lie in it: one axis, and one group at a time
     merged : phases of the last axis that are stored together
     step0, step1, step2 : cells between the outputs of a phase, on each axis
     group, block, channel : bytes of the weights from group to group, block to block of filters, channel to channel
     window, gathered : positions whose cells are gathered at once, and cells of scratch for them; 0 if none are
     once : whether all blocks of channels are staged side by side, once for all blocks of filters
+    reach : cells from the first tap to the last of an input that is read in place
     """
 
     groups: int
@@ -68,6 +69,7 @@ class Layout(NamedTuple):
     window: int
     gathered: int
     once: int
+    reach: int
 
 
 @helper
@@ -75,7 +77,7 @@ def layout_of(a):
     """The layout out of the array of all numbers."""
     return Layout(
         a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36],
-        a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44], a[45], a[46],
+        a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44], a[45], a[46], a[47],
     )  # fmt: skip
 
 
@@ -189,7 +191,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
     # an input in place is read from lines of cache on, by tiles of which the first has as many positions more as that takes
     lines = layout.inside and not layout.gathered and whole and layout.lanes * size == LINE
     lines = lines and x.strides[0] % LINE == 0 and x.strides[1] % LINE == 0
-    shift = min(-address_of(x) % LINE // size, w.out) if lines else 0
+    shift = min(-(address_of(x) + w.offset * size) % LINE // size, w.out) if lines else 0
     staged = -1
     for job in range(first, last):
         place = job // filter_blocks
@@ -211,6 +213,8 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
         # a tile whose sums lie in memory as its outputs do is summed where it belongs
         direct = whole and (t1 == 1 or (w.extent == t2 and out.strides[3] == t2 * size))
         direct = direct and (t0 == 1 or (w.extent == t2 and h.extent == t1 and out.strides[2] == t1 * t2 * size))
+        first_cell = o2 + w.offset
+        inside = layout.inside and first_cell >= 0 and first_cell + t2 + layout.reach <= w.size
         inner = address_of(out) + n * out.strides[0] + o0 * out.strides[2] + o1 * out.strides[3] + o2 * size
         for phase in range(0, phases.shape[0], layout.merged):
             reached = 0  # not `sum` of an array: to load code that uses it, numba imports scipy.linalg
@@ -228,9 +232,9 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                 continue
             for c_first in range(0, channels, layout.channels):
                 c_last = min(c_first + layout.channels, channels)
-                if layout.inside:
+                if inside:
                     source = address_of(x) + n * x.strides[0] + (g_first * channels + c_first) * x.strides[1]
-                    source += o2 * size
+                    source += first_cell * size
                 else:
                     source = address_of(cells) + c_first * plane * size * layout.once
                     if staged != place or (layout.channels < channels and not layout.once):
@@ -249,6 +253,8 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                         taps = phases[phase + m, 1]
                         begin = address_of(terms) + phases[phase + m, 0] * 16
                         near = begin + terms.shape[0] // 2 * 16  # the second half of the terms, where there is one
+                        if layout.inside and not inside:
+                            begin = near
                         multiply(
                             micro, packed, source, begin, (c_last - c_first) * taps, near, room,
                             target + m * region, row, k_count, length, lead, c_first == 0, b, activation, size, layout,
@@ -269,9 +275,9 @@ def parallel(run_jobs, count, x, weights, bias, out, terms, phases, micro, scrat
 
     x (N, C, ...); weights, their address, and what `Layout` says of them; bias (K,), contiguous; out (N, K, ...); terms, pairs of
     the offsets in bytes of a term's cells and its weight, for the channels of a block, one phase after another, and where cells are
-    gathered all of them again, with offsets of the copies; phases, rows of: first term, taps, first output on each axis; micro, the
-    micro-kernels' addresses; scratch (threads, cells): for each merged phase `filters` rows of sums, each of whole vectors,
-    then the staged channels of a block or of all, then gathered cells; numbers, the axes and the layout.
+    gathered, or some tiles staged, all of them again, with offsets of the copies; phases, rows of: first term, taps, first output
+    on each axis; micro, the micro-kernels' addresses; scratch (threads, cells): for each merged phase `filters` rows of sums, each
+    of whole vectors, then the staged channels of a block or of all, then gathered cells; numbers, the axes and the layout.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):
