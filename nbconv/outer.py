@@ -64,7 +64,7 @@ def slab_plan(plan: Plan, slab: Slab) -> Plan:
 
 @functools.lru_cache(maxsize=512)
 def staged_plan(plan: Plan) -> Plan:
-    """The plan for arrays that a 1x1 convolution cannot take as runs of memory."""
+    """The plan for arrays that a plan in place cannot take, for they are no runs of memory or lie on no lines of cache alike."""
     machine, problem = plan.machine, plan.problem
     assert machine is not None
     sweep = forward_sweep(problem) if plan.direction == "forward" else input_grad_sweep(problem, True)
@@ -92,6 +92,12 @@ def _terms(phase: tuple[Phase, ...], cells: Array, weights: tuple[int, ...], vir
         *(np.array(p.taps, np.intp) * step for p, step in zip(phase, weights[1:], strict=True)),
     )
     return np.stack([places.reshape(-1), functools.reduce(np.add, np.ix_(*steps)).reshape(-1)], axis=1)
+
+
+def _onward(terms: Array, step: int) -> Array:
+    """The terms that come after those of a call: of the next ones, each `step` bytes further."""
+    turn, number = np.divmod(np.arange(AHEAD), max(len(terms), 1))
+    return np.resize(terms, (AHEAD, 2)) + np.stack([(turn + 1) * step, 0 * number], axis=1)
 
 
 @functools.lru_cache(maxsize=2048)
@@ -144,7 +150,7 @@ def _prepare(
     layout = outer.Layout(
         problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(s.in_place), merged,
         *spacing, group, block, channel, s.window, gathered_cells(sweep, s), int(s.once),
-        sweep.reach if s.in_place else 0,
+        sweep.shifts[2] if s.in_place else 0,
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
     fetched = TERMS_TO_COME if s.in_place and not s.window else 0
@@ -161,13 +167,14 @@ def _prepare(
     jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)
     scratch = outer_cells(sweep, s, merged)
     numbers = np.array([*d, *h, *w, *layout], np.intp)
-    if fetched or apart:  # the table goes on with the terms of the next call
-        terms.append(np.resize(terms[-1], (AHEAD, 2)) + np.array([s.vectors * machine.vector, 0]))
-    if s.in_place and sweep.reach:  # tiles at the edges are staged: one phase, of the same weights
-        near = _terms(phase, staged, weights[3:], [virtual[a][i] for a, i in enumerate(chosen)])
-        terms += [near, np.resize(near, (AHEAD, 2))]
+    step = s.vectors * machine.vector
+    if fetched or apart:
+        terms.append(_onward(terms[-1], step))
+    if s.in_place and sweep.shifts[2]:  # tiles at the ends are staged; there is one phase
+        other = _terms(phase, staged, weights[3:], [virtual[a][i] for a, i in enumerate(chosen)])
+        terms += [other, _onward(other, step)]
     if s.window:
-        terms += [np.stack([np.arange(len(part)) * s.vectors * machine.vector, part[:, 1]], axis=1) for part in terms]
+        terms += [np.stack([np.arange(len(part)) * step, part[:, 1]], axis=1) for part in terms]
     return _Run(np.concatenate(terms), np.array(phases, np.intp), np.array(micro, np.intp), numbers, jobs, scratch)
 
 
@@ -196,7 +203,8 @@ def run(
     again.
     """
     if plan.schedule.in_place:
-        if x.dtype == out.dtype and is_run(x) and is_run(out):
+        alike = not plan.sweep.shifts[2] or (x.strides[1] % LINE == 0 and (len(x) == 1 or x.strides[0] % LINE == 0))
+        if x.dtype == out.dtype and is_run(x) and is_run(out) and alike:
             x, out = (array.reshape(*array.shape[:2], 1, 1, -1) for array in (x, out))
         else:
             plan = staged_plan(plan)

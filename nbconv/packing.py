@@ -34,7 +34,7 @@ def packed(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machi
     if machine is not None and together != NOTHING:
         lanes = machine.vector // dtype.itemsize
         # where filters lie side by side, the next ones of a channel are read some channels later
-        ahead = int(weight.strides[1] == weight[0, 0, 0].nbytes)
+        ahead = int(together == TAPS and weight.strides[1] == weight[0, 0, 0].nbytes)
         kernel = ("short_rows",) if together == FILTERS else ("pack", 0, ahead)
         micro = kernel_address(machine, dtype.itemsize, *kernel)
     many = parallel and weight.size >= PARALLEL

@@ -163,16 +163,11 @@ class Sweep(NamedTuple):
         d, h, w = triple(
             tile if dense else tile + shift for tile, dense, shift in zip(schedule.tile, schedule.dense, self.shifts, strict=True)
         )
-        if schedule.in_place and self.reach:  # the first tile is longer where the others begin on lines of cache
+        if schedule.in_place and self.shifts[2]:  # the first tile is longer where the others begin on lines of cache
             w += schedule.lanes
         if schedule.lined and schedule.tile[:2] == (1, 1):
             w = (-(-w // schedule.lanes) | 1) * schedule.lanes  # an odd number of vectors: see ALIASED
         return d, h, w
-
-    @property
-    def reach(self) -> int:
-        """Cells from the first tap of the last axis to its last."""
-        return (self.kernel[2] - 1) * self.dilation[2]
 
     @property
     def shifts(self) -> Triple:
@@ -260,7 +255,8 @@ def outer(
     images.
     """
     lanes = machine.vector // itemsize
-    gathered = limits.near > 0 and gathers(sweep, machine, itemsize, in_place)
+    sliding = in_place and sweep.shifts[2] > 0
+    gathered = limits.near > 0 and not sliding and gathers(sweep, machine, itemsize, in_place)
     whole = gathered and machine.registers >= FEW
     register = even(sweep.filters, most_filters(machine, ALIGNED if whole else 2))
     vectors = min(8, (machine.registers - 1 - machine.masks) // (register + 1))
@@ -274,7 +270,7 @@ def outer(
         # there is one block, rows are read once, and long ones best
         block = vectors * lanes
         room = min(limits.sums, limits.staged // (sweep.channels * itemsize)) // block * block
-        if sweep.reach:
+        if sliding:
             room = min(room, SLIDING // block * block)
         elif sweep.filters <= register:
             room = min(STREAMED, -(-out[2] * batch * groups // (machine.threads * block)) * block)
@@ -326,8 +322,6 @@ def gathers(sweep: Sweep, machine: Machine, itemsize: int, in_place: bool) -> bo
         if in_place and lines and sweep.channels * itemsize * min(blocks, SEVERAL) <= STRAIGHT:
             return False
         return blocks > (1 if sweep.channels >= PAGES else 4)
-    if in_place and sweep.reach:
-        return False
     few = machine.registers < FEW or (math.prod(sweep.out) <= GATHERED[0] and math.prod(sweep.kernel) <= GATHERED[1])
     return few and blocks > 4 and sweep.channels >= (16 if in_place else 32)
 
@@ -383,7 +377,7 @@ def sum_cells(sweep: Sweep, schedule: Schedule) -> int:
 def outer_cells(sweep: Sweep, schedule: Schedule, phases: int) -> int:
     """Scratch of a micro-kernel: sums of the phases stored together, staged input, and gathered cells."""
     block = schedule.vectors * schedule.lanes
-    staged = 0 if schedule.in_place and not sweep.reach else staged_cells(sweep, schedule)
+    staged = 0 if schedule.in_place and not sweep.shifts[2] else staged_cells(sweep, schedule)
     cells = phases * sum_cells(sweep, schedule) + staged
     unit = block if schedule.window else schedule.lanes  # for what follows, and the next thread's, to begin on a line of cache
     return -(-cells // unit) * unit + gathered_cells(sweep, schedule)

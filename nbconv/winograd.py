@@ -112,9 +112,8 @@ def _prepare(
         lanes = np.zeros(-(-len(corners) // s.lanes) * s.lanes + s.lanes % 2, np.int32)
         lanes[: len(corners)] = corners * itemsize
         offsets = np.concatenate([offsets, lanes.view(np.intp)])
-    return _Run(
-        offsets, np.array(_kernels(plan, near, spread, channel != sizes["taps"] * itemsize, w), np.intp), numbers, jobs, cells
-    )
+    distant = row == sizes["taps"] * itemsize != channel  # filters lie side by side, as in dI
+    return _Run(offsets, np.array(_kernels(plan, near, spread, distant, w), np.intp), numbers, jobs, cells)
 
 
 @functools.cache

@@ -2,10 +2,11 @@ import sys
 import threading
 
 import ml_dtypes  # tells numpy of bfloat16
+import numpy as np
 import pytest
 from cases import CASES
 from hypothesis import HealthCheck, settings
-from numba import config
+from numba import config, types
 
 from nbconv import dispatch, replay, tuned
 from nbconv.record import Unrecordable
@@ -69,25 +70,6 @@ def first_calls(monkeypatch):
     monkeypatch.setattr(replay, "_learn", lambda *given: None)
 
 
-class Allocations(dict):
-    """The shared arrays of a simulated block: a thread that finds one missing makes it while the others wait."""
-
-    def __init__(self):
-        self.lock = threading.Lock()
-
-    def get(self, key):
-        if key not in self:
-            self.lock.acquire()
-            if key not in self:
-                return None
-            self.lock.release()
-        return self[key]
-
-    def __setitem__(self, key, value):
-        super().__setitem__(key, value)
-        self.lock.release()
-
-
 @pytest.fixture(autouse=True, scope="session")
 def steady_simulator():
     """The main thread of numba's simulator waits for the others at full speed: let it be interrupted sooner.
@@ -98,16 +80,23 @@ def steady_simulator():
         yield
         return
     from numba.cuda.simulator.kernelapi import FakeCUDAShared
+    from numba.np.numpy_support import as_dtype
 
-    make, before = FakeCUDAShared.__init__, sys.getswitchinterval()
+    dynamic, lock, before = FakeCUDAShared.array, threading.Lock(), sys.getswitchinterval()
 
-    def init(self, size):
-        make(self, size)
-        self._allocations = Allocations()
+    def array(self, shape, dtype, alignment=None):
+        if shape == 0:
+            return dynamic(self, shape, dtype, alignment)
+        caller = sys._getframe(1)
+        key = caller.f_code, caller.f_lineno
+        with lock:
+            if key not in self._allocations:
+                self._allocations[key] = np.empty(shape, as_dtype(dtype) if isinstance(dtype, types.Type) else dtype)
+        return self._allocations[key]
 
     sys.setswitchinterval(2e-4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(FakeCUDAShared, "__init__", init)
+        patch.setattr(FakeCUDAShared, "array", array)
         yield
     sys.setswitchinterval(before)
 

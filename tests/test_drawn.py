@@ -15,7 +15,7 @@ from drawn import Call, calls, check
 from hypothesis import given, settings
 
 from nbconv import dispatch, schedule
-from nbconv.kernels.cpu.machine import host
+from nbconv.kernels.cpu.machine import LINE, host
 from nbconv.kernels.jit import DISABLED
 
 GUARDED = sys.platform == "linux" and not DISABLED
@@ -143,3 +143,24 @@ def test_every_kernel_has_its_tails():
 def test_tails(checked, name, dtype):
     for call, direction in itertools.product(tails(name, dtype), dispatch.DIRECTIONS):
         checked(dataclasses.replace(call, direction=direction, dtype=dtype))
+
+
+@pytest.mark.skipif(host().vector != LINE, reason="such rows are staged")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("padding", [(0, 0), (32, 32), (20, 700)])
+def test_long_rows(checked, padding, dtype):
+    """Rows that several taps read in place, by tiles of all sizes."""
+    for direction, layout, small in itertools.product(("forward", "input_grad"), ("plain", "unaligned"), (False, True)):
+        options = {"dilation": 32, "padding": padding}
+        call = Call(
+            direction,
+            (2, 6, 4224),
+            (4, 3, 3),
+            options | {"groups": 2},
+            dtype,
+            layouts=(layout, "plain", None),
+            small=small,
+            **DIRECT,
+        )
+        assert call.planned.schedule.in_place == (call.problem.out[2] % 16 == 0 or direction == "forward")
+        checked(call)

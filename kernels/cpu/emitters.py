@@ -59,8 +59,8 @@ def outer(
     """Emit `outer` for `filters` x `vectors`, the last of which is a part of a vector if `edged`.
 
     The weights of a term lie `row` bytes apart: a distance that is known only at run time takes a register for each filter, and
-    vectors spill (half the speed). `fetched` tells which cells are fetched, if any, `apart` whether weights are: then the table of
-    terms goes on behind those of the call. Sums with a bias added are run through `formula`.
+    vectors spill (half the speed). `fetched` tells which cells are fetched, if any, `apart` whether weights are: the table has
+    AHEAD terms more where it is TERMS_TO_COME, and SOON where weights are. Sums with a bias added are run through `formula`.
 
     C signature, all 64-bit: (weights, cells, terms, count, sums, sums_row, first, edge, bias, ahead). Addresses of weights, cells,
     terms and sums; `count`, the number of terms, each a pair of the offsets in bytes of its cells and of its weight; bytes from one

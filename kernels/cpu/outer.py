@@ -188,10 +188,10 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
     cells = scratch[layout.merged * region // size : scratch.size - layout.gathered]
     room = address_of(scratch) + (scratch.size - layout.gathered) * size
     whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size and not stores(apply)
-    # an input in place is read from lines of cache on, by tiles of which the first has as many positions more as that takes
+    # an input in place is read from lines of cache on, by tiles of which the first has `early` positions more
     lines = layout.inside and not layout.gathered and whole and layout.lanes * size == LINE
     lines = lines and x.strides[0] % LINE == 0 and x.strides[1] % LINE == 0
-    shift = min(-(address_of(x) + w.offset * size) % LINE // size, w.out) if lines else 0
+    early = min(-(address_of(x) + w.offset * size) % LINE // size, w.out) if lines else 0
     staged = -1
     for job in range(first, last):
         place = job // filter_blocks
@@ -204,8 +204,8 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
         g_first = image_group % bundles * layout.bundle
         g_last = min(g_first + layout.bundle, layout.groups)
         n = image_group // bundles
-        lead = shift if o2 == 0 else 0
-        o2 += shift - lead
+        lead = early if o2 == 0 else 0
+        o2 += early - lead
         if o2 >= w.out:
             continue
         t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile + lead, w.out - o2)
@@ -214,7 +214,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
         direct = whole and (t1 == 1 or (w.extent == t2 and out.strides[3] == t2 * size))
         direct = direct and (t0 == 1 or (w.extent == t2 and h.extent == t1 and out.strides[2] == t1 * t2 * size))
         first_cell = o2 + w.offset
-        inside = layout.inside and first_cell >= 0 and first_cell + t2 + layout.reach <= w.size
+        within = layout.inside and first_cell >= 0 and first_cell + t2 + layout.reach <= w.size
         inner = address_of(out) + n * out.strides[0] + o0 * out.strides[2] + o1 * out.strides[3] + o2 * size
         for phase in range(0, phases.shape[0], layout.merged):
             reached = 0  # not `sum` of an array: to load code that uses it, numba imports scipy.linalg
@@ -232,7 +232,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                 continue
             for c_first in range(0, channels, layout.channels):
                 c_last = min(c_first + layout.channels, channels)
-                if inside:
+                if within:
                     source = address_of(x) + n * x.strides[0] + (g_first * channels + c_first) * x.strides[1]
                     source += first_cell * size
                 else:
@@ -253,7 +253,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                         taps = phases[phase + m, 1]
                         begin = address_of(terms) + phases[phase + m, 0] * 16
                         near = begin + terms.shape[0] // 2 * 16  # the second half of the terms, where there is one
-                        if layout.inside and not inside:
+                        if layout.inside and not within:
                             begin = near
                         multiply(
                             micro, packed, source, begin, (c_last - c_first) * taps, near, room,
@@ -274,10 +274,11 @@ def parallel(run_jobs, count, x, weights, bias, out, terms, phases, micro, scrat
     """Run `count` jobs, an equal share on each row of `scratch`; `run_jobs` is the address of `jobs`.
 
     x (N, C, ...); weights, their address, and what `Layout` says of them; bias (K,), contiguous; out (N, K, ...); terms, pairs of
-    the offsets in bytes of a term's cells and its weight, for the channels of a block, one phase after another, and where cells are
-    gathered, or some tiles staged, all of them again, with offsets of the copies; phases, rows of: first term, taps, first output
-    on each axis; micro, the micro-kernels' addresses; scratch (threads, cells): for each merged phase `filters` rows of sums, each
-    of whole vectors, then the staged channels of a block or of all, then gathered cells; numbers, the axes and the layout.
+    the offsets in bytes of a term's cells and its weight, for the channels of a block, one phase after another, then what `outer`
+    asks for beyond; where cells are gathered, or some tiles staged, all of them again, with offsets of the copies; phases, rows of:
+    first term, taps, first output on each axis; micro, the micro-kernels' addresses; scratch (threads, cells): for each merged
+    phase `filters` rows of sums, each of whole vectors, then the staged channels of a block or of all, then gathered cells;
+    numbers, the axes and the layout.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):
