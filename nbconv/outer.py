@@ -96,8 +96,9 @@ def _terms(phase: tuple[Phase, ...], cells: Array, weights: tuple[int, ...], vir
 
 def _onward(terms: Array, step: int) -> Array:
     """The terms that come after those of a call: of the next ones, each `step` bytes further."""
-    turn, number = np.divmod(np.arange(AHEAD), max(len(terms), 1))
-    return np.resize(terms, (AHEAD, 2)) + np.stack([(turn + 1) * step, 0 * number], axis=1)
+    onward: Array = np.resize(terms, (AHEAD, 2))
+    onward[:, 0] += step * (1 + np.arange(AHEAD) // max(len(terms), 1))
+    return onward
 
 
 @functools.lru_cache(maxsize=2048)
