@@ -29,7 +29,7 @@ from .tile import Axis, stage, tile_of, unpack_axes
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
 # the same for the last block; then transforms.
 LOAD, STORE, PACK, CELLS, WEIGHTS, OUTPUTS = range(4, 10)
-# Channels before whose turn their weights are fetched, where they lie far apart: dI of 512 filters takes 0.85 to 0.95 of the time.
+# Channels before whose turn their weights are fetched, where they lie far apart: dI of 512 filters takes 0.84 to 0.97 of the time.
 SOON = 4
 
 
