@@ -14,6 +14,7 @@ from .depthwise_schedule import AROUND, framed, framed_cells, row_blocks, staged
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import depthwise, depthwise_grad, frame, transfer
+from .kernels.cpu.depthwise_emitters import ALONE, AT_ONCE, IN_TURN
 from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, source_index
@@ -59,8 +60,9 @@ def _kernel(
     if plan.direction == "weight_grad":
         return at("depthwise_grad", s.tile[1], *shape, columns[0])
     held = math.prod(taps) * sum(map(len, columns)) + s.tile[1] * s.vectors * len(columns)
-    hoisted, several = held + AROUND <= machine.registers, plan.sweep.channels > 1
-    return at("depthwise", s.tile[1], s.vectors, hoisted, *shape, columns, adds, several, formula)
+    hoisted = held + AROUND <= machine.registers
+    summed = ALONE if plan.sweep.channels == 1 else AT_ONCE if s.channels > 1 else IN_TURN
+    return at("depthwise", s.tile[1], s.vectors, hoisted, *shape, columns, adds, summed, formula)
 
 
 @functools.lru_cache(maxsize=512)
@@ -87,6 +89,7 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
     flat = np.arange(math.prod(problem.kernel)).reshape(problem.kernel)
     runs, tables, order = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
     first = weight = 0
+    taps, turns = math.prod(problem.kernel), range(-(-plan.sweep.channels // schedule.channels))
     for d in phases[0]:
         for h in phases[1]:
             slices, rows = (-(-(y[a] - phase.start) // spread[a]) for a, phase in enumerate((d, h)))
@@ -98,10 +101,13 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
                 places = [[w.offset + t * apart[2] for t in part] for w, part in zip(phases[2], parts, strict=True)]
                 low = min(itertools.chain(*places), default=0)
                 columns = tuple(tuple(place - low for place in part) for part in places)
-                last = i == len(blocks) - 1
-                kernel = _kernel(plan, (len(r0), len(r1)), stride, apart[1], columns, i > 0, formula if last else "")
                 start = first + r0.start * padded + r1.start * apart[1]
-                runs.append((kernel, start, *steps, slices, rows, *begin, weight, low, last, *schedule.tile[1:]))
+                for c in turns:
+                    last = i == len(blocks) - 1 and c == turns[-1]
+                    shape = (len(r0), len(r1)), stride, apart[1], columns
+                    kernel = _kernel(plan, *shape, i + c > 0, formula if last else "")
+                    at = weight + c * taps
+                    runs.append((kernel, start, *steps, slices, rows, *begin, at, low, last, *schedule.tile[1:], c))
                 met = [
                     flat[np.ix_(d.taps[r0.start : r0.stop], h.taps[r1.start : r1.stop], w.taps[part.start : part.stop])]
                     for w, part in zip(phases[2], parts, strict=True)
@@ -112,11 +118,12 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
             first += len(tables[-1])
     table = np.concatenate(tables)
     zeros = np.zeros(max(1, x[2]) if table.size and table.min() < 0 else 1, accumulator(plan.dtype))
+    runs.sort(key=lambda run: run[-1])  # those of a channel stay in their order
     count = row_blocks(plan.direction, plan.problem, plan.sweep, schedule, itemsize)
     border = _frame(plan, count)
     cells = int(border[frame.CELLS]) if border.size else 0
     p = plan.problem
-    taps, plane = math.prod(p.kernel), math.prod(p.size if plan.direction == "input_grad" else p.out)
+    plane = math.prod(p.size if plan.direction == "input_grad" else p.out)
     return _Runs(np.array(runs, np.intp), table, np.concatenate(order), taps, plane, zeros, count, border, cells)
 
 

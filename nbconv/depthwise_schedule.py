@@ -17,27 +17,43 @@ JOBS = 8
 # Taps from which, and cells of a padded plane up to which, borders of zeros that are a quarter of rows are staged. In place most
 # vectors of such rows are masked: 31x31 on 56x56 takes 23 ms instead of 9, 15x15 3.1 instead of 2.5, 9x9 the same.
 MANY_TAPS, STAGED_CELLS = 128, 1 << 17
+# Rows of results, or taps, from which channels are added to a block of rows one after another, where their planes exceed half of
+# the second-level cache: the rows of one plane follow one another in memory, those of all channels drive one another out of the
+# cache. On a Granite Rapids 64 channels of 3x3 on 250x250 take 0.3 (float64) to 0.5 of the time of sums in registers, 8 on
+# 1000x1000 0.3 to 0.4; but 256 on 14x14 take 1.2 to 1.6 times as long, 64 in one row of 40,000 with 3 taps 1.5, with 31 taps 0.5
+# to 0.9.
+ROWS, LONG = 4, 24
+# Bytes of second-level cache of a machine that does not tell.
+LEAST_CACHE = 512 * 1024
 # Registers beside sums and weights; and how many a machine has whose masks take none.
 AROUND, MANY = 4, 32
 
 
-def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int) -> Schedule:
-    """Micro-kernel of one filter on one channel: a block of rows, or where they are few of vectors, for each of `phases`.
+def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int, plane: int) -> Schedule:
+    """Micro-kernel of one filter: a block of rows, or where they are few of vectors, for each of `phases`.
 
-    A block has sums enough to hide the latency of additions, and its unrolled taps are not too much code. Where one row of taps
-    makes a run, rows would share nothing, but neighbouring vectors do.
+    Channels, whose planes are of `plane` bytes, are summed in registers, or in memory one after another. A block has sums enough to
+    hide the latency of additions, and its unrolled taps are not too much code. Where one row of taps makes a run, rows would share
+    nothing, but neighbouring vectors do.
     """
     lanes = machine.vector // itemsize
     taps = _taps_of_a_run(sweep.kernel, UNROLLED // phases, UNROLLED // phases)
-    most = 8 if sweep.channels == 1 else 16  # the weights of a channel are loaded for each block
+    channels = 1 if _in_turn(sweep, plane, machine) else sweep.channels
+    most = 8 if channels == 1 else 16  # the weights of a channel are loaded for each block
     room = machine.registers // 2 // phases
     beside = machine.registers - math.prod(taps) - AROUND
-    if machine.registers < MANY and phases == sweep.channels == 1 and 3 <= beside < room:
+    if machine.registers < MANY and phases == channels == 1 and 3 <= beside < room:
         room = beside  # where the weights stay in registers, 3x3 on 112x112 takes 0.6 of the time
     sums = min(most, max(1, room), max(1, CODE // (math.prod(taps) * phases)))
     rows = 1 if taps[1] == 1 and taps[2] > lanes else even(sweep.out[1], sums)
     vectors = max(1, min(sums // rows, -(-sweep.out[2] // lanes)))
-    return Schedule((1, rows, vectors * lanes), 1, 1, register=1, vectors=vectors, lanes=lanes, taps=taps)
+    return Schedule((1, rows, vectors * lanes), 1, channels, register=1, vectors=vectors, lanes=lanes, taps=taps)
+
+
+def _in_turn(sweep: Sweep, plane: int, machine: Machine) -> bool:
+    """Whether channels, whose planes are of `plane` bytes, are added to a block of results one after another; see `ROWS`."""
+    much = sweep.channels * plane > (machine.cache or LEAST_CACHE) // 2
+    return much and (sweep.out[1] >= ROWS or math.prod(sweep.kernel) >= LONG)
 
 
 def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvProblem) -> Schedule:
@@ -78,7 +94,7 @@ def row_blocks(direction: str, problem: ConvProblem, sweep: Sweep, schedule: Sch
         return 1
     planes = 1 if direction == "weight_grad" else problem.batch
     cells = (math.prod(problem.size) + math.prod(problem.out)) * problem.batch // planes
-    again = cells * itemsize // NEAR if copied or schedule.taps != sweep.kernel else 1
+    again = cells * itemsize // NEAR if copied or schedule.taps != sweep.kernel or schedule.channels < sweep.channels else 1
     wanted = max(again, JOBS // max(1, planes * problem.groups))
     return max(1, min(wanted, sweep.out[axis] // schedule.tile[axis]))
 

@@ -194,10 +194,10 @@ def planes(ask: Ask) -> list[Design]:
         return [Design(sweep, schedule, p.size[2] * size + _split_bytes(ask, schedule), _frame_bytes(ask, sweep, schedule))]
     if ask.direction == "input_grad":
         sweep = input_grad_sweep(p, False)
-        schedule = depthwise(sweep, size, machine, p.stride[2])
+        schedule = depthwise(sweep, size, machine, p.stride[2], math.prod(p.out) * size)
         return [Design(sweep, schedule, ask.weight_bytes + p.size[2] * size, _frame_bytes(ask, sweep, schedule))]
     sweep = forward_sweep(p)
-    schedule = depthwise(sweep, size, machine, 1)
+    schedule = depthwise(sweep, size, machine, 1, math.prod(p.size) * size)
     return [Design(sweep, schedule, p.size[2] * size, _frame_bytes(ask, sweep, schedule))]
 
 

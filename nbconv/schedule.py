@@ -29,7 +29,7 @@ class Schedule:
     tile : tuple of three ints
         Outputs of a tile on each axis.
     filters, channels : int
-        Filters whose sums are kept at once, channels that are staged at once.
+        Filters whose sums are kept at once, channels that are staged at once, or that a depthwise kernel adds.
     splits : int
         Parts of the sum over (n, o) in a weight gradient.
     taps : tuple of three ints or None

@@ -8,7 +8,8 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import depthwise, dispatch, engine
+from nbconv import depthwise, depthwise_schedule, dispatch, engine
+from nbconv.kernels.cpu.machine import host
 from nbconv.kernels.jit import DISABLED
 
 pytestmark = [
@@ -108,16 +109,35 @@ def test_zeros_are_staged(problem):
             np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("problem", SUMS, ids=str)
-def test_sums_over_channels(problem, dtype):
+def test_sums_over_channels(problem, dtype, in_turn, monkeypatch):
+    """In registers, or in memory one channel after another, as planes that exceed a cache are."""
+    monkeypatch.setattr(depthwise_schedule, "_in_turn", lambda *asked: in_turn)
+    monkeypatch.setattr(engine, "select", dispatch.select.__wrapped__)
     p, x, w, dy, bias = operands(problem, dtype)
     direction = "forward" if p.filters == p.groups else "input_grad"
-    assert nbconv.plan(direction, *problem[:2], dtype, algorithm="direct", **problem[2]).kernel == "depthwise"
+    plan = dispatch.select.__wrapped__(direction, p, np.dtype(dtype), host(), dispatch.Wish("direct"))
+    assert plan.kernel == "depthwise"
+    assert plan.schedule.channels == (1 if in_turn else plan.sweep.channels)
     y, dx, _ = results(problem, dtype)
     wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w)
     for got, want in zip((y, dx), wanted, strict=True):
         np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(initial=0), rtol=0)
+
+
+@pytest.mark.parametrize("size", [(250, 301), (3, 25000), (25000,)], ids=str)
+def test_large_planes_are_summed_in_turn(size):
+    """Where rows, or taps of a row, are many; in the order of channels, and of taps, as sums in registers are."""
+    taps = {1: (31,), 2: (3, 3)}[len(size)]
+    x, w = random((1, 64, *size), "float32", 0), random((1, 64, *taps), "float32", 1)
+    options = {"padding": "same", "algorithm": "direct"}
+    corner, inside = (..., *[slice(28)] * len(size)), (..., *[slice(12)] * len(size))
+    channels = [nbconv.plan("forward", each.shape, w.shape, **options).schedule.channels for each in (x, x[corner])]
+    assert channels == [64 if size[0] == 3 else 1, 64]
+    whole, some = nbconv.conv(x, w, **options), nbconv.conv(x[corner], w, **options)
+    np.testing.assert_array_equal(whole[inside], some[inside])
 
 
 @pytest.mark.parametrize("problem", [((1, 1, 9000), (1, 1, 31), {"padding": 15}), SUMS[4], SUMS[5]], ids=str)

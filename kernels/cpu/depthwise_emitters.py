@@ -24,6 +24,9 @@ from .formula import evaluate
 
 Columns = tuple[tuple[int, ...], ...]
 
+# Which channels are summed beside that of the call: none, all of a plane in registers, or others by calls of their own.
+ALONE, AT_ONCE, IN_TURN = range(3)
+
 WIDE = 64  # bytes of a vector, most of which lie on two cache lines
 
 
@@ -169,13 +172,13 @@ def depthwise(
     stride: int,
     columns: Columns,
     adds: bool,
-    several: bool,
+    summed: int,
     formula: str = "",
 ) -> None:
     """Emit `depthwise` for blocks of `rows` x `vectors`.
 
-    `hoisted` keeps a plane's weights in registers, `adds` begins with y, `several` sums over channels. Results are run
-    through `formula`.
+    `hoisted` keeps a plane's weights in registers, `adds` begins with y; `summed` is `AT_ONCE` where all channels of a plane are,
+    `IN_TURN` where other calls add them. Results are run through `formula`.
 
     C signature, all 64-bit: (x, x_plane, y, y_plane, y_slice, y_row, weights, plane_weights, bias, plane_bias, planes, table,
     slice, span, slices, rows, width, y_width, zeros, shift, part, parts, channels, x_channel, channel_weights). Addresses of x, y,
@@ -193,7 +196,7 @@ def depthwise(
     phases = len(columns)
     depth, tall = taps
     across = sum(map(len, columns))
-    hoisted = hoisted and not several and not slides(f, stride, vectors, columns)  # shuffles take the registers
+    hoisted = hoisted and summed != AT_ONCE and not slides(f, stride, vectors, columns)  # shuffles take the registers
     outputs = b.sdiv(f.add(a["y_width"], phases - 1), f.word(phases))
     chunk_cells = f.lanes * vectors
     begin, chunks = _part_of(f, b.sdiv(f.add(outputs, chunk_cells - 1), f.word(chunk_cells)))
@@ -216,15 +219,22 @@ def depthwise(
 
         def compute(cell: Any, place: Any, left: Any, masked: bool) -> list[Any]:
             read = _Rows(f, cell, a["shift"], a["width"], stride, vectors, columns, masked)
-            sums = {}
-            for i in range(count):
+            sums: dict[Any, Any] = {}
+
+            def begin_row(i: int) -> None:
                 row = b.add(place, b.mul(a["y_row"], f.word(i)))
                 for v in range(vectors):
                     for p, value in enumerate(started(row, left, v, masked)):
                         sums[i, p, v] = value
 
             def add(sums: dict[Any, Any], rows: list[list[Any]], weights: Any) -> None:
-                """The products of one channel."""
+                """The products of one channel; planes lie too far apart for the machine to foresee the next one."""
+                if summed:
+                    for line in rows:
+                        for row in line:
+                            following = b.add(b.add(row, read.origin), a["x_channel"])
+                            for v in range(vectors * stride):
+                                f.prefetch(f.add(following, v * vector))
                 for r0 in range(depth):
                     for q, users in met:
                         near = weights if held else f.opaque(weights)
@@ -232,30 +242,29 @@ def depthwise(
                             near = f.opaque(weights) if read.slid and not held else near
                             x = read.cells(rows[r0][q], lying)
                             for i, r1 in users:
+                                if (i, 0, 0) not in sums:
+                                    begin_row(i)
                                 for p, t, v in readers:
                                     index = (r0 * tall + r1) * across + starts[p] + t
                                     scale = held[index] if held else weight(near, index)
                                     sums[i, p, v] = b.call(f.fma, [scale, x, sums[i, p, v]])
 
             def channel(values: list[Any]) -> list[Any]:
-                """One of several; those of the next are fetched ahead, for planes lie too far apart for the machine to foresee."""
                 beyond, weights, *values = values
                 inner = dict(zip(sums, values, strict=True))
-                rows = [[b.select(out, a["zeros"], b.add(row, beyond)) for row, out in line] for line in addresses]
-                for line in rows:
-                    for row in line:
-                        following = b.add(b.add(row, read.origin), a["x_channel"])
-                        for v in range(vectors * stride):
-                            f.prefetch(f.add(following, v * vector))
-                add(inner, rows, weights)
+                add(inner, [[b.select(out, a["zeros"], b.add(row, beyond)) for row, out in line] for line in addresses], weights)
                 return [b.add(beyond, a["x_channel"]), b.add(weights, a["channel_weights"]), *inner.values()]
 
-            if several:
+            if summed == AT_ONCE:
+                for i in range(count):
+                    begin_row(i)
                 found = f.loop(a["channels"], [f.word(0), weights, *sums.values()], channel)[2:]
                 sums = dict(zip(sums, found, strict=True))
             else:
                 add(sums, [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses], weights)
             for i in range(count):
+                if (i, 0, 0) not in sums:
+                    begin_row(i)
                 for v in range(vectors):
                     merged = interleaved(f, [evaluate(f, formula, b.fadd(sums[i, p, v], bias)) for p in range(phases)])
                     for m, value in enumerate(merged):
