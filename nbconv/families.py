@@ -52,6 +52,10 @@ TABLED = 100_000
 # Bytes of second-level cache of machines whose first-level cache holds twelve lines that fall on the same place: there 14 rows that
 # all do are read in place in 0.7 to 0.9 of the time of transposed ones (Granite Rapids).
 ASSOCIATIVE = 2 << 20
+# Bytes of a group's weights from which few positions of an image do not pay for reading them: 3x3 with stride 2 from 64 to 512
+# channels to outputs of 4x4 takes 0.4 to 0.9 of the time, to 8x8 0.9 to 1, in dI 0.5 to 0.9, 1x1 on 4x4 0.8 to 1 (Granite Rapids);
+# with fewer weights what is stored by a detour costs more, up to 1.6 times.
+HEAVY = 128 * 1024
 # Bytes of planes with copied borders.
 FRAME = 1 << 20
 # Channels and filters of a group from which a register tile is full enough.
@@ -176,6 +180,14 @@ def _pointwise(problem: ConvProblem) -> bool:
     return problem.kernel == problem.stride == ONES and problem.size == problem.out and problem.before == (0, 0, 0)
 
 
+def _few(ask: Ask) -> int:
+    """Vectors of an image up to which images share a tile, so that weights are read less often: see `HEAVY`."""
+    p = ask.problem
+    if ask.weight_bytes < HEAVY * p.groups:
+        return 0
+    return 1 if p.kernel == ONES else 4 if p.stride != ONES else 0
+
+
 def _border_bytes(ask: Ask) -> int:
     """The largest copied border whose gradient is added to the cells that it was copied from."""
     if ask.direction != "input_grad":
@@ -212,7 +224,7 @@ def tiled(ask: Ask) -> list[Design]:
     p, size, machine = ask.problem, ask.itemsize, ask.machine
     assert machine is not None
     forward = ask.direction == "forward"
-    sweep = folded(forward_sweep(p) if forward else input_grad_sweep(p, True), p, ask.limits, ask.lanes)
+    sweep = folded(forward_sweep(p) if forward else input_grad_sweep(p, True), p, ask.limits, ask.lanes, _few(ask))
     # a weight of dI serves every cell of dy, and small calls read it more often: there the input's cells are counted. Those of few
     # taps, which lie apart in dI, take long to copy: 0.8 of the speed for two taps of 512 channels on 200 cells
     cells = p.batch * math.prod(p.out if forward or machine.registers >= FEW else p.size)
@@ -249,7 +261,7 @@ def panelled(ask: Ask) -> list[Design]:
     """dW: channels broadcast over vectors of filters."""
     p, machine = ask.problem, ask.machine
     assert machine is not None
-    sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes)
+    sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes, 1)
     schedule = panels(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch)
     return [Design(sweep, schedule, _split_bytes(ask, schedule), panel_cells(sweep, schedule) * ask.itemsize)]
 
@@ -276,7 +288,7 @@ def dotted(ask: Ask) -> list[Design]:
     """dW: dot products of rows."""
     p, machine = ask.problem, ask.machine
     assert machine is not None
-    sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes)
+    sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes, 1)
     schedule = dots(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch)
     schedule = dataclasses.replace(schedule, in_place=not sweep.folded and _pointwise(p))
     return [Design(sweep, schedule, _split_bytes(ask, schedule), weight_grad_cells(sweep, schedule) * ask.itemsize)]
