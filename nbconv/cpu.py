@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from . import depthwise, fft, outer, portable, winograd
+from . import across, depthwise, fft, outer, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
 from .dispatch import Plan, Wish, matrix_plan, select
@@ -76,6 +76,8 @@ def forward(
         bias = np.zeros(out.shape[1], out.dtype)
     if plan.kernel == "depthwise":
         depthwise.run(plan, x, weight, bias, out, apply, formula)
+    elif plan.kernel == "across":
+        across.run(plan, x, weight, bias, out, apply)
     else:
         by_group = _by_group(plan.problem, weight)
         if plan.kernel == "winograd":
@@ -99,6 +101,8 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
         bias = np.zeros(out.shape[1], out.dtype)
     if plan.kernel == "depthwise":
         return depthwise.run(plan, grad_output, weight, bias, out)
+    if plan.kernel == "across":
+        return across.run(plan, grad_output, weight, bias, out)
     rotated = _by_group(problem, weight).swapaxes(1, 2)
 
     if plan.kernel == "winograd_padded":

@@ -156,6 +156,7 @@ _GRAD: tuple[Direction, ...] = ("weight_grad",)
 _ALL: tuple[Direction, ...] = (*_FORWARD, *_GRAD)
 _MICRO = "a micro-kernel serves float32 and float64"
 _PLANES = "one filter on each channel is computed on whole planes in place"
+_ACROSS = "small planes of one filter each lie side by side in vectors"
 _ANY = "the portable loop serves every dtype"
 _FEWER = "short filters need fewer products"
 
@@ -178,6 +179,7 @@ TABLE = (
     Row(
         "matrix", "cpu", ("input_grad",), "direct", "f", OUTER, families.one_output, _matrix, "weights are an image, dy filters it"
     ),
+    Row("across", "cpu", _FORWARD, "direct", "f", OUTER, families.small_planes, families.stacked, _ACROSS),
     Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_result, families.planes, _PLANES),
     Row("outer", "cpu", _FORWARD, "direct", "f", OUTER, families.products, families.tiled, _MICRO),
     Row("direct", "cpu", _FORWARD, "direct", "fciu", DIRECT, families.anything, families.portable, _ANY),
@@ -189,7 +191,7 @@ TABLE = (
 )
 PORTABLE = ("direct", "direct_weight_grad", "fft")
 # Kernels that compute what they take faster than any other algorithm, at least in one run.
-SPECIAL = ("depthwise", "depthwise_grad", "matrix")
+SPECIAL = ("across", "depthwise", "depthwise_grad", "matrix")
 # Workspace of other algorithms that "auto" never exceeds: this many bytes a thread, this many times those of a kernel's cells, or
 # this many times the input's. A tile of frequencies that is 1.5 times as long as the kernel on each axis takes, with all that its
 # transforms hold, 8 to 24 times the bytes of the kernel's cells on one thread; one that is twice as long 20 (two axes) or 48 times.

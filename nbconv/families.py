@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from . import fft_schedule, winograd_schedule
+from .across_schedule import across, pays, scratch_cells
 from .depthwise_schedule import JOBS, depthwise, depthwise_grad, framed_cells, row_blocks
 from .fft_schedule import Spectra
 from .grad_schedule import (
@@ -139,6 +140,23 @@ def one_result(ask: Ask) -> bool:
     padded = [p.size[a] + p.before[a] + p.after[a] + p.dilation[a] * p.kernel[a] for a in range(3)]
     rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded[1]
     return p.stride[2] <= (8 if several else 4) and rows <= TABLED and max(padded[2], p.out[2]) < 2**30
+
+
+def small_planes(ask: Ask) -> bool:
+    """One filter on each of so many channels, on planes so small, that vectors across planes pay."""
+    p, machine, forward = ask.problem, ask.machine, ask.direction == "forward"
+    if machine is None or not products(ask) or not p.channels == p.filters == p.groups or not (forward or p.mode == "zeros"):
+        return False
+    return pays(forward_sweep(p) if forward else input_grad_sweep(p, False), p, ask.direction, ask.itemsize, machine)
+
+
+def stacked(ask: Ask) -> list[Design]:
+    """Small planes side by side."""
+    p, machine = ask.problem, ask.machine
+    assert machine is not None
+    sweep = forward_sweep(p) if ask.direction == "forward" else input_grad_sweep(p, False)
+    schedule = across(sweep, p, ask.direction, ask.itemsize, machine)
+    return [Design(sweep, schedule, 0, scratch_cells(p, ask.lanes) * ask.itemsize)]
 
 
 def _framed(ask: Ask) -> bool:

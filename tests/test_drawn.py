@@ -89,6 +89,7 @@ TAILS = {
     "outer-copied": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1, "padding_mode": "reflect"}, DIRECT),
     "panels": ((2, 17, 4, 19), (18, 17, 3, 2), {"padding": 1}, DIRECT),
     "depthwise": ((2, 1, 6, 19), (1, 1, 3, 3), {"padding": 1}, DIRECT),
+    "across": ((2, 20, 6, 7), (20, 1, 7, 7), {"padding": 3, "groups": 20}, DIRECT),
     "depthwise-strided": ((2, 1, 7, 19), (1, 1, 3, 4), {"padding": 2, "stride": 2}, DIRECT),
     "depthwise-long": ((2, 1, 9, 19), (1, 1, 9, 9), {"padding": 4}, DIRECT),
     "depthwise-staged": ((2, 1, 9, 19), (1, 1, 12, 12), {"padding": 5}, DIRECT),
@@ -112,12 +113,12 @@ SHORTER = ("width", 24), ("filters", 17), ("channels", 20)
 def tails(name, dtype):
     """Calls whose last axis, filters and channels have every remainder, of which a wider dtype has fewer."""
     x, w, options, how = TAILS[name]
-    planes = name.startswith("depthwise")
+    planes, given = name.startswith(("depthwise", "across")), options.get("groups", 1)
     for axis, most in (("width", 40), ("filters", 33), ("channels", 20)) if dtype == "float32" else SHORTER:
         for size in range(1, most + 1):
             batch, channels, high, wide = x
             filters, _, *kernel = w
-            groups = 1
+            channels, filters, groups = channels // given, filters // given, given
             if axis == "width":
                 wide = size
                 kernel[1] = size if name == "one-output" else min(kernel[1], size + 2 * options.get("padding", 0))

@@ -13,7 +13,7 @@ from llvmlite import ir
 from oracle import assert_sums, random
 
 import nbconv
-from nbconv import depthwise, dispatch, engine, outer, packing, schedule, weight_grad, winograd
+from nbconv import across, depthwise, dispatch, engine, outer, packing, schedule, weight_grad, winograd
 from nbconv.kernels import jit
 from nbconv.kernels.cpu import microkernel, pack
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
@@ -71,6 +71,10 @@ PLANES = [
     ((1, 1, 900), (20, 1, 10), {"stride": 5}),
     ((2, 6, 9, 9, 20), (6, 1, 3, 3, 3), {"groups": 6}),
 ]
+SMALL = [
+    *[((2, 64, n, n), (64, 1, k, k), {"padding": k // 2, "groups": 64}) for n, k in ((7, 5), (7, 9), (14, 7), (14, 13), (32, 13))],
+    ((2, 64, 9, 9), (64, 1, 7, 7), {"padding": 3, "stride": 2, "groups": 64}),
+]
 
 
 def relu6(itemsize):
@@ -89,7 +93,7 @@ def kernels(name, itemsize, problems, monkeypatch, formula=""):
         found.add((emitter, shape))
         return 1
 
-    for module in (outer, depthwise, weight_grad, winograd):
+    for module in (across, outer, depthwise, weight_grad, winograd):
         monkeypatch.setattr(module, "kernel_address", note)
     for x, w, options in problems:
         p = nbconv.ConvProblem.make(x, w, **options)
@@ -104,6 +108,8 @@ def kernels(name, itemsize, problems, monkeypatch, formula=""):
                 winograd._prepare_grad.__wrapped__(plan, sizes["x"], sizes["dy"], True)
             elif plan.kernel in ("depthwise", "depthwise_grad"):
                 depthwise._prepare.__wrapped__(plan, formula if direction == "forward" else "")
+            elif plan.kernel == "across":
+                across._prepare.__wrapped__(plan)
             elif plan.kernel in ("dots", "panels", "pointwise_grad"):
                 weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], True, False, 0)
             elif plan.kernel == "outer":
@@ -152,6 +158,8 @@ def fmas(emitter, shape):
     if emitter == "depthwise":
         rows, vectors, _, taps, _, _, _, columns, *_ = shape
         return rows * vectors * taps[0] * taps[1] * sum(map(len, columns))
+    if emitter == "across":
+        return sum(map(len, shape[0]))
     if emitter == "depthwise_grad":
         rows, taps, _, _, _, columns = shape
         return rows * taps[0] * taps[1] * len(columns)
@@ -176,6 +184,19 @@ def test_code_is_fused_and_does_not_spill(name, itemsize, monkeypatch):
         assert loops, (emitter, shape)
         assert not any(re.search(SPILL[name], loop) for loop in loops), (emitter, shape)
         assert not re.search(r"\bcallq?\b|\bbl\s", assembly), (emitter, shape)
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("name", ["avx512", "avx2"])
+def test_code_across_planes_keeps_its_sums(name, itemsize, monkeypatch):
+    """Each product that lies inside is one multiplication, and nothing is spilled."""
+    asked = [shape for emitter, shape in kernels(name, itemsize, SMALL, monkeypatch) if emitter == "across"]
+    assert len(asked) > 8
+    for shape in asked:
+        loops = inner_loops(assembly_of("across", itemsize, MACHINES[name], *shape))
+        full = [loop for loop in loops if len(re.findall(FUSED[name], loop)) == fmas("across", shape)]
+        assert full, shape
+        assert not any(re.search(SPILL[name], loop) for loop in full), shape
 
 
 @pytest.mark.parametrize("activated", [False, True])

@@ -31,6 +31,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..jit import DISABLED, cached_bytes, llvm_lock
+from .across_emitters import across
 from .apply import apply
 from .builder import WORD
 from .copy_emitters import gather, load, pack, short_rows, store
@@ -53,6 +54,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "collapse": collapse,
     "depthwise": depthwise,
     "depthwise_grad": depthwise_grad,
+    "across": across,
     "transform": transform,
     "apply": apply,
     "activate": activate,

@@ -1,0 +1,141 @@
+"""Small planes of one filter each, side by side in vectors."""
+
+import numba
+import numpy as np
+import oracle
+import pytest
+from oracle import random
+
+import nbconv
+from nbconv import across_schedule, dispatch, families
+from nbconv.kernels.cpu.machine import AVX512, host
+from nbconv.kernels.jit import DISABLED
+
+pytestmark = [
+    pytest.mark.skipif(DISABLED, reason="without compilation the portable loops serve"),
+    pytest.mark.usefixtures("first_calls"),
+]
+
+# input, weight, options: kernels that reach over the plane, blocks of channels that are not full, strides, dilation, uneven
+# borders, rows in several parts, one axis and three, taps that meet nothing, an input without cells.
+PROBLEMS = [
+    ((2, 20, 7, 7), (20, 1, 9, 9), {"padding": 4}),
+    ((3, 33, 14, 13), (33, 1, 3, 3), {"padding": 1}),
+    ((1, 16, 8, 9), (16, 1, 5, 4), {"padding": 2, "stride": 2, "dilation": (1, 2)}),
+    ((2, 19, 5, 6), (19, 1, 4, 3), {"padding": (0, 3, 4, 1), "stride": (3, 2)}),
+    ((2, 17, 3, 40), (17, 1, 3, 31), {"padding": (1, 15)}),
+    ((2, 30, 20), (30, 1, 7), {"padding": 3}),
+    ((2, 19, 4, 5, 6), (19, 1, 3, 3, 3), {"padding": 1, "stride": (1, 2, 1)}),
+    ((1, 18, 4, 4), (18, 1, 2, 2), {"stride": 3, "padding": (7, 0)}),
+    ((1, 18, 0, 0), (18, 1, 3, 3), {"padding": 3}),
+]
+MODES = ["zeros", "reflect", "replicate", "circular"]
+
+
+@pytest.fixture
+def paying(monkeypatch):
+    """The kernel across planes is taken wherever it can be."""
+    monkeypatch.setattr(families, "pays", lambda *asked: True)
+    monkeypatch.setattr(nbconv.engine, "select", dispatch.select.__wrapped__)
+
+
+def operands(problem, dtype, **options):
+    x_shape, w_shape, given = problem
+    options = {**given, "groups": w_shape[0], **options}
+    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
+    return options, p, *(random(shape, dtype, i) for i, shape in enumerate((x_shape, w_shape, p.output_shape, w_shape[:1])))
+
+
+def kernel_of(direction, p, dtype):
+    return dispatch.select.__wrapped__(direction, p, np.dtype(dtype), host(), dispatch.Wish("direct")).kernel
+
+
+def near(got, want, dtype):
+    np.testing.assert_allclose(got, want, atol=30 * np.finfo(dtype).eps * np.abs(want).max(initial=0), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", PROBLEMS, ids=str)
+def test_as_the_reference(problem, dtype, paying):
+    """Forward with a bias and an activation, and dI; by one thread and by all."""
+    options, p, x, w, dy, bias = operands(problem, dtype)
+    assert {kernel_of(direction, p, dtype) for direction in ("forward", "input_grad")} == {"across"}
+    options["algorithm"] = "direct"
+    first = nbconv.conv(x, w, bias, **options, activation="relu"), nbconv.conv_input_grad(dy, w, x.shape, **options)
+    near(first[0], np.maximum(oracle.forward(p, x, w, bias), 0), dtype)
+    near(first[1], oracle.input_grad(p, dy, w), dtype)
+    with nbconv.num_threads(1):
+        np.testing.assert_array_equal(nbconv.conv(x, w, bias, **options, activation="relu"), first[0])
+        np.testing.assert_array_equal(nbconv.conv_input_grad(dy, w, x.shape, **options), first[1])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("problem", [(*PROBLEMS[0][:2], {"padding": (4, 4, 9, 2)}), *PROBLEMS[2:4], PROBLEMS[5]], ids=str)
+def test_copied_borders(problem, mode, paying):
+    options, p, x, w, _, bias = operands(problem, "float64", padding_mode=mode)
+    assert kernel_of("forward", p, "float64") == "across"
+    near(nbconv.conv(x, w, bias, **options, algorithm="direct"), oracle.forward(p, x, w, bias), "float64")
+
+
+def test_layouts(paying):
+    """Operands that are no runs of memory, and an output that is none."""
+    options, p, x, w, _, bias = operands(PROBLEMS[1], "float32")
+    out = np.full((3, 33, 14, 26), 7, np.float32)
+    nbconv.conv(x[..., ::-1].swapaxes(2, 3).swapaxes(2, 3), w[:, :, ::-1], bias, **options, out=out[..., ::2], algorithm="direct")
+    near(out[..., ::2], oracle.forward(p, np.ascontiguousarray(x[..., ::-1]), np.ascontiguousarray(w[:, :, ::-1]), bias), "float32")
+    assert (out[..., 1::2] == 7).all()
+
+
+@numba.njit
+def _shifted(value):
+    return value * value - 3
+
+
+@numba.njit
+def _compiled(x, w, bias):
+    return nbconv.conv2d(x, w, bias, padding=3, groups=40, activation=_shifted)
+
+
+def test_in_compiled_code():
+    """Where the rule takes it, with a caller's own function."""
+    problem = (3, 40, 7, 7), (40, 1, 7, 7), {"padding": 3}
+    options, p, x, w, _, bias = operands(problem, "float32")
+    assert nbconv.plan("forward", *problem[:2], **options).kernel == "across"
+    want = nbconv.conv(x, w, bias, **options, activation=_shifted)
+    near(want, oracle.forward(p, x, w, bias) ** 2 - 3, "float32")
+    np.testing.assert_array_equal(_compiled(x, w, bias), want)
+
+
+@pytest.mark.parametrize(
+    ("size", "taps", "options", "kernels"),
+    [
+        (7, 7, {}, ["across", "across"]),
+        (7, 3, {}, ["across", "depthwise"]),
+        (14, 7, {}, ["across", "across"]),
+        (14, 3, {}, ["depthwise", "depthwise"]),
+        (56, 7, {}, ["depthwise", "depthwise"]),
+        (7, 7, {"stride": 2}, ["across", "across"]),
+    ],
+)
+def test_shapes_decide(size, taps, options, kernels):
+    """For float32 and float64 on vectors of 64 bytes."""
+    for dtype, kernel in zip(("float32", "float64"), kernels, strict=True):
+        p = nbconv.ConvProblem.make((4, 384, size, size), (384, 1, taps, taps), padding=taps // 2, groups=384, **options)
+        for direction in ("forward", "input_grad"):
+            assert dispatch.select(direction, p, np.dtype(dtype), AVX512).kernel == kernel
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("stride", "dilation", "taps", "before", "size"), [(1, 1, 3, 1, 5), (2, 3, 4, 5, 7), (3, 2, 2, 0, 4)])
+def test_sums_are_those_of_a_convolution(stride, dilation, taps, before, size, axis):
+    """Each output of forward and each cell of dI sums the pairs whose tap and cell belong to it, and no others."""
+    p = nbconv.ConvProblem.make((1, 1, size), (1, 1, taps), stride=stride, dilation=dilation, padding=before)
+    met = {(o, t, o * stride + t * dilation - before) for o in range(p.out[2]) for t in range(taps)}
+    if axis == 0:
+        found = across_schedule.sums_of("forward", p, 2)
+        assert [sorted(pairs) for pairs in found] == [
+            sorted((t, i) for at, t, i in met if at == o and 0 <= i < size) for o in range(p.out[2])
+        ]
+    else:
+        found = across_schedule.sums_of("input_grad", p, 2)
+        assert [sorted(pairs) for pairs in found] == [sorted((t, o) for o, t, at in met if at == i) for i in range(size)]
