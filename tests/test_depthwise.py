@@ -8,7 +8,7 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import depthwise, depthwise_schedule, dispatch, engine
+from nbconv import depthwise, depthwise_schedule, dispatch, engine, families
 from nbconv.kernels.cpu.machine import host
 from nbconv.kernels.jit import DISABLED
 
@@ -58,6 +58,15 @@ SUMS = [
     ((2, 3, 33, 34), (9, 1, 3, 3), {"padding": 1, "groups": 3, "stride": 2}),
     ((1, 1, 7, 12, 40), (4, 1, 3, 3, 3), {"padding": 1}),
 ]
+
+
+@pytest.fixture(autouse=True)
+def along_rows(monkeypatch):
+    """No small planes for the kernel across planes."""
+    monkeypatch.setattr(families, "pays", lambda *asked: False)
+    dispatch.select.cache_clear()
+    yield
+    dispatch.select.cache_clear()
 
 
 def operands(problem, dtype):
