@@ -156,7 +156,7 @@ def _prepare(
     at = functools.partial(kernel_address, machine, itemsize)
     fetched = TERMS_TO_COME if s.in_place and not s.window else 0
     # weights in place, of which a term reads few bytes, far from those of the next
-    apart = int(block == s.register * row <= 2 * LINE and channel >= 4 * LINE)
+    apart = int(block == s.register * row <= 4 * LINE and channel >= 4 * LINE)
     filters = s.register, last_block(sweep.filters, s.register)
     micro = [
         at("outer", p, v, edged, row, fetched, apart, formula) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))
