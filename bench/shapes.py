@@ -2,7 +2,9 @@
 
 ResNet-50 (He et al. 2016), VGG-16 (Simonyan & Zisserman 2015), MobileNetV2 (Sandler et al. 2018; every depthwise layer),
 U-Net (Ronneberger et al. 2015, padded), WaveNet-like and wav2vec-like 1-D stacks, C3D (Tran et al. 2015), 3-D U-Net
-(Çiçek et al. 2016), I3D (Carreira & Zisserman 2017), shapes that libraries tend to be slow on, and large kernels.
+(Çiçek et al. 2016), I3D (Carreira & Zisserman 2017), shapes that libraries tend to be slow on, and large kernels; then depthwise
+layers of ConvNeXt-T (Liu et al. 2022) and EfficientNet-B0 (Tan & Le 2019), last layers of one filter, and those of ResNet-18 on
+images of 32x32.
 """
 
 import ast
@@ -112,6 +114,14 @@ def _large() -> list[Layer]:
     return [*layers, _layer("1-D 1025 taps 16 channels", (20000,), 16, 16, 1025, batch=1)]
 
 
+def _modern() -> list[Layer]:
+    planes = [(56, 96, 7), (28, 192, 7), (14, 384, 7), (7, 768, 7), (28, 240, 5), (14, 672, 5), (7, 1152, 5), (7, 1152, 3)]
+    layers = [_layer(f"depthwise {k}x{k} {c} {n}", (n, n), c, c, k, padding=k // 2, groups=c) for n, c, k in planes]
+    layers += [_layer(f"3x3 {c}-1 {n}", (n, n), c, 1, 3, batch=1, padding=1) for n, c in ((256, 64), (512, 32))]
+    layers += [_layer("3x3/2 256-512 8", (8, 8), 256, 512, 3, batch=16, stride=2, padding=1)]
+    return [*layers, _layer("3x3 512 4", (4, 4), 512, 512, 3, batch=16, padding=1)]
+
+
 SUITES = {
     "resnet50": _resnet50(),
     "vgg16": _vgg16(),
@@ -121,6 +131,7 @@ SUITES = {
     "3d": _three_axes(),
     "awkward": _awkward(),
     "large": _large(),
+    "modern": _modern(),
 }
 
 

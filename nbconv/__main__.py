@@ -24,13 +24,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cache = commands.add_parser("cache", help="the folder of compiled kernels: what is in it, delete it, fill it")
     cache.add_argument("action", choices=("info", "clear", "warm"), help="warm: compile what layers need; needs nbconv[demo]")
     cache.add_argument(
-        "--suite", action="append", default=[], help="warm: resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large"
+        "--suite", action="append", default=[], help="warm: resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large, modern"
     )
     cache.add_argument("--shape", action="append", default=[], help="warm: a problem, '(1, 3, 224, 224), (64, 3, 7, 7), stride=2'")
     cache.add_argument("--dtype", action="append", help="warm: (float32)")
     cache.add_argument("--json", action="store_true", help="info: for machines")
     tune = commands.add_parser("tune", help="measure which kernels and tiles are fastest here, and keep them; needs nbconv[demo]")
-    tune.add_argument("--suite", action="append", default=[], help="resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large")
+    tune.add_argument(
+        "--suite", action="append", default=[], help="resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large, modern"
+    )
     tune.add_argument("--shape", action="append", default=[], help="a problem, '(1, 3, 224, 224), (64, 3, 7, 7), stride=2'")
     tune.add_argument("--direction", action="append", choices=DIRECTIONS, help="(all)")
     tune.add_argument("--dtype", action="append", help="(float32)")
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--output", type=Path, default=Path("nbconv-demo"), help="folder for the pictures (%(default)s)")
     demo.add_argument("--epochs", type=int, default=20, help="passes over the digits (%(default)s)")
     bench = commands.add_parser("bench", help="measure speed, alternating with a peer; needs nbconv[bench]")
-    bench.add_argument("--suite", action="append", help="resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large (all)")
+    bench.add_argument("--suite", action="append", help="resnet50, vgg16, mobilenetv2, unet, 1d, 3d, awkward, large, modern (all)")
     bench.add_argument("--direction", action="append", choices=DIRECTIONS, help="(all)")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
     dtypes = ("float32", "tf32", "float16", "bfloat16", "float64", "winograd")

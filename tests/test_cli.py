@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import nbconv
-from nbconv.bench import summary
+from nbconv.bench import drawn, summary
 from nbconv.bench.shapes import SUITES
 from nbconv.dispatch import DIRECTIONS
 
@@ -101,6 +101,15 @@ def test_bench_on_gpu_without_torch():
     result = run("bench", "--device", "cuda", code=code)
     assert result.returncode == 1
     assert result.stderr == "'bench' needs torch: pip install 'nbconv[bench]'\n"
+
+
+def test_drawn_layers_follow_from_their_seed():
+    """Of every kind, and no larger than is quickly measured."""
+    found = list(drawn.layers(3, 60))
+    assert found == list(drawn.layers(3, 60)) != list(drawn.layers(4, 60))
+    assert all(drawn.LEAST <= layer.problem.flops <= drawn.MOST for layer in found)
+    assert {layer.problem.axes for layer in found} == {1, 2, 3}
+    assert len({layer.problem.groups for layer in found}) > 2
 
 
 def test_bench_on_gpu_hands_on_its_options(tmp_path):
