@@ -89,7 +89,7 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
     flat = np.arange(math.prod(problem.kernel)).reshape(problem.kernel)
     runs, tables, order = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
     first = weight = 0
-    taps, turns = math.prod(problem.kernel), range(-(-plan.sweep.channels // schedule.channels))
+    turns = range(-(-plan.sweep.channels // schedule.channels))
     for d in phases[0]:
         for h in phases[1]:
             slices, rows = (-(-(y[a] - phase.start) // spread[a]) for a, phase in enumerate((d, h)))
@@ -106,8 +106,7 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
                     last = i == len(blocks) - 1 and c == turns[-1]
                     shape = (len(r0), len(r1)), stride, apart[1], columns
                     kernel = _kernel(plan, *shape, i + c > 0, formula if last else "")
-                    at = weight + c * taps
-                    runs.append((kernel, start, *steps, slices, rows, *begin, at, low, last, *schedule.tile[1:], c))
+                    runs.append((kernel, start, *steps, slices, rows, *begin, weight, low, last, *schedule.tile[1:], c))
                 met = [
                     flat[np.ix_(d.taps[r0.start : r0.stop], h.taps[r1.start : r1.stop], w.taps[part.start : part.stop])]
                     for w, part in zip(phases[2], parts, strict=True)
@@ -123,7 +122,7 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
     border = _frame(plan, count)
     cells = int(border[frame.CELLS]) if border.size else 0
     p = plan.problem
-    plane = math.prod(p.size if plan.direction == "input_grad" else p.out)
+    taps, plane = math.prod(p.kernel), math.prod(p.size if plan.direction == "input_grad" else p.out)
     return _Runs(np.array(runs, np.intp), table, np.concatenate(order), taps, plane, zeros, count, border, cells)
 
 

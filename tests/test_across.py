@@ -115,6 +115,8 @@ def test_in_compiled_code():
         (14, 3, {}, ["depthwise", "depthwise"]),
         (56, 7, {}, ["depthwise", "depthwise"]),
         (7, 7, {"stride": 2}, ["across", "across"]),
+        (32, 31, {}, ["across", "across"]),
+        (40, 31, {}, ["depthwise", "depthwise"]),  # code for each output of a row takes long to compile
     ],
 )
 def test_shapes_decide(size, taps, options, kernels):
@@ -122,7 +124,16 @@ def test_shapes_decide(size, taps, options, kernels):
     for dtype, kernel in zip(("float32", "float64"), kernels, strict=True):
         p = nbconv.ConvProblem.make((4, 384, size, size), (384, 1, taps, taps), padding=taps // 2, groups=384, **options)
         for direction in ("forward", "input_grad"):
-            assert dispatch.select(direction, p, np.dtype(dtype), AVX512).kernel == kernel
+            assert dispatch.select(direction, p, np.dtype(dtype), AVX512, dispatch.Wish("direct")).kernel == kernel
+
+
+def test_much_code_is_left_to_others():
+    """Each part of a row has a micro-kernel of its own."""
+    for shape, weight in (((1, 64, 1000), (64, 1, 65)), ((1, 64, 1000), (64, 1, 1001)), ((1, 64, 1300, 1), (64, 1, 1301, 1))):
+        padding = tuple(k // 2 for k in weight[2:])
+        for wish in ("direct", "auto"):
+            p = nbconv.ConvProblem.make(shape, weight, padding=padding, groups=64)
+            assert dispatch.select("forward", p, np.dtype("float32"), AVX512, dispatch.Wish(wish)).kernel != "across"
 
 
 @pytest.mark.parametrize("axis", [0, 1])

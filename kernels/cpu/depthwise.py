@@ -38,9 +38,9 @@ def jobs(first, last, x, weight, bias, out, runs, table, zeros, room, frame, blo
 
     x (N, C, ...), weight (C, taps) in the order of the runs, C being the planes of x; bias (G,), out (N, G, ...). A row of `runs`
     is: address of the micro-kernel, first place in `table`, bytes from slice to slice, tap to tap and row to row there, slices,
-    rows, first cell in out, cells from slice to slice and row to row there, first weight, shift, whether the bias is added, rows
-    and cells of a row that the kernel computes at once, and the first of the channels that it adds. `zeros` is a row of them;
-    `room`, scratch: a plane where a function takes the results, then what `frame` says.
+    rows, first cell in out, cells from slice to slice and row to row there, first weight of a channel, shift, whether the bias is
+    added, rows and cells of a row that the kernel computes at once, and the first of the channels that it adds. `zeros` is a row of
+    them; `room`, scratch: a plane where a function takes the results, then what `frame` says.
     """
     size = x.itemsize
     taken = stores(apply)
@@ -75,7 +75,8 @@ def jobs(first, last, x, weight, bias, out, runs, table, zeros, room, frame, blo
             call_kernel(
                 runs[i, 0], base + runs[i, 15] * x_plane * size, channels * x_plane * size,
                 place + (runs[i, 7] + row * runs[i, 9]) * size, y_plane * size, runs[i, 8] * size, runs[i, 9] * size,
-                address_of(weight) + (g * channels * weight.shape[1] + runs[i, 10]) * size, channels * weight.shape[1] * size,
+                address_of(weight) + ((g * channels + runs[i, 15]) * weight.shape[1] + runs[i, 10]) * size,
+                channels * weight.shape[1] * size,
                 address_of(bias) + g * size if ends else address_of(zeros), size if ends else 0,
                 planes, address_of(table) + runs[i, 1] * 8 + row * runs[i, 4], runs[i, 2], runs[i, 3], runs[i, 5], end - row,
                 width, y_width, address_of(zeros), runs[i, 11], block if parts > 1 else 0, parts,
