@@ -103,6 +103,11 @@ class Design(NamedTuple):
     problem: ConvProblem | None = None
 
 
+def _sweep(ask: Ask) -> Sweep:
+    """The run over the problem, or for dI the largest of several."""
+    return input_grad_sweep(ask.problem, False) if ask.direction == "input_grad" else forward_sweep(ask.problem)
+
+
 def anything(ask: Ask) -> bool:
     return True
 
@@ -144,17 +149,17 @@ def one_result(ask: Ask) -> bool:
 
 def small_planes(ask: Ask) -> bool:
     """One filter on each of so many channels, on planes so small, that vectors across planes pay."""
-    p, machine, forward = ask.problem, ask.machine, ask.direction == "forward"
-    if machine is None or not products(ask) or not p.channels == p.filters == p.groups or not (forward or p.mode == "zeros"):
+    p, machine, inside = ask.problem, ask.machine, ask.direction == "forward" or ask.problem.mode == "zeros"
+    if machine is None or not products(ask) or not (inside and p.channels == p.filters == p.groups):
         return False
-    return pays(forward_sweep(p) if forward else input_grad_sweep(p, False), p, ask.direction, ask.itemsize, machine)
+    return pays(_sweep(ask), p, ask.direction, ask.itemsize, machine)
 
 
 def stacked(ask: Ask) -> list[Design]:
     """Small planes side by side."""
     p, machine = ask.problem, ask.machine
     assert machine is not None
-    sweep = forward_sweep(p) if ask.direction == "forward" else input_grad_sweep(p, False)
+    sweep = _sweep(ask)
     schedule = across(sweep, p, ask.direction, ask.itemsize, machine)
     return [Design(sweep, schedule, 0, scratch_cells(p, ask.lanes) * ask.itemsize)]
 
@@ -216,19 +221,16 @@ def _border_bytes(ask: Ask) -> int:
 
 def planes(ask: Ask) -> list[Design]:
     """Whole planes of one channel."""
-    p, size, machine = ask.problem, ask.itemsize, ask.machine
+    p, size, machine, turned = ask.problem, ask.itemsize, ask.machine, ask.direction == "input_grad"
     assert machine is not None
+    sweep, shared = _sweep(ask), p.size[2] * size + (ask.weight_bytes if turned else 0)
     if ask.direction == "weight_grad":
-        sweep = forward_sweep(p)
         schedule = depthwise_grad(sweep, size, machine, p)
-        return [Design(sweep, schedule, p.size[2] * size + _split_bytes(ask, schedule), _frame_bytes(ask, sweep, schedule))]
-    if ask.direction == "input_grad":
-        sweep = input_grad_sweep(p, False)
-        schedule = depthwise(sweep, size, machine, p.stride[2], math.prod(p.out) * size)
-        return [Design(sweep, schedule, ask.weight_bytes + p.size[2] * size, _frame_bytes(ask, sweep, schedule))]
-    sweep = forward_sweep(p)
-    schedule = depthwise(sweep, size, machine, 1, math.prod(p.size) * size)
-    return [Design(sweep, schedule, p.size[2] * size, _frame_bytes(ask, sweep, schedule))]
+        shared += _split_bytes(ask, schedule)
+    else:
+        read = p.out if turned else p.size
+        schedule = depthwise(sweep, size, machine, p.stride[2] if turned else 1, math.prod(read) * size)
+    return [Design(sweep, schedule, shared, _frame_bytes(ask, sweep, schedule))]
 
 
 def _frame_bytes(ask: Ask, sweep: Sweep, schedule: Schedule) -> int:
@@ -326,8 +328,7 @@ def winograd(ask: Ask) -> list[Design]:
     assert machine is not None
     designs = []
     for outputs in winograd_schedule.choices(p):
-        sweep = forward_sweep(p) if ask.direction == "forward" else input_grad_sweep(p, False)
-        sweep = winograd_schedule.tile_sweep(winograd_schedule.of_phase(sweep, p), outputs)
+        sweep = winograd_schedule.tile_sweep(winograd_schedule.of_phase(_sweep(ask), p), outputs)
         sweep = winograd_schedule.merged(sweep, p, size, ask.limits, machine)
         if 2 * math.prod(sweep.out) <= winograd_schedule.tile_limits(sweep, size, ask.limits, machine).sums:
             sweep = together(sweep, p)

@@ -221,7 +221,10 @@ def depthwise(
             read = _Rows(f, cell, a["shift"], a["width"], stride, vectors, columns, masked)
             sums: dict[Any, Any] = {}
 
-            def begin_row(i: int) -> None:
+            def begin_row(sums: dict[Any, Any], i: int) -> None:
+                """Load what a row adds to, unless it was: right before its first product, for registers are few."""
+                if (i, 0, 0) in sums:
+                    return
                 row = b.add(place, b.mul(a["y_row"], f.word(i)))
                 for v in range(vectors):
                     for p, value in enumerate(started(row, left, v, masked)):
@@ -242,8 +245,7 @@ def depthwise(
                             near = f.opaque(weights) if read.slid and not held else near
                             x = read.cells(rows[r0][q], lying)
                             for i, r1 in users:
-                                if (i, 0, 0) not in sums:
-                                    begin_row(i)
+                                begin_row(sums, i)
                                 for p, t, v in readers:
                                     index = (r0 * tall + r1) * across + starts[p] + t
                                     scale = held[index] if held else weight(near, index)
@@ -257,14 +259,13 @@ def depthwise(
 
             if summed == AT_ONCE:
                 for i in range(count):
-                    begin_row(i)
+                    begin_row(sums, i)
                 found = f.loop(a["channels"], [f.word(0), weights, *sums.values()], channel)[2:]
                 sums = dict(zip(sums, found, strict=True))
             else:
                 add(sums, [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses], weights)
             for i in range(count):
-                if (i, 0, 0) not in sums:
-                    begin_row(i)
+                begin_row(sums, i)  # of a run without taps
                 for v in range(vectors):
                     merged = interleaved(f, [evaluate(f, formula, b.fadd(sums[i, p, v], bias)) for p in range(phases)])
                     for m, value in enumerate(merged):
