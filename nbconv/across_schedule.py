@@ -3,10 +3,10 @@
 import math
 
 from .kernels.cpu.machine import Machine
-from .kernels.padding import MODES, source_index
 from .phases import triple
 from .problem import ConvProblem
 from .schedule import Schedule, Sweep, even
+from .sums import sums_of
 
 # Multiplications that a micro-kernel unrolls, and those of all micro-kernels of a row, which are different ones; pairs of rows of
 # taps and of cells, which a table holds; outputs of a row that are summed at once.
@@ -19,18 +19,6 @@ MANY = 49
 ALONG, TAP, CELL, PRODUCT = 2.0, 0.35, 4.5, 0.19
 # Bytes of a thread's scratch.
 MOST = 256 * 1024
-
-
-def sums_of(direction: str, problem: ConvProblem, axis: int) -> list[list[tuple[int, int]]]:
-    """For each result of one axis, the (tap, cell) pairs that it sums, in the order in which cells of a padded input rise."""
-    before, size, out, taps = problem.before[axis], problem.size[axis], problem.out[axis], range(problem.kernel[axis])
-    stride, gap = problem.stride[axis], problem.dilation[axis]
-    if direction == "forward":
-        mode = MODES.index(problem.mode)
-        read = [[(t, source_index(o * stride + t * gap - before, size, mode)) for t in taps] for o in range(out)]
-        return [[(t, cell) for t, cell in pairs if cell >= 0] for pairs in read]
-    reach = [[(t, i + before - t * gap) for t in reversed(taps)] for i in range(size)]
-    return [[(t, cell // stride) for t, cell in pairs if cell % stride == 0 and 0 <= cell < out * stride] for pairs in reach]
 
 
 def across(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, machine: Machine) -> Schedule:

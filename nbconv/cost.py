@@ -76,6 +76,8 @@ def fft_cost(ask: Ask, design: Design) -> float:
 
 def cost(algorithm: str, ask: Ask, design: Design) -> float:
     """Of a design of an algorithm."""
+    if design.cost is not None:
+        return design.cost
     if design.problem:
         p = design.problem
         return winograd_cost(ask._replace(problem=p), design) + COPIED * p.batch * p.channels * math.prod(p.size)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from . import across, depthwise, fft, outer, portable, winograd
+from . import across, clipped, depthwise, fft, outer, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
 from .dispatch import Plan, Wish, matrix_plan, select
@@ -70,14 +70,14 @@ def forward(
     """out = activation(bias + conv(x, weight)); `epilogue` is the activation; `forms`, what is kept of the weight."""
     if out.size == 0:
         return
-    formula = epilogue.formula if epilogue and plan.kernel in ("outer", "depthwise") else ""
+    formula = epilogue.formula if epilogue and plan.kernel in ("outer", "depthwise", "across", "clipped") else ""
     apply = epilogue.address if epilogue and not formula else 0
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
     if plan.kernel == "depthwise":
         depthwise.run(plan, x, weight, bias, out, apply, formula)
     elif plan.kernel == "across":
-        across.run(plan, x, weight, bias, out, apply)
+        across.run(plan, x, weight, bias, out, apply, formula)
     else:
         by_group = _by_group(plan.problem, weight)
         if plan.kernel == "winograd":
@@ -86,6 +86,8 @@ def forward(
             fft.run(plan, x, by_group, bias, out, apply)
         elif plan.kernel == "outer":
             outer.run(plan, x, by_group, bias, out, None, apply, formula, forms)
+        elif plan.kernel == "clipped":
+            clipped.run(plan, x, by_group, bias, out, apply, formula, forms)
         else:
             portable.run(plan, x, by_group, bias, out, None, apply)
 
@@ -104,6 +106,8 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
     if plan.kernel == "across":
         return across.run(plan, grad_output, weight, bias, out)
     rotated = _by_group(problem, weight).swapaxes(1, 2)
+    if plan.kernel == "clipped":
+        return clipped.run(plan, grad_output, rotated, bias, out, forms=forms)
 
     if plan.kernel == "winograd_padded":
         inner = _with_borders(plan)

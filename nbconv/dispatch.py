@@ -157,6 +157,7 @@ _ALL: tuple[Direction, ...] = (*_FORWARD, *_GRAD)
 _MICRO = "a micro-kernel serves float32 and float64"
 _PLANES = "one filter on each channel is computed on whole planes in place"
 _ACROSS = "small planes of one filter each lie side by side in vectors"
+_CLIPPED = "taps end where small images do, and cells are broadcast over filters"
 _ANY = "the portable loop serves every dtype"
 _FEWER = "short filters need fewer products"
 
@@ -180,6 +181,7 @@ TABLE = (
         "matrix", "cpu", ("input_grad",), "direct", "f", OUTER, families.one_output, _matrix, "weights are an image, dy filters it"
     ),
     Row("across", "cpu", _FORWARD, "direct", "f", OUTER, families.small_planes, families.stacked, _ACROSS),
+    Row("clipped", "cpu", _FORWARD, "direct", "f", OUTER, families.small_images, families.clipped, _CLIPPED),
     Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_result, families.planes, _PLANES),
     Row("outer", "cpu", _FORWARD, "direct", "f", OUTER, families.products, families.tiled, _MICRO),
     Row("direct", "cpu", _FORWARD, "direct", "fciu", DIRECT, families.anything, families.portable, _ANY),

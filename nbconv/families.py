@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from . import fft_schedule, winograd_schedule
+from . import clipped_schedule, fft_schedule, winograd_schedule
 from .across_schedule import across, pays, scratch_cells
 from .depthwise_schedule import JOBS, depthwise, depthwise_grad, framed_cells, row_blocks
 from .fft_schedule import Spectra
@@ -91,7 +91,7 @@ class Ask(NamedTuple):
 class Design(NamedTuple):
     """What a family answers: sweep, schedule, bytes of workspace of the call and of each thread, and what algorithms add.
 
-    `problem` is what is computed, where that is not what was asked.
+    `problem` is what is computed, where that is not what was asked; `cost`, what the design costs, where the family tells it.
     """
 
     sweep: Sweep
@@ -101,6 +101,7 @@ class Design(NamedTuple):
     outputs: Triple = ONES
     spectra: Spectra | None = None
     problem: ConvProblem | None = None
+    cost: float | None = None
 
 
 def _sweep(ask: Ask) -> Sweep:
@@ -162,6 +163,30 @@ def stacked(ask: Ask) -> list[Design]:
     sweep = _sweep(ask)
     schedule = across(sweep, p, ask.direction, ask.itemsize, machine)
     return [Design(sweep, schedule, 0, scratch_cells(p, ask.lanes) * ask.itemsize)]
+
+
+def small_images(ask: Ask) -> bool:
+    """Images so small, of so many filters, that vectors across filters pay."""
+    p, machine, inside = ask.problem, ask.machine, ask.direction == "forward" or ask.problem.mode == "zeros"
+    if machine is None or not products(ask) or not inside or p.kernel == ONES:
+        return False
+    if not clipped_schedule.possible(_sweep(ask), p, ask.direction, ask.itemsize, machine):
+        return False
+    (along,) = tiled(ask)
+    phases = math.prod(p.stride) if ask.direction == "input_grad" else 1
+    return clipped(ask)[0].cost < clipped_schedule.along(along.sweep, along.schedule, p, phases)
+
+
+def clipped(ask: Ask) -> list[Design]:
+    """Small images, filters side by side."""
+    p, machine = ask.problem, ask.machine
+    assert machine is not None
+    sweep = _sweep(ask)
+    schedule = clipped_schedule.clipped(sweep, p, ask.direction, ask.itemsize, machine)
+    blocks = p.groups * -(-sweep.filters // schedule.register)
+    packed = blocks * schedule.register * sweep.channels * math.prod(p.kernel) * ask.itemsize
+    thread = clipped_schedule.scratch_cells(p, ask.direction, schedule, False) * ask.itemsize
+    return [Design(sweep, schedule, packed, thread, cost=clipped_schedule.cost(sweep, schedule, p, ask.direction, machine))]
 
 
 def _framed(ask: Ask) -> bool:

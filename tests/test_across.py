@@ -7,7 +7,7 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import across_schedule, dispatch, families
+from nbconv import dispatch, families
 from nbconv.kernels.cpu.machine import AVX512, host
 from nbconv.kernels.jit import DISABLED
 
@@ -134,19 +134,3 @@ def test_much_code_is_left_to_others():
         for wish in ("direct", "auto"):
             p = nbconv.ConvProblem.make(shape, weight, padding=padding, groups=64)
             assert dispatch.select("forward", p, np.dtype("float32"), AVX512, dispatch.Wish(wish)).kernel != "across"
-
-
-@pytest.mark.parametrize("axis", [0, 1])
-@pytest.mark.parametrize(("stride", "dilation", "taps", "before", "size"), [(1, 1, 3, 1, 5), (2, 3, 4, 5, 7), (3, 2, 2, 0, 4)])
-def test_sums_are_those_of_a_convolution(stride, dilation, taps, before, size, axis):
-    """Each output of forward and each cell of dI sums the pairs whose tap and cell belong to it, and no others."""
-    p = nbconv.ConvProblem.make((1, 1, size), (1, 1, taps), stride=stride, dilation=dilation, padding=before)
-    met = {(o, t, o * stride + t * dilation - before) for o in range(p.out[2]) for t in range(taps)}
-    if axis == 0:
-        found = across_schedule.sums_of("forward", p, 2)
-        assert [sorted(pairs) for pairs in found] == [
-            sorted((t, i) for at, t, i in met if at == o and 0 <= i < size) for o in range(p.out[2])
-        ]
-    else:
-        found = across_schedule.sums_of("input_grad", p, 2)
-        assert [sorted(pairs) for pairs in found] == [sorted((t, o) for o, t, at in met if at == i) for i in range(size)]

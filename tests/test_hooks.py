@@ -75,6 +75,7 @@ SHAPES = {
     "depthwise, many taps": ((1, 2, 90, 70), (2, 1, 11, 11), {"padding": 5, "groups": 2}, "direct"),
     "depthwise, copied border": ((1, 2, 90, 70), (2, 1, 5, 5), {"padding": 3, "groups": 2, "padding_mode": "reflect"}, "direct"),
     "across": ((2, 40, 7, 6), (40, 1, 7, 7), {"padding": 3, "groups": 40}, "direct"),
+    "clipped": ((3, 20, 7, 6), (40, 20, 5, 5), {"padding": 2}, "direct"),
     "one row": ((1, 1, 5000), (1, 1, 31), {"padding": 15}, "direct"),
     "one filter": ((1, 6, 90, 70), (1, 6, 3, 3), {"padding": 1}, "direct"),
     "depthwise, stride": ((3, 24, 57, 57), (24, 1, 5, 5), {"padding": 2, "groups": 24, "stride": 2}, "direct"),

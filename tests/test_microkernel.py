@@ -13,7 +13,7 @@ from llvmlite import ir
 from oracle import assert_sums, random
 
 import nbconv
-from nbconv import across, depthwise, dispatch, engine, outer, packing, schedule, weight_grad, winograd
+from nbconv import across, clipped, depthwise, dispatch, engine, outer, packing, schedule, weight_grad, winograd
 from nbconv.kernels import jit
 from nbconv.kernels.cpu import microkernel, pack
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
@@ -74,6 +74,13 @@ PLANES = [
 SMALL = [
     *[((2, 64, n, n), (64, 1, k, k), {"padding": k // 2, "groups": 64}) for n, k in ((7, 5), (7, 9), (14, 7), (14, 13), (32, 13))],
     ((2, 64, 9, 9), (64, 1, 7, 7), {"padding": 3, "stride": 2, "groups": 64}),
+    *[
+        ((5, 16, n, n), (k * n, 16, k, k), {"padding": k // 2, "stride": s})
+        for n, k, s in ((4, 3, 1), (7, 7, 1), (9, 5, 1), (14, 3, 2))
+    ],
+    ((2, 16, 28, 28), (32, 16, 11, 11), {"padding": 5}),
+    ((3, 16, 4, 4, 4), (32, 16, 3, 3, 3), {"padding": 1}),
+    ((1, 8, 30), (24, 8, 15), {"padding": 7}),
 ]
 
 
@@ -93,7 +100,7 @@ def kernels(name, itemsize, problems, monkeypatch, formula=""):
         found.add((emitter, shape))
         return 1
 
-    for module in (across, outer, depthwise, weight_grad, winograd):
+    for module in (across, clipped, outer, depthwise, weight_grad, winograd):
         monkeypatch.setattr(module, "kernel_address", note)
     for x, w, options in problems:
         p = nbconv.ConvProblem.make(x, w, **options)
@@ -109,7 +116,9 @@ def kernels(name, itemsize, problems, monkeypatch, formula=""):
             elif plan.kernel in ("depthwise", "depthwise_grad"):
                 depthwise._prepare.__wrapped__(plan, formula if direction == "forward" else "")
             elif plan.kernel == "across":
-                across._prepare.__wrapped__(plan)
+                across._prepare.__wrapped__(plan, formula if direction == "forward" else "")
+            elif plan.kernel == "clipped":
+                clipped._prepare.__wrapped__(plan, formula if direction == "forward" else "")
             elif plan.kernel in ("dots", "panels", "pointwise_grad"):
                 weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], True, False, 0)
             elif plan.kernel == "outer":
@@ -159,7 +168,7 @@ def fmas(emitter, shape):
         rows, vectors, _, taps, _, _, _, columns, *_ = shape
         return rows * vectors * taps[0] * taps[1] * sum(map(len, columns))
     if emitter == "across":
-        return sum(map(len, shape[0]))
+        return shape[1] * shape[2] * sum(map(len, shape[0]))
     if emitter == "depthwise_grad":
         rows, taps, _, _, _, columns = shape
         return rows * taps[0] * taps[1] * len(columns)

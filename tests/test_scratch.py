@@ -80,6 +80,7 @@ SHAPES = {
     "depthwise": ((2, 24, 58, 57), (24, 1, 5, 5), {"padding": 2, "groups": 24, "padding_mode": "circular"}),
     "depthwise, stride": ((3, 24, 57, 57), (24, 1, 5, 5), {"padding": 2, "groups": 24, "stride": 2}),
     "across": ((2, 21, 7, 7), (21, 1, 7, 7), {"padding": 3, "groups": 21}),
+    "clipped": ((2, 20, 7, 7), (21, 20, 7, 7), {"padding": 3}),
     **{case.name: (case.problem.input_shape, case.problem.weight_shape, case.options) for case in CASES if case.problem.flops},
 }
 

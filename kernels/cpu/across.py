@@ -14,7 +14,8 @@ from ..jit import address_of, call, kernel
 from .epilogue import run_at, stores
 from .microkernel import call_kernel
 
-# Places in the array of micro-kernels: `pack` to whole vectors and to cells, then `across` for the blocks of a row.
+# Places in the array of micro-kernels: `pack` to whole vectors and to cells, then for each part of a row `across`, and the bytes
+# from the first cell and the first result to the part's.
 PACK, UNPACK, FIRST = range(3)
 
 
@@ -40,8 +41,11 @@ def jobs(first, last, x, weight, bias, out, table, micro, scratch, lanes, rows, 
             packed = block
         begin = address_of(x) + (n * channels + c) * cells * size
         call_kernel(micro[PACK], begin, cells * size, count, source, vector, cells, 0)
-        for i in range(FIRST, micro.size):
-            call_kernel(micro[i], source, results, weights, biases, address_of(table), rows)
+        for i in range(FIRST, micro.size, 3):
+            call_kernel(
+                micro[i], source + micro[i + 1], results + micro[i + 2], weights, biases, address_of(table), rows,
+                out.shape[4] * vector, 1, 0, 0, 0, 0,
+            )  # fmt: skip
         target = address_of(out) + (n * channels + c) * outputs * size
         place = biases + vector if stores(apply) else target
         for o in range(0, outputs, lanes):

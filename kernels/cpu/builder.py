@@ -72,6 +72,11 @@ class Function:
         asm = ir.InlineAsm(ir.FunctionType(WORD, [WORD]), "", "=r,0", True)
         return self.builder.call(asm, [address])
 
+    def pinned(self, value: Any, letter: str) -> Any:
+        """The same vector, in a register, once all that is opaque or pinned before it is done, and before what is after it."""
+        asm = ir.InlineAsm(ir.FunctionType(self.vector, [self.vector]), "", f"={letter},0", True)
+        return self.builder.call(asm, [value])
+
     def prefetch(self, address: Any, level: int = 1) -> None:
         """Fetch a line into a cache of level 1 or 2; any address will do."""
         kind = ir.FunctionType(ir.VoidType(), [POINTER, INDEX, INDEX, INDEX])

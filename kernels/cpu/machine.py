@@ -20,6 +20,7 @@ class Machine(NamedTuple):
     masks : registers that a mask of lanes takes of them
     threads : that share the work at the most; code does not depend on it
     cache : bytes of a core's second-level cache, 0 if not known; code does not depend on it
+    letter : of a vector register in inline assembly
     """
 
     cpu: str
@@ -30,13 +31,14 @@ class Machine(NamedTuple):
     masks: int = 0
     threads: int = 4
     cache: int = 0
+    letter: str = "v"
 
 
 # One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time.
 AVX512 = Machine("skylake-avx512", "-prefer-256-bit", 64, 32)
 AVX2 = Machine("haswell", "", 32, 16, masks=1)
 SSE2 = Machine("x86-64", "", 16, 15)
-NEON = Machine("neoverse-n1", "", 16, 28, "aarch64-unknown-linux-gnu")
+NEON = Machine("neoverse-n1", "", 16, 28, "aarch64-unknown-linux-gnu", letter="w")
 
 
 def _cache() -> int:

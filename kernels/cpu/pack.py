@@ -2,7 +2,7 @@
 
     packed[group, block, t, p] = weight[group, block * size + p, t]      t over channels and taps
 
-The places of filters that the last block of a group lacks are left as they are. A job is one block.
+The places of filters that the last block of a group lacks hold zeros or other weights. A job is one block.
 """
 
 import numba
@@ -34,6 +34,9 @@ def jobs(first, last, weight, size, together, micro, lanes, packed):
             g, k_first = job // blocks, job % blocks * size
             count = min(size, filters - k_first)
             at = (job * channels + c_first) * taps * size
+            if count < size:  # what is left in memory may be denormal, and slow
+                for t in range(c_count * taps):
+                    packed[at + t * size + count : at + (t + 1) * size] = 0
             if together == NOTHING:
                 for c in range(c_first, c_first + c_count):
                     for r0 in range(weight.shape[3]):

@@ -1,0 +1,110 @@
+"""Schedules for small images of many filters, whose vectors lie across filters and whose taps end where the image does."""
+
+import dataclasses
+import math
+
+from .kernels.cpu.machine import Machine
+from .problem import ConvProblem, Triple
+from .schedule import FEW, Schedule, Sweep, even, staged_cells, sum_cells
+from .sums import sums_of
+
+# Products that a micro-kernel unrolls, and those of all micro-kernels of a row, which are different ones; pairs of rows of taps and
+# of cells, which a table holds.
+CODE, ROW, TABLED = 320, 1024, 10_000
+# Sums of one vector of filters, where registers are few and the compiler loads cells far ahead of their products.
+ALONE = 8
+# Operations from which a layer is worth code of its own, of some 40 ms a micro-kernel: below, a call takes some 20 us.
+LEAST = 1_000_000
+# Bytes of a thread's results, and of an image where the machine's cache is not known.
+MOST = 256 * 1024
+# Nanoseconds on a Granite Rapids, fitted to 400 layers. Across filters: of a product, and what it waits where sums are too few to
+# hide its latency; of a row of results in each channel; of a vector of weights that is packed, or packed beyond second-level cache;
+# of storing one of results; of reading one of weights where a block of them exceeds half of that cache. Along rows: of a product, a
+# staged vector, a vector of sums, one of packed weights, and of a call; then what phases of dI, stored together, take over others.
+# What the model chooses takes 1.01 of the time of the better one of the two.
+LATENCY, ACROSS = 8, (0.174, 0.24, 1.6, (5.5, 8.1), 5.2, 1.3)
+ALONG, PHASED = (0.174, 2.7, 3.0, 6.1, 14_000.0), 1.25
+# Nanoseconds of a unit of the cost model, by which other algorithms are chosen.
+UNIT = 0.29
+
+
+def results_of(problem: ConvProblem, direction: str) -> Triple:
+    """Cells of an image of the result."""
+    return problem.size if direction == "input_grad" else problem.out
+
+
+def clipped(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, machine: Machine) -> Schedule:
+    """Micro-kernel over a row, part of one or rows of some images, whose sums fit registers; `tile` is images, rows, columns.
+
+    Two vectors of filters share what is loaded, where they are not half empty.
+    """
+    lanes, pairs = machine.vector // itemsize, sums_of(direction, problem, 2)
+    vectors = 2 - -(-sweep.filters // lanes) % 2
+    block = vectors * lanes
+    most = (machine.registers - 1) // vectors - 1 if vectors > 1 or machine.registers >= FEW else ALONE
+    code = CODE * len(pairs) // max(1, vectors * sum(map(len, pairs)))
+    columns = even(len(pairs), min(most, max(1, code)))
+    images = even(problem.batch, min(most, code) // columns) if columns == len(pairs) else 1
+    rows = math.prod(results_of(problem, direction)[:2])
+    jobs = problem.groups * -(-sweep.filters // block) * -(-problem.batch // images)
+    bands = max(-(-machine.threads // jobs), -(-images * rows * len(pairs) * block * itemsize // MOST))
+    band = even(rows, -(-rows // bands))
+    return Schedule((images, band, columns), block, sweep.channels, register=block, vectors=vectors, lanes=lanes, packed=True)
+
+
+def scratch_cells(problem: ConvProblem, direction: str, schedule: Schedule, stored: bool) -> int:
+    """Cells of a thread's scratch: vectors of the bias and of results, and rows of an image's that are `stored` by a function."""
+    images, band, _ = schedule.tile
+    return schedule.register * (1 + (images + stored) * band * results_of(problem, direction)[2])
+
+
+def possible(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, machine: Machine) -> bool:
+    """Whether second-level cache holds an image, and there is enough to compute for code that is neither long nor reads long tables.
+
+    Without FMA, products need the registers of sums.
+    """
+    p, fused = problem, machine.masks or machine.registers >= FEW
+    image = sweep.channels * math.prod(p.out if direction == "input_grad" else p.size) * itemsize
+    deep, high, wide = (k * max(pair) for k, *pair in zip(p.kernel, p.size, p.out, strict=True))
+    return p.flops >= LEAST and bool(fused) and image <= max(machine.cache, MOST) and p.kernel[2] <= CODE and wide <= ROW and deep * high <= TABLED
+
+
+def cost(sweep: Sweep, schedule: Schedule, problem: ConvProblem, direction: str, machine: Machine) -> float:
+    """Of vectors across filters."""
+    images, _, columns = schedule.tile
+    deep, high, wide = (sum(map(len, sums_of(direction, problem, axis))) for axis in range(3))
+    rows, width = math.prod(results_of(problem, direction)[:2]), results_of(problem, direction)[2]
+    blocks = problem.groups * -(-sweep.filters // schedule.register)
+    calls = blocks * -(-problem.batch // images) * -(-width // columns)
+    sums = min(images * columns * schedule.vectors, LATENCY)
+    products = problem.batch * blocks * schedule.vectors * sweep.channels * deep * high * wide
+    weights = blocks * schedule.vectors * sweep.channels * math.prod(problem.kernel)
+    results = problem.batch * blocks * schedule.vectors * rows * width
+    product, waiting, row, packing, result, far = ACROSS
+    reads = calls * schedule.vectors * sweep.channels * deep * high * problem.kernel[2]
+    cache = max(machine.cache, MOST)
+    near = weights * machine.vector <= blocks * cache // 2
+    total = (
+        products * (product + waiting * (1 - sums / LATENCY))
+        + calls * sweep.channels * rows * row
+        + weights * packing[weights * machine.vector > cache]
+        + results * result
+        + reads * (0.0 if near else far)
+    )
+    return total / UNIT
+
+
+def along(sweep: Sweep, schedule: Schedule, problem: ConvProblem, phases: int) -> float:
+    """Of vectors along rows: those of a design of `outer`, with so many phases of dI."""
+    tiles = problem.groups * math.prod(-(-out // tile) for out, tile in zip(sweep.out, schedule.tile, strict=True))
+    tiles *= 1 if sweep.folded else problem.batch
+    vectors = tiles * sum_cells(sweep, dataclasses.replace(schedule, filters=1)) // schedule.lanes
+    staged = tiles * staged_cells(sweep, schedule) // (schedule.channels * schedule.bundle * schedule.lanes) * sweep.channels
+    product, cell, result, weight, call = ALONG
+    total = (
+        vectors * sweep.filters * (sweep.channels * math.prod(problem.kernel) * product + phases * result)
+        + staged * cell
+        + schedule.packed * problem.filters * problem.taps / schedule.lanes * weight
+        + call
+    )
+    return total / UNIT * (PHASED if phases > 1 else 1.0)

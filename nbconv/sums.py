@@ -1,0 +1,63 @@
+"""What each result of an axis sums, cell by cell: the products that lie inside of the input, and no others."""
+
+import itertools
+from typing import Any, NamedTuple
+
+from .kernels.cpu.machine import Machine
+from .kernels.padding import MODES, source_index
+from .problem import ConvProblem
+
+# For each result of one axis, the (tap, cell) pairs that it sums.
+Pairs = list[list[tuple[int, int]]]
+
+
+def sums_of(direction: str, problem: ConvProblem, axis: int) -> Pairs:
+    """The pairs of one axis, in the order in which cells of a padded input rise."""
+    before, size, out, taps = problem.before[axis], problem.size[axis], problem.out[axis], range(problem.kernel[axis])
+    stride, gap = problem.stride[axis], problem.dilation[axis]
+    if direction == "forward":
+        mode = MODES.index(problem.mode)
+        read = [[(t, source_index(o * stride + t * gap - before, size, mode)) for t in taps] for o in range(out)]
+        return [[(t, cell) for t, cell in pairs if cell >= 0] for pairs in read]
+    reach = [[(t, i + before - t * gap) for t in reversed(taps)] for i in range(size)]
+    return [[(t, cell // stride) for t, cell in pairs if cell % stride == 0 and 0 <= cell < out * stride] for pairs in reach]
+
+
+def row_table(direction: str, problem: ConvProblem, tap: int, cell: int) -> list[list[int]]:
+    """What the micro-kernel `across` reads for each row of results, `tap` and `cell` being bytes of one of a weight and of x."""
+    read = problem.out if direction == "input_grad" else problem.size
+    deep, high = (sums_of(direction, problem, axis) for axis in range(2))
+    rows = []
+    for slices, lines in itertools.product(deep, high):
+        places = [
+            ((d * problem.kernel[1] + h) * problem.kernel[2] * tap, (slice_ * read[1] + row) * read[2] * cell)
+            for d, slice_ in slices
+            for h, row in lines
+        ]
+        rows.append([len(places), *itertools.chain(*places)])
+    return rows
+
+
+class Part(NamedTuple):
+    """What computes some results of a row: the shape of the micro-kernel `across`, and where its x and its y begin, in bytes."""
+
+    shape: tuple[Any, ...]
+    x: int
+    y: int
+
+
+def parts(wide: Pairs, columns: int, images: int, cell: int, vectors: int, formula: str, machine: Machine) -> list[Part]:
+    """The parts of a row, of whose last axis `wide` tells, of so many `columns` each; parts alike have one micro-kernel.
+
+    `cell` is the bytes of one of x, a vector across planes or a scalar that is broadcast.
+    """
+    found = []
+    for first in range(0, len(wide), columns):
+        some = wide[first : first + columns]
+        begin = min((place for pairs in some for _, place in pairs), default=0)
+        sums = tuple(tuple((tap, (place - begin) * cell) for tap, place in pairs) for pairs in some)
+        loaded = len({place for pairs in sums for _, place in pairs})
+        held = images * (len(sums) * vectors + loaded) + vectors + 1 <= machine.registers
+        shape = sums, images, vectors, cell != machine.vector, "" if held else machine.letter, formula
+        found.append(Part(shape, begin * cell, first * vectors * machine.vector))
+    return found
