@@ -6,7 +6,7 @@ import math
 from .kernels.cpu.machine import Machine
 from .problem import ConvProblem, Triple
 from .schedule import FEW, Schedule, Sweep, even, staged_cells, sum_cells
-from .sums import sums_of
+from .sums import code, sums_of
 
 # Products that a micro-kernel unrolls, and those of all micro-kernels of a row, which are different ones; pairs of rows of taps and
 # of cells, which a table holds.
@@ -42,9 +42,9 @@ def clipped(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, m
     vectors = 2 - -(-sweep.filters // lanes) % 2
     block = vectors * lanes
     most = (machine.registers - 1) // vectors - 1 if vectors > 1 or machine.registers >= FEW else ALONE
-    code = CODE * len(pairs) // max(1, vectors * sum(map(len, pairs)))
-    columns = even(len(pairs), min(most, max(1, code)))
-    images = even(problem.batch, min(most, code) // columns) if columns == len(pairs) else 1
+    room = CODE * len(pairs) // max(1, vectors * sum(map(len, pairs)))
+    columns = even(len(pairs), min(most, max(1, room)))
+    images = even(problem.batch, min(most, room) // columns) if columns == len(pairs) else 1
     rows = math.prod(results_of(problem, direction)[:2])
     jobs = problem.groups * -(-sweep.filters // block) * -(-problem.batch // images)
     bands = max(-(-machine.threads // jobs), -(-images * rows * len(pairs) * block * itemsize // MOST))
@@ -59,20 +59,24 @@ def scratch_cells(problem: ConvProblem, direction: str, schedule: Schedule, stor
 
 
 def possible(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, machine: Machine) -> bool:
-    """Whether second-level cache holds an image, and there is enough to compute for code that is neither long nor reads long tables.
+    """Whether there is enough to compute, second-level cache holds an image, and tables are short.
 
     Without FMA, products need the registers of sums.
     """
-    p, fused = problem, machine.masks or machine.registers >= FEW
+    p, fused = problem, bool(machine.masks) or machine.registers >= FEW
     image = sweep.channels * math.prod(p.out if direction == "input_grad" else p.size) * itemsize
     deep, high, wide = (k * max(pair) for k, *pair in zip(p.kernel, p.size, p.out, strict=True))
-    return p.flops >= LEAST and bool(fused) and image <= max(machine.cache, MOST) and p.kernel[2] <= CODE and wide <= ROW and deep * high <= TABLED
+    short = p.kernel[2] <= CODE and max(wide, deep * high) <= TABLED
+    return fused and short and p.flops >= LEAST and image <= max(machine.cache, MOST)
 
 
 def cost(sweep: Sweep, schedule: Schedule, problem: ConvProblem, direction: str, machine: Machine) -> float:
-    """Of vectors across filters."""
+    """Of vectors across filters; infinite for too much code."""
     images, _, columns = schedule.tile
-    deep, high, wide = (sum(map(len, sums_of(direction, problem, axis))) for axis in range(3))
+    pairs = [sums_of(direction, problem, axis) for axis in range(3)]
+    if code(pairs[2], columns) * images * schedule.vectors > ROW:
+        return math.inf
+    deep, high, wide = (sum(map(len, axis)) for axis in pairs)
     rows, width = math.prod(results_of(problem, direction)[:2]), results_of(problem, direction)[2]
     blocks = problem.groups * -(-sweep.filters // schedule.register)
     calls = blocks * -(-problem.batch // images) * -(-width // columns)

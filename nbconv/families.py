@@ -172,9 +172,10 @@ def small_images(ask: Ask) -> bool:
         return False
     if not clipped_schedule.possible(_sweep(ask), p, ask.direction, ask.itemsize, machine):
         return False
-    (along,) = tiled(ask)
+    (across,), (along,) = clipped(ask), tiled(ask)
+    assert across.cost is not None
     phases = math.prod(p.stride) if ask.direction == "input_grad" else 1
-    return clipped(ask)[0].cost < clipped_schedule.along(along.sweep, along.schedule, p, phases)
+    return across.cost < clipped_schedule.along(along.sweep, along.schedule, p, phases)
 
 
 def clipped(ask: Ask) -> list[Design]:

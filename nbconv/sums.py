@@ -38,6 +38,22 @@ def row_table(direction: str, problem: ConvProblem, tap: int, cell: int) -> list
     return rows
 
 
+def shifted(wide: Pairs, columns: int) -> list[tuple[int, Pairs]]:
+    """The parts of a row, of so many columns: the first cell of each, and its pairs, with cells counted from there."""
+    found = []
+    for first in range(0, len(wide), columns):
+        some = wide[first : first + columns]
+        begin = min((cell for pairs in some for _, cell in pairs), default=0)
+        found.append((begin, [[(tap, cell - begin) for tap, cell in pairs] for pairs in some]))
+    return found
+
+
+def code(wide: Pairs, columns: int) -> int:
+    """Products of all parts of a row that are not alike."""
+    alike = {tuple(map(tuple, pairs)) for _, pairs in shifted(wide, columns)}
+    return sum(len(pairs) for part in alike for pairs in part)
+
+
 class Part(NamedTuple):
     """What computes some results of a row: the shape of the micro-kernel `across`, and where its x and its y begin, in bytes."""
 
@@ -52,12 +68,10 @@ def parts(wide: Pairs, columns: int, images: int, cell: int, vectors: int, formu
     `cell` is the bytes of one of x, a vector across planes or a scalar that is broadcast.
     """
     found = []
-    for first in range(0, len(wide), columns):
-        some = wide[first : first + columns]
-        begin = min((place for pairs in some for _, place in pairs), default=0)
-        sums = tuple(tuple((tap, (place - begin) * cell) for tap, place in pairs) for pairs in some)
+    for i, (begin, some) in enumerate(shifted(wide, columns)):
+        sums = tuple(tuple((tap, place * cell) for tap, place in pairs) for pairs in some)
         loaded = len({place for pairs in sums for _, place in pairs})
         held = images * (len(sums) * vectors + loaded) + vectors + 1 <= machine.registers
         shape = sums, images, vectors, cell != machine.vector, "" if held else machine.letter, formula
-        found.append(Part(shape, begin * cell, first * vectors * machine.vector))
+        found.append(Part(shape, begin * cell, i * columns * vectors * machine.vector))
     return found

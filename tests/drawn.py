@@ -11,7 +11,7 @@ from conftest import DTYPES
 from hypothesis import strategies as st
 
 import nbconv
-from nbconv import dispatch, replay, schedule
+from nbconv import clipped_schedule, dispatch, replay, schedule
 from nbconv.kernels.jit import DISABLED
 from nbconv.kernels.padding import MODES
 
@@ -31,8 +31,8 @@ FLOPS = 2e4 if DISABLED else 5e6  # of the reference's loops
 class Call:
     """One call. `layouts` are those of the first array, the second, and `out` or None.
 
-    `small` asks for tiles of a few cells, `portable` for the loops that serve every dtype, `compiled` for compiled code that calls,
-    `again` for the third of such calls.
+    `small` asks for tiles of a few cells, `portable` for the loops that serve every dtype, `clipped` for vectors across filters
+    wherever they can be, `compiled` for compiled code that calls, `again` for the third of such calls.
     """
 
     direction: str
@@ -46,6 +46,7 @@ class Call:
     threads: int = 1
     small: bool = False
     portable: bool = False
+    clipped: bool = False
     prepared: bool = False
     compiled: bool = False
     again: bool = False
@@ -93,14 +94,16 @@ def laid(array, layout):
 def plans(call):
     """Let the dispatcher plan as the call asks: tiles so small that every loop over them has many turns; portable loops."""
     table = changed = dispatch.TABLE
-    gathers = schedule.gathers
+    gathers, least, cost = schedule.gathers, clipped_schedule.LEAST, clipped_schedule.cost
     if call.small:
         schedule.gathers = lambda sweep, *_: sweep.filters % 2 == 0
         shrunk = {"sums": 40, "staged": 6000, "filters": 3, "held": 3000, "jobs": 7, "parallel": 0, "near": 700}
         changed = tuple(row._replace(limits=row.limits._replace(**shrunk)) for row in changed)
     if call.portable:
         changed = tuple(row for row in changed if row.name in dispatch.PORTABLE)
-    if changed is table:
+    if call.clipped:
+        clipped_schedule.LEAST, clipped_schedule.cost = 0, lambda *_: 0.0
+    if changed is table and not call.clipped:
         yield
         return
     dispatch.TABLE = changed
@@ -110,6 +113,7 @@ def plans(call):
         yield
     finally:
         dispatch.TABLE, schedule.gathers = table, gathers
+        clipped_schedule.LEAST, clipped_schedule.cost = least, cost
         dispatch.select.cache_clear()
         replay.forget()
 

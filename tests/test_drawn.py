@@ -90,7 +90,7 @@ TAILS = {
     "panels": ((2, 17, 4, 19), (18, 17, 3, 2), {"padding": 1}, DIRECT),
     "depthwise": ((2, 1, 6, 19), (1, 1, 3, 3), {"padding": 1}, DIRECT),
     "across": ((2, 24, 6, 7), (24, 1, 7, 7), {"padding": 3, "groups": 24}, DIRECT),
-    "clipped": ((3, 5, 6, 7), (17, 5, 5, 5), {"padding": 2}, DIRECT),
+    "clipped": ((3, 5, 6, 7), (17, 5, 5, 5), {"padding": 2}, {"algorithm": "direct", "clipped": True}),
     "depthwise-strided": ((2, 1, 7, 19), (1, 1, 3, 4), {"padding": 2, "stride": 2}, DIRECT),
     "depthwise-long": ((2, 1, 9, 19), (1, 1, 9, 9), {"padding": 4}, DIRECT),
     "depthwise-staged": ((2, 1, 9, 19), (1, 1, 12, 12), {"padding": 5}, DIRECT),

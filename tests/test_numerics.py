@@ -62,15 +62,17 @@ def scattered(call, dy, w):
 
 
 def gathered(call, x, w):
-    """Forward of one filter on each channel, without products of the zeros around it."""
+    """Forward without products of the zeros around the input."""
     p = call.problem
     border = [(0, 0), (0, 0), *zip(p.before, p.after, strict=True)]
-    x, inside = np.pad(x.reshape(p.batch, p.channels, *p.size), border), np.pad(np.ones((1, 1, *p.size), bool), border)
+    x, inside = np.pad(x.reshape(p.batch, p.channels, *p.size), border), np.pad(np.ones(p.size, bool), border[2:])
     y = np.zeros((p.batch, p.filters, *p.out))
     for tap in np.ndindex(*p.kernel):
         place = tuple(slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, p.dilation, p.out, p.stride, strict=True))
-        weight = w[(slice(None), 0, *tap[3 - p.axes :])]
-        y += np.where(inside[..., *place], x[..., *place] * weight[:, None, None, None], 0)
+        for k, weight in enumerate(w[..., *tap[3 - p.axes :]]):
+            first = k // (p.filters // p.groups) * len(weight)
+            cells = x[:, first : first + len(weight), *place]
+            y[:, k] += np.where(inside[place], (cells * weight[:, None, None, None]).sum(1), 0)
     return y.reshape(p.output_shape)
 
 

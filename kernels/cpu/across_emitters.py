@@ -32,10 +32,10 @@ def across(
     planes. `pin`, an inline assembler's letter for vector registers, keeps what is loaded for a tap apart from what is for others,
     where registers do not hold all; it is "" where they do.
 
-    C signature, all 64-bit: (x, y, weights, bias, table, rows, row, channels, plane, channel, image, results). Addresses; the number
-    of rows of y, and bytes from one to the next; that of channels, and bytes from one to the next of x and of the weights; bytes from
-    one image to the next of x and of y. The table holds for each row the number of pairs, and these: bytes from `weights` to the
-    first tap, and from x to the first cell, of a row of theirs.
+    C signature, all 64-bit: (x, y, weights, bias, table, rows, row, channels, plane, channel, image, results). Addresses; the
+    number of rows of y, and bytes from one to the next; that of channels, and bytes from one to the next of x and of the weights;
+    bytes from one image to the next of x and of y. The table holds for each row the number of pairs, and these: bytes from
+    `weights` to the first tap, and from x to the first cell, of a row of theirs.
     """
     f = Function(module, name, itemsize, vector, "x y weights bias table rows row channels plane channel image results")
     b, a = f.builder, f.arguments
@@ -58,13 +58,14 @@ def across(
             for line in lines:
                 f.prefetch(f.add(b.add(first, a["plane"]), line))
         for tap, users in readers:
-            if pin:
-                found = [f.pinned(value, pin) for value in found]
-                weights, *cells = map(f.opaque, (weights, *cells))
-            factors = [f.load(weights, f.vector, tap * step + v * vector) for v in numbers]
-            for n, first in enumerate(cells):
+            factors: list[Any] = []
+            for n in range(images):
+                if pin:
+                    found = [f.pinned(value, pin) for value in found]
+                    cells[n], weights = f.opaque(cells[n]), f.opaque(weights)
+                factors = factors or [f.load(weights, f.vector, tap * step + v * vector) for v in numbers]
                 for j, offset in users:
-                    cell = f.splat(f.load(first, f.scalar, offset)) if broadcast else f.load(first, f.vector, offset)
+                    cell = f.splat(f.load(cells[n], f.scalar, offset)) if broadcast else f.load(cells[n], f.vector, offset)
                     for v in numbers:
                         at = (n * len(sums) + j) * vectors + v
                         found[at] = b.call(f.fma, [factors[v], cell, found[at]])

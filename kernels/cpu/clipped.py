@@ -40,6 +40,7 @@ def jobs(first, last, x, weight, bias, out, table, starts, micro, scratch, numbe
         k = job // bands // calls % blocks * block
         together, high, count = min(images, batch - n), min(band, rows - row), min(block, filters - k)
         which = FIRST if together == images else FIRST + 3 * parts
+        pitch = width * block * size
         begin = address_of(table) + starts[job % bands] * table.itemsize
         weights = address_of(weight) + (g * blocks + k // block) * weight.strides[0]
         source = address_of(x) + (n * groups + g) * channels * cells * size
@@ -48,21 +49,21 @@ def jobs(first, last, x, weight, bias, out, table, starts, micro, scratch, numbe
             call_kernel(micro[PACK], address_of(bias) + (g * filters + k + v) * size, size, some, biases + v * size, vector, 1, 0)
         for i in range(which, which + 3 * parts, 3):
             call_kernel(
-                micro[i], source + micro[i + 1], results + micro[i + 2], weights, biases, begin, high, width * block * size, channels,
-                cells * size, weight.strides[1], x.strides[0], band * width * block * size,
+                micro[i], source + micro[i + 1], results + micro[i + 2], weights, biases, begin, high, pitch, channels,
+                cells * size, weight.strides[1], x.strides[0], band * pitch,
             )  # fmt: skip
         length = high * width
         for i in range(together):
             target = address_of(out) + (((n + i) * groups + g) * filters + k) * outputs * size + row * width * size
-            stored, pitch = (place, length * size) if stores(apply) else (target, outputs * size)
+            stored, plane = (place, length * size) if stores(apply) else (target, outputs * size)
             for v in range(0, count, lanes):
                 some = min(lanes, count - v)
                 for o in range(0, length, lanes):
-                    found, few = results + ((i * band * width + o) * block + v) * size, min(lanes, length - o)
-                    call_kernel(micro[UNPACK], found, block * size, few, stored + v * pitch + o * size, pitch, some, 0)
+                    found, few = results + i * band * pitch + (o * block + v) * size, min(lanes, length - o)
+                    call_kernel(micro[UNPACK], found, block * size, few, stored + v * plane + o * size, plane, some, 0)
             if apply != 0:
                 for f in range(count):
-                    run_at(apply, stored + f * pitch, length, target + f * outputs * size)
+                    run_at(apply, stored + f * plane, length, target + f * outputs * size)
 
 
 @kernel(parallel=True)
