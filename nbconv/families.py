@@ -173,9 +173,9 @@ def small_images(ask: Ask) -> bool:
     if not clipped_schedule.possible(_sweep(ask), p, ask.direction, ask.itemsize, machine):
         return False
     (across,), (along,) = clipped(ask), tiled(ask)
-    assert across.cost is not None
     phases = math.prod(p.stride) if ask.direction == "input_grad" else 1
-    return across.cost < clipped_schedule.along(along.sweep, along.schedule, p, phases)
+    nanoseconds = clipped_schedule.cost(across.sweep, across.schedule, p, ask.direction, machine)
+    return nanoseconds < clipped_schedule.along(along.sweep, along.schedule, p, phases)
 
 
 def clipped(ask: Ask) -> list[Design]:
@@ -187,7 +187,8 @@ def clipped(ask: Ask) -> list[Design]:
     blocks = p.groups * -(-sweep.filters // schedule.register)
     packed = blocks * schedule.register * sweep.channels * math.prod(p.kernel) * ask.itemsize
     thread = clipped_schedule.scratch_cells(p, ask.direction, schedule, False) * ask.itemsize
-    return [Design(sweep, schedule, packed, thread, cost=clipped_schedule.cost(sweep, schedule, p, ask.direction, machine))]
+    cost = clipped_schedule.cost(sweep, schedule, p, ask.direction, machine) / clipped_schedule.unit(sweep, p)
+    return [Design(sweep, schedule, packed, thread, cost=cost)]
 
 
 def _framed(ask: Ask) -> bool:

@@ -1,5 +1,6 @@
 """What each result of an axis sums, cell by cell: the products that lie inside of the input, and no others."""
 
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from .problem import ConvProblem
 Pairs = list[list[tuple[int, int]]]
 
 
+@functools.lru_cache(maxsize=64)
 def sums_of(direction: str, problem: ConvProblem, axis: int) -> Pairs:
     """The pairs of one axis, in the order in which cells of a padded input rise."""
     before, size, out, taps = problem.before[axis], problem.size[axis], problem.out[axis], range(problem.kernel[axis])
