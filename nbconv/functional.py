@@ -338,6 +338,31 @@ def _conv_backward(
     return dx, dw, engine.bias_grad(result, grad_output, problem.axes) if need[2] else None
 
 
+def _conv_backward_bias(
+    axes: int | None,
+    grad_output: Array,
+    input: Array,
+    weight: Array,
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    dilation: Sizes = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    *,
+    algorithm: str = "auto",
+    precision: str | None = None,
+    workspace_limit: int | None = None,
+    out: Array | None = None,
+) -> Array:
+    """The dB of `conv_backward` over {axes}, alone, for compiled code: its checks are those of all three."""
+    _, _, found = _conv_backward(
+        axes, grad_output, input, weight, stride, padding, dilation, groups, padding_mode,
+        need=(False, False, True), algorithm=algorithm, precision=precision, workspace_limit=workspace_limit,
+    )  # fmt: skip
+    assert found is not None
+    return found
+
+
 def _conv_transpose(
     axes: int | None,
     input: Array,
@@ -515,4 +540,5 @@ conv_input_grad, conv1d_input_grad, conv2d_input_grad, conv3d_input_grad = famil
 conv_weight_grad, conv1d_weight_grad, conv2d_weight_grad, conv3d_weight_grad = family(_conv_weight_grad)
 conv_bias_grad, conv1d_bias_grad, conv2d_bias_grad, conv3d_bias_grad = family(_conv_bias_grad)
 conv_backward, conv1d_backward, conv2d_backward, conv3d_backward = family(_conv_backward)
+conv_backward_bias, conv1d_backward_bias, conv2d_backward_bias, conv3d_backward_bias = family(_conv_backward_bias)
 conv_transpose, conv_transpose1d, conv_transpose2d, conv_transpose3d = family(_conv_transpose)

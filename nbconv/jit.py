@@ -30,6 +30,7 @@ VERBS = {
     "conv_input_grad": ("grad_output", "weight"),
     "conv_weight_grad": ("grad_output", "input"),
     "conv_bias_grad": ("grad_output",),
+    "conv_backward_bias": ("grad_output", "input", "weight"),
     "conv_transpose": ("input", "weight", "bias"),
 }
 
@@ -171,7 +172,7 @@ def _implementation(name: str, verb: str, parameters: dict[str, Any], given: dic
     ndim = {"conv_input_grad": "input_shape", "conv_weight_grad": "weight_shape"}.get(verb)
     if ndim and not isinstance(given[ndim], types.BaseTuple):
         raise TypingError(f"nbconv: {ndim} must be a tuple in compiled code, got {given[ndim]}")
-    axes = 1 if verb == "conv_bias_grad" else len(given[ndim]) if ndim else given[names[0]].ndim
+    axes = 1 if verb in ("conv_bias_grad", "conv_backward_bias") else len(given[ndim]) if ndim else given[names[0]].ndim
     if stores:
         result = f"bases[{HOOK}] = descriptor(visit, 1, (shape_of(program, empty), store_args))"
     else:
@@ -278,14 +279,11 @@ def _register_backward(name: str) -> None:
     gradients = (
         f"input_grad(grad_output, weight, input.shape, {options})",
         f"weight_grad(grad_output, input, weight.shape, {options})",
-        "bias_grad(grad_output)",
+        f"backward_bias(grad_output, input, weight, {options})",
     )
 
     def implement(given: dict[str, Any]) -> Any:
-        # without a batch axis, grad_output alone does not tell which axis is the filters'
-        axes = given["weight"].ndim - 2 if isinstance(given["weight"], types.Array) else 1
-        scope = {each: getattr(functional, f"conv{axes}d_{each}", None) for each in _GRADS}
-        scope |= {each: getattr(functional, name.replace("backward", each)) for each in _GRADS[:2]}
+        scope = {each: getattr(functional, name.replace("backward", each)) for each in _GRADS}
         body = ""
         for i, (needed, call) in enumerate(zip(_needs(given["need"]), gradients, strict=True)):
             if needed is None:  # an array or None, which only the call tells
@@ -299,7 +297,7 @@ def _register_backward(name: str) -> None:
     overload(function, prefer_literal=True)(_typing(parameters, implement))
 
 
-_GRADS = ("input_grad", "weight_grad", "bias_grad")
+_GRADS = ("input_grad", "weight_grad", "backward_bias")
 
 
 @functools.cache

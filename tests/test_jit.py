@@ -122,6 +122,10 @@ def test_backward_computes_what_is_needed():
         for got, want in zip(needed(dy, x, w, need), nbconv.conv2d_backward(dy, x, w, padding=1, need=need), strict=True):
             assert (got is None) == (want is None)
             np.testing.assert_array_equal(got, want)
+    for need in itertools.product((False, True), repeat=3):
+        if any(need):
+            with pytest.raises(ValueError, match=r"grad_output must have shape \(2, 6, 9, 8\)"):
+                needed(dy[:, :, 1:], x, w, need)
     for wrong in ((True, False), (True, False, 1), True):
         with pytest.raises(numba.core.errors.TypingError, match="need must be a tuple of three bools"):
             needed(dy, x, w, wrong)
