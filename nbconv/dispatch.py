@@ -391,7 +391,7 @@ def possible(
     """The plans that a row of the table can make on this machine, within limits other than its own if given."""
     machine, acc, limits = host(), accumulator(dtype), limits or row.limits
     room = _room(problem, acc, machine.threads)
-    ask = Ask(direction, problem, acc, limits, machine, room)
+    ask = Ask(direction, problem, acc, limits, machine, room, True)
     designs = row.make(ask) if _serves(row, ask) else []
     if row.algorithm == "direct":
         fitting = [design for design in designs if limits == row.limits or design.thread <= MOST_DIRECT]

@@ -66,7 +66,10 @@ TAP = 64
 
 
 class Ask(NamedTuple):
-    """What a family is asked: one direction of a problem, in a dtype, within limits and bytes of workspace, on a machine."""
+    """What a family is asked: one direction of a problem, in a dtype, within limits and bytes of workspace, on a machine.
+
+    `tried` asks for what is possible, not for what pays: time will tell.
+    """
 
     direction: Direction
     problem: ConvProblem
@@ -74,6 +77,7 @@ class Ask(NamedTuple):
     limits: Limits
     machine: Machine | None
     room: int
+    tried: bool = False
 
     @property
     def itemsize(self) -> int:
@@ -175,7 +179,7 @@ def small_images(ask: Ask) -> bool:
     (across,), (along,) = clipped(ask), tiled(ask)
     phases = math.prod(p.stride) if ask.direction == "input_grad" else 1
     nanoseconds = clipped_schedule.cost(across.sweep, across.schedule, p, ask.direction, machine)
-    return nanoseconds < clipped_schedule.along(along.sweep, along.schedule, p, phases)
+    return nanoseconds < math.inf if ask.tried else nanoseconds < clipped_schedule.along(along.sweep, along.schedule, p, phases)
 
 
 def clipped(ask: Ask) -> list[Design]:

@@ -15,14 +15,16 @@ Pairs = list[list[tuple[int, int]]]
 @functools.lru_cache(maxsize=64)
 def sums_of(direction: str, problem: ConvProblem, axis: int) -> Pairs:
     """The pairs of one axis, in the order in which cells of a padded input rise."""
-    before, size, out, taps = problem.before[axis], problem.size[axis], problem.out[axis], range(problem.kernel[axis])
-    stride, gap = problem.stride[axis], problem.dilation[axis]
-    if direction == "forward":
-        mode = MODES.index(problem.mode)
-        read = [[(t, source_index(o * stride + t * gap - before, size, mode)) for t in taps] for o in range(out)]
-        return [[(t, cell) for t, cell in pairs if cell >= 0] for pairs in read]
-    reach = [[(t, i + before - t * gap) for t in reversed(taps)] for i in range(size)]
-    return [[(t, cell // stride) for t, cell in pairs if cell % stride == 0 and 0 <= cell < out * stride] for pairs in reach]
+    before, size, out, kernel = problem.before[axis], problem.size[axis], problem.out[axis], problem.kernel[axis]
+    stride, gap, mode = problem.stride[axis], problem.dilation[axis], problem.mode
+    if direction == "input_grad":
+        reach = [[(t, i + before - t * gap) for t in range(kernel - 1, -1, -1)] for i in range(size)]
+        return [[(t, cell // stride) for t, cell in pairs if 0 <= cell < out * stride and cell % stride == 0] for pairs in reach]
+    firsts = range(-before, out * stride - before, stride)
+    if mode == "zeros":
+        inside = [range(max(0, -(first // gap)), min(kernel, (size - first + gap - 1) // gap)) for first in firsts]
+        return [[(t, first + t * gap) for t in taps] for first, taps in zip(firsts, inside, strict=True)]
+    return [[(t, source_index(first + t * gap, size, MODES.index(mode))) for t in range(kernel)] for first in firsts]
 
 
 def row_table(direction: str, problem: ConvProblem, tap: int, cell: int) -> list[list[int]]:

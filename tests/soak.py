@@ -32,7 +32,7 @@ def prepared(scales=(1, 5)):
     """Calls, small and large, with their arguments and results; large ones launch threads."""
     calls = []
     for _, call in problems():
-        if call.portable:  # that is asked of the whole process
+        if call.portable or call.clipped:  # that is asked of the whole process
             continue
         for scale in scales:
             batch, channels, *sizes = call.input_shape

@@ -106,14 +106,14 @@ def _shifted(value):
 
 @numba.njit
 def _compiled(x, w, bias):
-    return nbconv.conv2d(x, w, bias, padding=2, activation=_shifted)
+    return nbconv.conv2d(x, w, bias, padding=4, activation=_shifted)
 
 
 def test_in_compiled_code():
     """Where the rule takes it, with a caller's own function."""
-    _, p, x, w, _, bias = operands(PROBLEMS[0], "float32")
-    assert nbconv.plan("forward", x.shape, w.shape, padding=2).kernel == "clipped"
-    want = nbconv.conv(x, w, bias, padding=2, activation=_shifted)
+    _, p, x, w, _, bias = operands(((3, 20, 7, 7), (40, 20, 9, 9), {"padding": 4}), "float32")
+    assert nbconv.plan("forward", x.shape, w.shape, padding=4).kernel == "clipped"
+    want = nbconv.conv(x, w, bias, padding=4, activation=_shifted)
     near(want, oracle.forward(p, x, w, bias) ** 2 - 3, "float32")
     np.testing.assert_array_equal(_compiled(x, w, bias), want)
 
