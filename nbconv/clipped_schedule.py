@@ -10,7 +10,7 @@ from .sums import code, sums_of
 
 # Products that a micro-kernel unrolls, and those of all micro-kernels of a row, which are different ones; pairs of rows of taps and
 # of cells, which a table holds.
-CODE, ROW, TABLED = 320, 1024, 10_000
+CODE, ROW, TABLED = 320, 1024, 20_000
 # Sums of one vector of filters, where registers are few and the compiler loads cells far ahead of their products.
 ALONE = 8
 # Operations from which a layer is worth code of its own, of some 40 ms a micro-kernel: below, a call takes some 20 us.
@@ -25,7 +25,7 @@ MOST = 256 * 1024
 LATENCY, ACROSS = 8, (0.174, 0.24, 1.6, (5.5, 8.1), 5.2, 1.3)
 ALONG, PHASED = (0.174, 2.7, 3.0, 6.1, 14_000.0), 1.25
 # Nanoseconds of a unit of the cost model, by which other algorithms are chosen, for three taps on an axis; by how much it grows for
-# few filters and falls with taps. Of 420 layers the choice takes 1.03 of the best time, and the layers 0.78 of that without this kernel.
+# few filters and falls with taps. Of 420 layers the choice takes 1.03 of the best time, which is 0.76 of that without this kernel.
 UNIT, NARROW, TAPS = 0.22, 3.6, 0.26
 
 
@@ -37,10 +37,11 @@ def results_of(problem: ConvProblem, direction: str) -> Triple:
 def clipped(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, machine: Machine) -> Schedule:
     """Micro-kernel over a row, part of one or rows of some images, whose sums fit registers; `tile` is images, rows, columns.
 
-    Two vectors of filters share what is loaded, where they are not half empty.
+    Two vectors of filters share what is loaded, where they are not half empty and their weights stay in second-level cache.
     """
     lanes, pairs = machine.vector // itemsize, sums_of(direction, problem, 2)
-    vectors = 2 - -(-sweep.filters // lanes) % 2
+    light = 4 * sweep.channels * math.prod(problem.kernel) * machine.vector <= max(machine.cache, MOST)
+    vectors = 2 - -(-sweep.filters // lanes) % 2 if light else 1
     block = vectors * lanes
     most = (machine.registers - 1) // vectors - 1 if vectors > 1 or machine.registers >= FEW else ALONE
     room = CODE * len(pairs) // max(1, vectors * sum(map(len, pairs)))
