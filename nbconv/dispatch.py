@@ -302,20 +302,21 @@ def by_rule(
     threads = machine.threads if machine else host().threads
     room = _room(problem, acc, threads) if wish.workspace_limit is None else wish.workspace_limit
 
+    def bytes_of(design: Design) -> int:
+        return design.shared + threads * design.thread
+
     def designs(algorithm: str) -> list[tuple[float, Row, Design]]:
         found = []
         for row in TABLE:
             ask = Ask(direction, problem, acc, row.limits, machine, room)
             if row.algorithm == algorithm and _serves(row, ask):
                 found += [(cost(algorithm, ask, design), row, design) for design in row.make(ask)]
-                if algorithm == "direct":
-                    break
+                if algorithm == "direct" and not (row.name == "clipped" and bytes_of(found[-1][2]) > limit):
+                    break  # the next would take no less
         return found
 
-    def bytes_of(design: Design) -> int:
-        return design.shared + threads * design.thread
-
-    ((least, row, design),) = designs("direct")
+    limit = math.inf if wish.workspace_limit is None else wish.workspace_limit
+    *_, (least, row, design) = designs("direct")
     others: tuple[str, ...] = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
     if wish.algorithm in others:
         others, least = (wish.algorithm,), math.inf

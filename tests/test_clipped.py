@@ -131,6 +131,17 @@ def test_rows_are_shared_among_threads(batch, threads, paying):
     assert clipped_schedule.scratch_cells(p, "forward", schedule, False) * 4 <= 2 * clipped_schedule.MOST
 
 
+def test_a_limit_leaves_less_to_others():
+    """Packed weights take workspace, which weights in place do not."""
+    p = nbconv.ConvProblem.make((16, 256, 5, 5), (64, 256, 9, 9), padding=4)
+    for limit, kernel in ((None, "clipped"), (1 << 20, "outer")):
+        plan = dispatch.select(
+            "forward", p, np.dtype("float32"), AVX512._replace(threads=1, cache=2 << 20), dispatch.Wish("direct", None, limit)
+        )
+        assert plan.kernel == kernel
+        assert plan.shared_bytes + plan.thread_bytes <= (limit or 8 << 20)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(("stride", "dilation", "taps", "before", "size"), [(1, 1, 3, 1, 5), (2, 3, 4, 5, 7), (3, 2, 2, 0, 4)])
 def test_sums_are_those_of_a_convolution(stride, dilation, taps, before, size, axis):

@@ -32,7 +32,8 @@ def jobs(first, last, x, weight, bias, out, table, starts, micro, scratch, numbe
     rows, blocks, calls, bands = outputs // width, -(-filters // block), -(-batch // images), starts.size
     biases = address_of(scratch)
     results = biases + block * size
-    place = results + images * band * width * block * size
+    pitch = width * block * size
+    place = results + images * band * pitch
     for job in range(first, last):
         row = job % bands * band
         n = job // bands % calls * images
@@ -40,7 +41,6 @@ def jobs(first, last, x, weight, bias, out, table, starts, micro, scratch, numbe
         k = job // bands // calls % blocks * block
         together, high, count = min(images, batch - n), min(band, rows - row), min(block, filters - k)
         which = FIRST if together == images else FIRST + 3 * parts
-        pitch = width * block * size
         begin = address_of(table) + starts[job % bands] * table.itemsize
         weights = address_of(weight) + (g * blocks + k // block) * weight.strides[0]
         source = address_of(x) + (n * groups + g) * channels * cells * size
