@@ -134,10 +134,9 @@ def test_rows_are_shared_among_threads(batch, threads, paying):
 def test_a_limit_leaves_less_to_others():
     """Packed weights take workspace, which weights in place do not."""
     p = nbconv.ConvProblem.make((16, 256, 5, 5), (64, 256, 9, 9), padding=4)
+    machine = AVX512._replace(threads=1, cache=2 << 20)
     for limit, kernel in ((None, "clipped"), (1 << 20, "outer")):
-        plan = dispatch.select(
-            "forward", p, np.dtype("float32"), AVX512._replace(threads=1, cache=2 << 20), dispatch.Wish("direct", None, limit)
-        )
+        plan = dispatch.select("forward", p, np.dtype("float32"), machine, dispatch.Wish("direct", None, limit))
         assert plan.kernel == kernel
         assert plan.shared_bytes + plan.thread_bytes <= (limit or 8 << 20)
 
