@@ -53,7 +53,7 @@ PINNED = [
     ("forward", "3x3", "complex64", "avx512", ("direct", (1, 28, 56), 16, 16, 1, 0, 1, True)),
     ("forward", "1x1", "float32", "avx512", ("outer", (1, 1, 196), 513, 256, 1, 9, 3, True)),
     ("forward", "1x1 of few filters", "float32", "avx512", ("outer", (1, 1, 256), 65, 256, 1, 13, 2, True)),
-    ("forward", "1x1 of few filters", "float64", "avx512", ("outer", (1, 1, 120), 64, 256, 1, 8, 3, True)),
+    ("forward", "1x1 of few filters", "float64", "avx512", ("outer", (1, 1, 128), 65, 256, 1, 13, 2, True)),
     ("forward", "strided", "float32", "avx512", ("outer", (1, 14, 14), 261, 29, 1, 9, 3, True)),
     ("forward", "1x1 of 16 filters", "float32", "avx512", ("outer", (1, 1, 196), 16, 128, 1, 16, 1, True)),
     ("forward", "heavy, small", "float32", "avx512", ("outer", (8, 4, 4), 32, 48, 1, 8, 3, True)),
