@@ -120,7 +120,7 @@ ALIGNED = 3
 PAGES = 96
 # Bytes of all channels of a position, times the blocks of filters that read them, but at the most SEVERAL: up to there an input in
 # place is read as fast as gathered cells or faster, up to 1.7 times, where calls can begin on lines of cache (Granite Rapids). With
-# FEWER blocks up to four times as many are: 64 and 96 filters from 256 to 1024 channels take 0.8 to 0.95 of the time, in both dtypes.
+# FEWER blocks up to four times as many are: 64 and 96 filters from 256 to 1024 channels take 0.81 to 0.97 of the time, mostly.
 STRAIGHT, SEVERAL, FEWER = 10_240, 12, 7
 # Outputs of a tile of one axis whose input several taps read in place, and tiles of a row from which few are staged, at its ends.
 SLIDING, INNER = 512, 8
