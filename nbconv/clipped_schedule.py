@@ -5,7 +5,7 @@ import math
 
 from .kernels.cpu.machine import Machine
 from .problem import ConvProblem, Triple
-from .schedule import FEW, Schedule, Sweep, even, staged_cells, sum_cells
+from .schedule import FEW, Schedule, Sweep, even, sum_cells
 from .sums import code, sums_of
 
 # Products that a micro-kernel unrolls, and those of all micro-kernels of a row, which are different ones; pairs of rows of taps and
@@ -15,13 +15,13 @@ CODE, ROW, TABLED = 320, 1024, 20_000
 ALONE = 8
 # Operations from which a layer is worth code of its own, of some 40 ms a micro-kernel: below, a call takes some 20 us.
 LEAST = 1_000_000
-# Bytes of a thread's results, and of an image where the machine's cache is not known.
-MOST = 256 * 1024
-# Nanoseconds on a Granite Rapids, fitted to 400 layers. Across filters: of a product, and what it waits where sums are too few to
-# hide its latency; of a row of results in each channel; of a vector of weights that is packed, or packed beyond second-level cache;
-# of storing one of results; of reading one of weights where a block of them exceeds half of that cache. Along rows: of a product, a
-# staged vector, a vector of sums, one of packed weights, and of a call; then what phases of dI, stored together, take over others.
-# What the model chooses takes 1.01 of the time of the better one of the two.
+# Bytes of a thread's results; of second-level cache where the machine's is not known.
+MOST, UNKNOWN = 256 * 1024, 256 * 1024
+# Nanoseconds on a Granite Rapids, fitted to 404 layers drawn at random. Across filters: of a product, and what it waits where
+# sums are too few to hide its latency; of a row of results in each channel; of a vector of weights that is packed, or packed
+# beyond second-level cache; of storing one of results; of reading one of weights where a block of them exceeds half of that
+# cache. Along rows: of a product, a staged vector, a vector of sums, one of packed weights, and of a call; then what phases of
+# dI, stored together, take over others. What the model chooses takes 1.01 of the time of the better one of the two.
 LATENCY, ACROSS = 8, (0.174, 0.24, 1.6, (5.5, 8.1), 5.2, 1.3)
 ALONG, PHASED = (0.174, 2.7, 3.0, 6.1, 14_000.0), 1.25
 # Nanoseconds of a unit of the cost model, by which other algorithms are chosen, for three taps on an axis; by how much it grows for
@@ -40,7 +40,7 @@ def clipped(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, m
     Two vectors of filters share what is loaded, where they are not half empty and their weights stay in second-level cache.
     """
     lanes, pairs = machine.vector // itemsize, sums_of(direction, problem, 2)
-    light = 4 * sweep.channels * math.prod(problem.kernel) * machine.vector <= max(machine.cache, MOST)
+    light = 4 * sweep.channels * math.prod(problem.kernel) * machine.vector <= (machine.cache or UNKNOWN)
     vectors = 2 - -(-sweep.filters // lanes) % 2 if light else 1
     block = vectors * lanes
     most = (machine.registers - 1) // vectors - 1 if vectors > 1 or machine.registers >= FEW else ALONE
@@ -69,26 +69,28 @@ def possible(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, 
     image = sweep.channels * math.prod(p.out if direction == "input_grad" else p.size) * itemsize
     deep, high, wide = (k * max(pair) for k, *pair in zip(p.kernel, p.size, p.out, strict=True))
     short = p.kernel[2] <= CODE and max(wide, deep * high) <= TABLED
-    return fused and short and p.flops >= LEAST and image <= max(machine.cache, MOST)
+    return fused and short and p.flops >= LEAST and image <= (machine.cache or UNKNOWN)
 
 
 def cost(sweep: Sweep, schedule: Schedule, problem: ConvProblem, direction: str, machine: Machine) -> float:
-    """Nanoseconds of vectors across filters; infinite for too much code."""
+    """Nanoseconds of vectors across filters; infinite for too much code, rows too long or too few for the threads."""
     images, _, columns = schedule.tile
     pairs = [sums_of(direction, problem, axis) for axis in range(3)]
-    if code(pairs[2], columns) * images * schedule.vectors > ROW:
-        return math.inf
     deep, high, wide = (sum(map(len, axis)) for axis in pairs)
     rows, width = math.prod(results_of(problem, direction)[:2]), results_of(problem, direction)[2]
     blocks = problem.groups * -(-sweep.filters // schedule.register)
-    calls = blocks * -(-problem.batch // images) * -(-width // columns)
+    jobs = blocks * -(-problem.batch // images)
+    long = images * width * schedule.vectors * machine.vector > MOST
+    if long or jobs * rows < machine.threads or code(pairs[2], columns) * images * schedule.vectors > ROW:
+        return math.inf
+    calls = jobs * -(-width // columns)
     sums = min(images * columns * schedule.vectors, LATENCY)
     products = problem.batch * blocks * schedule.vectors * sweep.channels * deep * high * wide
     weights = blocks * schedule.vectors * sweep.channels * math.prod(problem.kernel)
     results = problem.batch * blocks * schedule.vectors * rows * width
     product, waiting, row, packing, result, far = ACROSS
     reads = calls * schedule.vectors * sweep.channels * deep * high * problem.kernel[2]
-    cache = max(machine.cache, MOST)
+    cache = machine.cache or UNKNOWN
     near = weights * machine.vector <= blocks * cache // 2
     return (
         products * (product + waiting * (1 - sums / LATENCY))
@@ -109,7 +111,7 @@ def along(sweep: Sweep, schedule: Schedule, problem: ConvProblem, phases: int) -
     tiles = problem.groups * math.prod(-(-out // tile) for out, tile in zip(sweep.out, schedule.tile, strict=True))
     tiles *= 1 if sweep.folded else problem.batch
     vectors = tiles * sum_cells(sweep, dataclasses.replace(schedule, filters=1)) // schedule.lanes
-    staged = tiles * staged_cells(sweep, schedule) // (schedule.channels * schedule.bundle * schedule.lanes) * sweep.channels
+    staged = tiles * sweep.channels * math.prod(sweep.extents(schedule)) * math.prod(sweep.slots(schedule)) // schedule.lanes
     product, cell, result, weight, call = ALONG
     total = (
         vectors * sweep.filters * (sweep.channels * math.prod(problem.kernel) * product + phases * result)

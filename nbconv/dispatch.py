@@ -161,7 +161,8 @@ _CLIPPED = "taps end where small images do, and cells are broadcast over filters
 _ANY = "the portable loop serves every dtype"
 _FEWER = "short filters need fewer products"
 
-# The first row of "direct" that takes a problem computes it, or one of another algorithm, if that costs less.
+# The first row of "direct" that takes a problem computes it, or one of another algorithm, if that costs less. Weights that
+# "clipped" packs may exceed a limit on the workspace that the next row keeps.
 TABLE = (
     Row("winograd", "cpu", _FORWARD, "winograd", "f", TILES, families.short_filters, families.winograd, _FEWER),
     Row(
@@ -311,12 +312,13 @@ def by_rule(
             ask = Ask(direction, problem, acc, row.limits, machine, room)
             if row.algorithm == algorithm and _serves(row, ask):
                 found += [(cost(algorithm, ask, design), row, design) for design in row.make(ask)]
-                if algorithm == "direct" and not (row.name == "clipped" and bytes_of(found[-1][2]) > limit):
-                    break  # the next would take no less
+                if algorithm == "direct" and (row.name != "clipped" or wish.workspace_limit is None):
+                    break
         return found
 
-    limit = math.inf if wish.workspace_limit is None else wish.workspace_limit
-    *_, (least, row, design) = designs("direct")
+    direct = designs("direct")
+    fits = (offer for offer in direct if wish.workspace_limit is None or bytes_of(offer[2]) <= wish.workspace_limit)
+    least, row, design = next(fits, min(direct, key=lambda offer: bytes_of(offer[2])))
     others: tuple[str, ...] = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
     if wish.algorithm in others:
         others, least = (wish.algorithm,), math.inf

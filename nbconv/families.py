@@ -176,10 +176,12 @@ def small_images(ask: Ask) -> bool:
         return False
     if not clipped_schedule.possible(_sweep(ask), p, ask.direction, ask.itemsize, machine):
         return False
-    (across,), (along,) = clipped(ask), tiled(ask)
+    # the choice may change the order of sums, so it is made as for one thread
+    (broadcast,), (along,) = clipped(ask), tiled(ask._replace(machine=machine._replace(threads=1)))
     phases = math.prod(p.stride) if ask.direction == "input_grad" else 1
-    nanoseconds = clipped_schedule.cost(across.sweep, across.schedule, p, ask.direction, machine)
-    return nanoseconds < math.inf if ask.tried else nanoseconds < clipped_schedule.along(along.sweep, along.schedule, p, phases)
+    price = clipped_schedule.along(along.sweep, along.schedule, p, phases) / clipped_schedule.unit(broadcast.sweep, p)
+    assert broadcast.cost is not None
+    return broadcast.cost < (math.inf if ask.tried else price)
 
 
 def clipped(ask: Ask) -> list[Design]:
@@ -191,8 +193,8 @@ def clipped(ask: Ask) -> list[Design]:
     blocks = p.groups * -(-sweep.filters // schedule.register)
     packed = blocks * schedule.register * sweep.channels * math.prod(p.kernel) * ask.itemsize
     thread = clipped_schedule.scratch_cells(p, ask.direction, schedule, False) * ask.itemsize
-    cost = clipped_schedule.cost(sweep, schedule, p, ask.direction, machine) / clipped_schedule.unit(sweep, p)
-    return [Design(sweep, schedule, packed, thread, cost=cost)]
+    nanoseconds = clipped_schedule.cost(sweep, schedule, p, ask.direction, machine)
+    return [Design(sweep, schedule, packed, thread, cost=nanoseconds / clipped_schedule.unit(sweep, p))]
 
 
 def _framed(ask: Ask) -> bool:

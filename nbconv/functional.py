@@ -354,7 +354,7 @@ def _conv_backward_bias(
     workspace_limit: int | None = None,
     out: Array | None = None,
 ) -> Array:
-    """The dB of `conv_backward` over {axes}, alone, for compiled code: its checks are those of all three."""
+    """The dB of `conv_backward` over {axes}, alone, for compiled code, where `out` is None: its checks are those of all three."""
     _, _, found = _conv_backward(
         axes, grad_output, input, weight, stride, padding, dilation, groups, padding_mode,
         need=(False, False, True), algorithm=algorithm, precision=precision, workspace_limit=workspace_limit,

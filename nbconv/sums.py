@@ -12,7 +12,7 @@ from .problem import ConvProblem
 Pairs = list[list[tuple[int, int]]]
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=16)
 def sums_of(direction: str, problem: ConvProblem, axis: int) -> Pairs:
     """The pairs of one axis, in the order in which cells of a padded input rise."""
     before, size, out, kernel = problem.before[axis], problem.size[axis], problem.out[axis], problem.kernel[axis]
@@ -69,13 +69,14 @@ class Part(NamedTuple):
 def parts(wide: Pairs, columns: int, images: int, cell: int, vectors: int, formula: str, machine: Machine) -> list[Part]:
     """The parts of a row, of whose last axis `wide` tells, of so many `columns` each; parts alike have one micro-kernel.
 
-    `cell` is the bytes of one of x, a vector across planes or a scalar that is broadcast.
+    `cell` is the bytes of one of x: a vector across planes, or a scalar, which is broadcast.
     """
+    broadcast = cell < machine.vector
     found = []
     for i, (begin, some) in enumerate(shifted(wide, columns)):
         sums = tuple(tuple((tap, place * cell) for tap, place in pairs) for pairs in some)
         loaded = len({place for pairs in sums for _, place in pairs})
         held = images * (len(sums) * vectors + loaded) + vectors + 1 <= machine.registers
-        shape = sums, images, vectors, cell != machine.vector, "" if held else machine.letter, formula
+        shape = sums, images, vectors, broadcast, "" if held else machine.letter, formula
         found.append(Part(shape, begin * cell, i * columns * vectors * machine.vector))
     return found

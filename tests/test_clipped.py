@@ -1,5 +1,7 @@
 """Small images of many filters, whose taps end where the image does."""
 
+import re
+
 import numba
 import numpy as np
 import oracle
@@ -139,6 +141,29 @@ def test_a_limit_leaves_less_to_others():
         plan = dispatch.select("forward", p, np.dtype("float32"), machine, dispatch.Wish("direct", None, limit))
         assert plan.kernel == kernel
         assert plan.shared_bytes + plan.thread_bytes <= (limit or 8 << 20)
+
+
+def test_the_least_limit_is_accepted():
+    """The error tells the least workspace that any direct kernel takes."""
+    p = nbconv.ConvProblem.make((8, 128, 28, 28), (128, 128, 3, 3), stride=2)
+    machine = AVX512._replace(threads=2, cache=2 << 20)
+
+    def plan(limit):
+        return dispatch.select("forward", p, np.dtype("float32"), machine, dispatch.Wish("direct", None, limit))
+
+    with pytest.raises(ValueError, match="workspace_limit must be at least") as error:
+        plan(1)
+    least = int(re.search(r"at least (\d+) bytes", str(error.value))[1])
+    assert plan(least).shared_bytes + 2 * plan(least).thread_bytes == least
+    with pytest.raises(ValueError, match=f"at least {least} bytes"):
+        plan(least - 1)
+
+
+@pytest.mark.parametrize(("batch", "threads", "kernel"), [(1, 1, "clipped"), (1, 2, "outer"), (8, 2, "clipped")])
+def test_long_rows_are_no_single_job(batch, threads, kernel):
+    p = nbconv.ConvProblem.make((batch, 16, 2000), (16, 16, 9), padding=4)
+    machine = AVX512._replace(threads=threads, cache=2 << 20)
+    assert dispatch.select("forward", p, np.dtype("float32"), machine, dispatch.Wish("direct")).kernel == kernel
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -11,8 +11,8 @@
     dots      sums[p, t, i mod lanes] += dy[p, i] * cells[offsets[t] + i]     p < P filters, t < V taps
     collapse  target[t] = sum_lane sums[t, lane]
 
-and, on whole planes of one channel, `depthwise`, `depthwise_grad` and `across`; and `apply`, which calls a driver with arguments
-from memory.
+and, on whole planes of one channel, `depthwise` and `depthwise_grad`, on small planes and images `across`; and `apply`, which
+calls a driver with arguments from memory.
 
 `outer` broadcasts weights over vectors of neighbouring outputs: its sums are rows of the output, so nothing is transposed, and a
 term is a pair of offsets, of a weight and of a cell, whatever stride, dilation and number of axes. All sums of a call stay in

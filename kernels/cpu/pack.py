@@ -2,8 +2,8 @@
 
     packed[group, block, t, p] = weight[group, block * size + p, t]      t over channels and taps
 
-Places of filters that the last block of a group lacks are left as they are, but hold zeros or other weights where a block is whole
-vectors, which are multiplied as such. A job is one block.
+Where a block may be whole vectors, which are multiplied as such, places of filters that the last one of a group lacks hold zeros or
+other weights. Else they are left as they are. A job is one block.
 """
 
 import numba
@@ -35,7 +35,7 @@ def jobs(first, last, weight, size, together, micro, lanes, packed):
             g, k_first = job // blocks, job % blocks * size
             count = min(size, filters - k_first)
             at = (job * channels + c_first) * taps * size
-            if count < size and size % lanes == 0:  # whole vectors: what was left in memory may be denormal, and slow
+            if count < size and size % lanes == 0:  # what was left in memory may be denormal, and slow
                 for t in range(c_count * taps):
                     packed[at + t * size + count : at + (t + 1) * size] = 0
             if together == NOTHING:
