@@ -4,11 +4,11 @@ import numba
 import numpy as np
 import oracle
 import pytest
-from oracle import random
+from small import MODES, check_borders, check_directions, near, operands
 
 import nbconv
 from nbconv import dispatch, families
-from nbconv.kernels.cpu.machine import AVX512, host
+from nbconv.kernels.cpu.machine import AVX512
 from nbconv.kernels.jit import DISABLED
 
 pytestmark = [
@@ -19,17 +19,17 @@ pytestmark = [
 # input, weight, options: kernels that reach over the plane, blocks of channels that are not full, strides, dilation, uneven
 # borders, rows in several parts, one axis and three, taps that meet nothing, an input without cells.
 PROBLEMS = [
-    ((2, 20, 7, 7), (20, 1, 9, 9), {"padding": 4}),
-    ((3, 33, 14, 13), (33, 1, 3, 3), {"padding": 1}),
-    ((1, 16, 8, 9), (16, 1, 5, 4), {"padding": 2, "stride": 2, "dilation": (1, 2)}),
-    ((2, 19, 5, 6), (19, 1, 4, 3), {"padding": (0, 3, 4, 1), "stride": (3, 2)}),
-    ((2, 17, 3, 40), (17, 1, 3, 31), {"padding": (1, 15)}),
-    ((2, 30, 20), (30, 1, 7), {"padding": 3}),
-    ((2, 19, 4, 5, 6), (19, 1, 3, 3, 3), {"padding": 1, "stride": (1, 2, 1)}),
-    ((1, 18, 4, 4), (18, 1, 2, 2), {"stride": 3, "padding": (7, 0)}),
-    ((1, 18, 0, 0), (18, 1, 3, 3), {"padding": 3}),
+    ((2, 20, 7, 7), (20, 1, 9, 9), {"padding": 4, "groups": 20}),
+    ((3, 33, 14, 13), (33, 1, 3, 3), {"padding": 1, "groups": 33}),
+    ((1, 16, 8, 9), (16, 1, 5, 4), {"padding": 2, "stride": 2, "dilation": (1, 2), "groups": 16}),
+    ((2, 19, 5, 6), (19, 1, 4, 3), {"padding": (0, 3, 4, 1), "stride": (3, 2), "groups": 19}),
+    ((2, 17, 3, 40), (17, 1, 3, 31), {"padding": (1, 15), "groups": 17}),
+    ((2, 30, 20), (30, 1, 7), {"padding": 3, "groups": 30}),
+    ((2, 19, 4, 5, 6), (19, 1, 3, 3, 3), {"padding": 1, "stride": (1, 2, 1), "groups": 19}),
+    ((1, 18, 4, 4), (18, 1, 2, 2), {"stride": 3, "padding": (7, 0), "groups": 18}),
+    ((1, 18, 0, 0), (18, 1, 3, 3), {"padding": 3, "groups": 18}),
 ]
-MODES = ["zeros", "reflect", "replicate", "circular"]
+UNEVEN = (*PROBLEMS[0][:2], {"padding": (4, 4, 9, 2), "groups": 20})
 
 
 @pytest.fixture
@@ -39,42 +39,18 @@ def paying(monkeypatch):
     monkeypatch.setattr(nbconv.engine, "select", dispatch.select.__wrapped__)
 
 
-def operands(problem, dtype, **options):
-    x_shape, w_shape, given = problem
-    options = {**given, "groups": w_shape[0], **options}
-    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
-    return options, p, *(random(shape, dtype, i) for i, shape in enumerate((x_shape, w_shape, p.output_shape, w_shape[:1])))
-
-
-def kernel_of(direction, p, dtype):
-    return dispatch.select.__wrapped__(direction, p, np.dtype(dtype), host(), dispatch.Wish("direct")).kernel
-
-
-def near(got, want, dtype):
-    np.testing.assert_allclose(got, want, atol=30 * np.finfo(dtype).eps * np.abs(want).max(initial=0), rtol=0)
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_as_the_reference(problem, dtype, paying):
-    """Forward with a bias and an activation, and dI; by one thread and by all."""
-    options, p, x, w, dy, bias = operands(problem, dtype)
-    assert {kernel_of(direction, p, dtype) for direction in ("forward", "input_grad")} == {"across"}
-    options["algorithm"] = "direct"
-    first = nbconv.conv(x, w, bias, **options, activation="relu"), nbconv.conv_input_grad(dy, w, x.shape, **options)
-    near(first[0], np.maximum(oracle.forward(p, x, w, bias), 0), dtype)
-    near(first[1], oracle.input_grad(p, dy, w), dtype)
-    with nbconv.num_threads(1):
-        np.testing.assert_array_equal(nbconv.conv(x, w, bias, **options, activation="relu"), first[0])
-        np.testing.assert_array_equal(nbconv.conv_input_grad(dy, w, x.shape, **options), first[1])
+    check_directions(problem, dtype, "across")
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("problem", [(*PROBLEMS[0][:2], {"padding": (4, 4, 9, 2)}), *PROBLEMS[2:4], PROBLEMS[5]], ids=str)
+@pytest.mark.parametrize(
+    "problem", [(*PROBLEMS[0][:2], {"padding": (4, 4, 9, 2), "groups": 20}), *PROBLEMS[2:4], PROBLEMS[5]], ids=str
+)
 def test_copied_borders(problem, mode, paying):
-    options, p, x, w, _, bias = operands(problem, "float64", padding_mode=mode)
-    assert kernel_of("forward", p, "float64") == "across"
-    near(nbconv.conv(x, w, bias, **options, algorithm="direct"), oracle.forward(p, x, w, bias), "float64")
+    check_borders(problem, mode, "across")
 
 
 def test_layouts(paying):
@@ -98,7 +74,7 @@ def _compiled(x, w, bias):
 
 def test_in_compiled_code():
     """Where the rule takes it, with a caller's own function."""
-    problem = (3, 40, 7, 7), (40, 1, 7, 7), {"padding": 3}
+    problem = (3, 40, 7, 7), (40, 1, 7, 7), {"padding": 3, "groups": 40}
     options, p, x, w, _, bias = operands(problem, "float32")
     assert nbconv.plan("forward", *problem[:2], **options).kernel == "across"
     want = nbconv.conv(x, w, bias, **options, activation=_shifted)

@@ -6,11 +6,11 @@ import numba
 import numpy as np
 import oracle
 import pytest
-from oracle import random
+from small import MODES, check_borders, check_directions, near, operands
 
 import nbconv
 from nbconv import clipped_schedule, dispatch
-from nbconv.kernels.cpu.machine import AVX512, host
+from nbconv.kernels.cpu.machine import AVX512
 from nbconv.kernels.jit import DISABLED
 from nbconv.sums import sums_of
 
@@ -34,8 +34,6 @@ PROBLEMS = [
     ((1, 2, 4, 4), (3, 2, 2, 2), {"stride": 3, "padding": (7, 0)}),
     ((1, 18, 0, 0), (4, 18, 3, 3), {"padding": 3}),
 ]
-DIRECTIONS = "forward", "input_grad"
-MODES = ["zeros", "reflect", "replicate", "circular"]
 
 
 @pytest.fixture
@@ -46,43 +44,16 @@ def paying(monkeypatch):
     monkeypatch.setattr(nbconv.engine, "select", dispatch.select.__wrapped__)
 
 
-def operands(problem, dtype, **options):
-    x_shape, w_shape, given = problem
-    options = {**given, **options}
-    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
-    return options, p, *(random(shape, dtype, i) for i, shape in enumerate((x_shape, w_shape, p.output_shape, w_shape[:1])))
-
-
-def planned(direction, p, dtype):
-    return dispatch.select.__wrapped__(direction, p, np.dtype(dtype), host(), dispatch.Wish("direct"))
-
-
-def near(got, want, dtype):
-    tolerance = 2e-5 if np.dtype(dtype).itemsize == 4 else 1e-12
-    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * max(1, np.abs(want).max(initial=0)))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
-def test_both_directions(problem, dtype, paying):
-    """Forward with a bias and an activation, and dI; by one thread and by all."""
-    options, p, x, w, dy, bias = operands(problem, dtype)
-    assert {planned(direction, p, dtype).kernel for direction in DIRECTIONS} == {"clipped"}
-    options["algorithm"] = "direct"
-    first = nbconv.conv(x, w, bias, **options, activation="relu"), nbconv.conv_input_grad(dy, w, x.shape, **options)
-    near(first[0], np.maximum(oracle.forward(p, x, w, bias), 0), dtype)
-    near(first[1], oracle.input_grad(p, dy, w), dtype)
-    with nbconv.num_threads(1):
-        np.testing.assert_array_equal(nbconv.conv(x, w, bias, **options, activation="relu"), first[0])
-        np.testing.assert_array_equal(nbconv.conv_input_grad(dy, w, x.shape, **options), first[1])
+def test_as_the_reference(problem, dtype, paying):
+    check_directions(problem, dtype, "clipped")
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("problem", [PROBLEMS[0], *PROBLEMS[2:6], PROBLEMS[7]], ids=str)
 def test_copied_borders(problem, mode, paying):
-    options, p, x, w, _, bias = operands(problem, "float64", padding_mode=mode)
-    assert planned("forward", p, "float64").kernel == "clipped"
-    near(nbconv.conv(x, w, bias, **options, algorithm="direct"), oracle.forward(p, x, w, bias), "float64")
+    check_borders(problem, mode, "clipped")
 
 
 def test_layouts(paying):

@@ -1,0 +1,48 @@
+"""Small problems through the kernel that a test wants, held against the reference."""
+
+import numpy as np
+import oracle
+
+import nbconv
+from nbconv import dispatch
+from nbconv.kernels.cpu.machine import host
+
+DIRECTIONS = "forward", "input_grad"
+MODES = ["zeros", "reflect", "replicate", "circular"]
+
+
+def operands(problem, dtype, **options):
+    """Options, problem, x, w, dy and bias of (input shape, weight shape, options) and more options."""
+    x_shape, w_shape, given = problem
+    options = {**given, **options}
+    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
+    return options, p, *(oracle.random(shape, dtype, i) for i, shape in enumerate((x_shape, w_shape, p.output_shape, w_shape[:1])))
+
+
+def kernel_of(direction, p, dtype):
+    """The kernel of the direct algorithm, now."""
+    return dispatch.select.__wrapped__(direction, p, np.dtype(dtype), host(), dispatch.Wish("direct")).kernel
+
+
+def near(got, want, dtype):
+    np.testing.assert_allclose(got, want, atol=30 * np.finfo(dtype).eps * np.abs(want).max(initial=0), rtol=0)
+
+
+def check_directions(problem, dtype, kernel):
+    """Forward with a bias and an activation, and dI, by a kernel; by one thread and by all."""
+    options, p, x, w, dy, bias = operands(problem, dtype)
+    assert {kernel_of(direction, p, dtype) for direction in DIRECTIONS} == {kernel}
+    options["algorithm"] = "direct"
+    first = nbconv.conv(x, w, bias, **options, activation="relu"), nbconv.conv_input_grad(dy, w, x.shape, **options)
+    near(first[0], np.maximum(oracle.forward(p, x, w, bias), 0), dtype)
+    near(first[1], oracle.input_grad(p, dy, w), dtype)
+    with nbconv.num_threads(1):
+        np.testing.assert_array_equal(nbconv.conv(x, w, bias, **options, activation="relu"), first[0])
+        np.testing.assert_array_equal(nbconv.conv_input_grad(dy, w, x.shape, **options), first[1])
+
+
+def check_borders(problem, mode, kernel):
+    """Forward with a padding mode, by a kernel."""
+    options, p, x, w, _, bias = operands(problem, "float64", padding_mode=mode)
+    assert kernel_of("forward", p, "float64") == kernel
+    near(nbconv.conv(x, w, bias, **options, algorithm="direct"), oracle.forward(p, x, w, bias), "float64")
