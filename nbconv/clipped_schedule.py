@@ -18,11 +18,13 @@ LEAST = 1_000_000
 # Bytes of a thread's results; of second-level cache where the machine's is not known.
 MOST, UNKNOWN = 256 * 1024, 256 * 1024
 # Nanoseconds on a Granite Rapids, fitted to 404 layers drawn at random. Across filters: of a product, and what it waits where
-# sums are too few to hide its latency; of a row of results in each channel; of a vector of weights that is packed, or packed
-# beyond second-level cache; of storing one of results; of reading one of weights where a block of them exceeds half of that
-# cache. Along rows: of a product, a staged vector, a vector of sums, one of packed weights, and of a call; then what phases of
-# dI, stored together, take over others. What the model chooses takes 1.01 of the time of the better one of the two.
-LATENCY, ACROSS = 8, (0.174, 0.24, 1.6, (5.5, 8.1), 5.2, 1.3)
+# sums are too few to hide its latency; of a row of results in each channel; of a vector of weights that is packed, within second-
+# level cache, beyond it, or beyond HEAVY times as much (54 MB: 3x3x3 of 512 channels in float64); of storing one of results; of
+# reading one of weights where a block of them exceeds half of that cache. Along rows: of a product, a staged vector, a vector of
+# sums, one of packed weights, and of a call; then what phases of dI, stored together, take over others. What the model chooses
+# takes 1.01 of the time of the better one of the two.
+HEAVY = 16
+LATENCY, ACROSS = 8, (0.174, 0.24, 1.6, (5.5, 8.1, 21.0), 5.2, 1.3)
 ALONG, PHASED = (0.174, 2.7, 3.0, 6.1, 14_000.0), 1.25
 # Nanoseconds of a unit of the cost model, by which other algorithms are chosen, for three taps on an axis; by how much it grows for
 # few filters and falls with taps. Of 420 layers the choice takes 1.03 of the best time, which is 0.76 of that without this kernel.
@@ -91,11 +93,12 @@ def cost(sweep: Sweep, schedule: Schedule, problem: ConvProblem, direction: str,
     product, waiting, row, packing, result, far = ACROSS
     reads = calls * schedule.vectors * sweep.channels * deep * high * problem.kernel[2]
     cache = machine.cache or UNKNOWN
-    near = weights * machine.vector <= blocks * cache // 2
+    packed = weights * machine.vector
+    near = packed <= blocks * cache // 2
     return (
         products * (product + waiting * (1 - sums / LATENCY))
         + calls * sweep.channels * rows * row
-        + weights * packing[weights * machine.vector > cache]
+        + weights * packing[(packed > cache) + (packed > HEAVY * cache)]
         + results * result
         + reads * (0.0 if near else far)
     )

@@ -4,7 +4,7 @@ import numpy as np
 import oracle
 
 import nbconv
-from nbconv import dispatch
+from nbconv import clipped_schedule, dispatch, replay
 from nbconv.kernels.cpu.machine import host
 
 DIRECTIONS = "forward", "input_grad"
@@ -22,6 +22,21 @@ def operands(problem, dtype, **options):
 def kernel_of(direction, p, dtype):
     """The kernel of the direct algorithm, now."""
     return dispatch.select.__wrapped__(direction, p, np.dtype(dtype), host(), dispatch.Wish("direct")).kernel
+
+
+def across_filters(monkeypatch):
+    """Let vectors lie across filters wherever they can, on any number of threads."""
+    monkeypatch.setattr(clipped_schedule, "LEAST", 0)
+    monkeypatch.setattr(clipped_schedule, "cost", lambda *asked: 0.0)
+    monkeypatch.setattr(nbconv.engine, "select", dispatch.select.__wrapped__)
+    replay.forget()  # programs of calls that other tests made
+
+
+def along_rows(monkeypatch):
+    """Let no vectors lie across filters, so that small images are the business of `outer` too."""
+    monkeypatch.setattr(clipped_schedule, "LEAST", np.inf)
+    monkeypatch.setattr(nbconv.engine, "select", dispatch.select.__wrapped__)
+    replay.forget()
 
 
 def near(got, want, dtype):

@@ -10,6 +10,7 @@ import pytest
 from cases import CASES
 from numba import njit, prange
 from oracle import random
+from small import across_filters, along_rows, kernel_of
 from test_jit import operands, options
 
 import nbconv
@@ -84,9 +85,15 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_families(name):
+def test_families(name, monkeypatch):
     x, w, given, algorithm = SHAPES[name]
-    check(nbconv.ConvProblem.make(x, w, **given), algorithm=algorithm)
+    problem = nbconv.ConvProblem.make(x, w, **given)
+    kernel = name.partition(",")[0]
+    if kernel in ("outer", "clipped"):
+        (along_rows if kernel == "outer" else across_filters)(monkeypatch)
+    if kernel in ("outer", "clipped", "across"):
+        assert kernel_of("forward", problem, "float32") == kernel
+    check(problem, algorithm=algorithm)
 
 
 @njit

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from cases import CASES
 from oracle import random
+from small import along_rows
 
 import nbconv
 from nbconv import dispatch, drivers
@@ -86,8 +87,12 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("across", [True, False], ids=["across filters", "along rows"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_scratch_is_written_before_it_is_read(name, dtype, denormal, monkeypatch):
+def test_scratch_is_written_before_it_is_read(name, across, dtype, denormal, monkeypatch):
+    if not across:
+        along_rows(monkeypatch)
+
     def aligned(cells, dtype, original=drivers.aligned):
         memory = original(cells, dtype)
         memory.view(f"u{memory.itemsize}")[...] = 5
