@@ -70,6 +70,9 @@ def emit(module: ir.Module, machine: Machine) -> tuple[Any, Any]:
         triple = machine.triple or llvm.get_process_triple()
         target = llvm.Target.from_triple(triple).create_target_machine(cpu=machine.cpu, features=machine.features, opt=3)
         module.triple = triple
+        for function in module.functions:
+            if not function.is_declaration:
+                set.add(function.attributes, f'"tune-cpu"="{machine.tune or machine.cpu}"')  # which llvmlite's own `add` refuses
         parsed = llvm.parse_assembly(str(module))
         parsed.verify()
         passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
@@ -92,7 +95,7 @@ _engines: list[Any] = []  # own the code that addresses point into
 @functools.cache
 def kernel_address(machine: Machine, itemsize: int, name: str, *shape: Any) -> int:
     """Address of a kernel of `EMITTERS` in this process; compiled once, or loaded from the cache."""
-    key = f"{name}-{shape}-{itemsize}-{machine[:5]}-{llvm.get_process_triple()}"
+    key = f"{name}-{shape}-{itemsize}-{machine[:6]}-{llvm.get_process_triple()}"
     code = cached_bytes(key, functools.partial(compile_object, machine, itemsize, name, *shape))
     with llvm_lock:
         llvm.initialize_native_target()
