@@ -127,7 +127,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks * vectors * filters,
     )
     dilated = separate(sweep, p)[2] > 1
-    loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE and ask.machine.cpu != "znver4" else 1.0
+    loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE and not ask.machine.halved else 1.0
     return loaded * (narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep))
 
 

@@ -188,7 +188,7 @@ TABLE = (
     Row("direct", "cpu", _FORWARD, "direct", "fciu", DIRECT, families.anything, families.portable, _ANY),
     Row("depthwise_grad", "cpu", _GRAD, "direct", "f", DOTS, families.one_result, families.planes, _PLANES),
     Row("pointwise_grad", "cpu", _GRAD, "direct", "f", POINTS, families.pointwise, families.pointed, "1x1 reads rows in place"),
-    Row("panels", "cpu", _GRAD, "direct", "f", PANELS, families.wide, families.panelled, "channels are broadcast over filters"),
+    Row("panels", "cpu", _GRAD, "direct", "f", PANELS, families.broad, families.panelled, "channels are broadcast over filters"),
     Row("dots", "cpu", _GRAD, "direct", "f", DOTS, families.few_taps, families.dotted, _MICRO),
     Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, families.portable_grad, _ANY),
 )

@@ -11,10 +11,13 @@ from .across_schedule import across, pays, scratch_cells
 from .depthwise_schedule import JOBS, depthwise, depthwise_grad, framed_cells, row_blocks
 from .fft_schedule import Spectra
 from .grad_schedule import (
+    DOTS,
     direct_weight_grad,
     dots,
+    dots_time,
     panel_cells,
     panels,
+    panels_time,
     point_cells,
     points,
     weight_grad_cells,
@@ -129,6 +132,18 @@ def few_taps(ask: Ask) -> bool:
 def wide(ask: Ask) -> bool:
     """Channels and filters enough for a register tile of them."""
     return products(ask) and min(ask.problem.channels, ask.problem.filters) >= BROAD * ask.problem.groups
+
+
+def broad(ask: Ask) -> bool:
+    """The same, and panels of filters so full that no dot products are faster."""
+    machine = ask.machine
+    if machine is None or not wide(ask):
+        return False
+    if ask.tried or not few_taps(ask._replace(limits=DOTS)):
+        return True
+    (panel,), (dot,) = panelled(ask), dotted(ask._replace(limits=DOTS))
+    batch = ask.problem.batch
+    return panels_time(panel.sweep, panel.schedule, machine, batch) < dots_time(dot.sweep, dot.schedule, machine, batch)
 
 
 def one_output(ask: Ask) -> bool:

@@ -35,6 +35,11 @@ class Machine(NamedTuple):
     cache: int = 0
     letter: str = "v"
 
+    @property
+    def halved(self) -> bool:
+        """Whether it multiplies a vector in two halves: half as fast, beside what it loads and stores, as others do."""
+        return self.vector == 64 and self.cpu == "znver4"
+
 
 # One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time. Instructions are
 # ordered alike for all of a family: what tests find to stay in registers is then what runs. A Zen 4's own order spills sums of
