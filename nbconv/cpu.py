@@ -159,7 +159,12 @@ def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, o
         assign(out, result)
 
 
-_WEIGHT_GRADS = {"depthwise_grad": depthwise.weight_grad, "winograd_grad": winograd.weight_grad, "fft": fft.weight_grad}
+_WEIGHT_GRADS = {
+    "across_grad": across.weight_grad,
+    "depthwise_grad": depthwise.weight_grad,
+    "winograd_grad": winograd.weight_grad,
+    "fft": fft.weight_grad,
+}
 
 
 def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:

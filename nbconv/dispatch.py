@@ -157,6 +157,7 @@ _ALL: tuple[Direction, ...] = (*_FORWARD, *_GRAD)
 _MICRO = "a micro-kernel serves float32 and float64"
 _PLANES = "one filter on each channel is computed on whole planes in place"
 _ACROSS = "small planes of one filter each lie side by side in vectors"
+_STACKED = "small groups lie side by side in vectors"
 _CLIPPED = "taps end where small images do, and cells are broadcast over filters"
 _ANY = "the portable loop serves every dtype"
 _FEWER = "short filters need fewer products"
@@ -186,6 +187,7 @@ TABLE = (
     Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_result, families.planes, _PLANES),
     Row("outer", "cpu", _FORWARD, "direct", "f", OUTER, families.products, families.tiled, _MICRO),
     Row("direct", "cpu", _FORWARD, "direct", "fciu", DIRECT, families.anything, families.portable, _ANY),
+    Row("across_grad", "cpu", _GRAD, "direct", "f", DOTS, families.small_groups, families.stacked_grad, _STACKED),
     Row("depthwise_grad", "cpu", _GRAD, "direct", "f", DOTS, families.one_result, families.planes, _PLANES),
     Row("pointwise_grad", "cpu", _GRAD, "direct", "f", POINTS, families.pointwise, families.pointed, "1x1 reads rows in place"),
     Row("panels", "cpu", _GRAD, "direct", "f", PANELS, families.broad, families.panelled, "channels are broadcast over filters"),

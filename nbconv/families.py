@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from . import clipped_schedule, fft_schedule, winograd_schedule
-from .across_schedule import across, pays, scratch_cells
+from .across_schedule import across, across_grad, grad_cells, pays, scratch_cells
 from .depthwise_schedule import JOBS, depthwise, depthwise_grad, framed_cells, row_blocks
 from .fft_schedule import Spectra
 from .grad_schedule import (
@@ -182,6 +182,19 @@ def stacked(ask: Ask) -> list[Design]:
     sweep = _sweep(ask)
     schedule = across(sweep, p, ask.direction, ask.itemsize, machine)
     return [Design(sweep, schedule, 0, scratch_cells(p, ask.lanes) * ask.itemsize)]
+
+
+def small_groups(ask: Ask) -> bool:
+    """Groups so many, of so few channels and filters, that vectors across groups pay."""
+    return products(ask) and ask.tried
+
+
+def stacked_grad(ask: Ask) -> list[Design]:
+    """dW of small groups side by side."""
+    p, machine = ask.problem, ask.machine
+    assert machine is not None
+    schedule = across_grad(p, ask.itemsize, ask.limits, machine)
+    return [Design(forward_sweep(p), schedule, _split_bytes(ask, schedule), grad_cells(p, schedule) * ask.itemsize)]
 
 
 def small_images(ask: Ask) -> bool:

@@ -8,13 +8,19 @@ from .kernels.cpu.machine import Machine
 from .kernels.padding import MODES, source_index
 from .problem import ConvProblem
 
-# For each result of one axis, the (tap, cell) pairs that it sums.
+# For each result of one axis, the (tap, cell) pairs that it sums; in a weight gradient taps are results, and it sums (output, cell).
 Pairs = list[list[tuple[int, int]]]
 
 
 @functools.lru_cache(maxsize=16)
 def sums_of(direction: str, problem: ConvProblem, axis: int) -> Pairs:
     """The pairs of one axis, in the order in which cells of a padded input rise."""
+    if direction == "weight_grad":
+        found: Pairs = [[] for _ in range(problem.kernel[axis])]
+        for output, pairs in enumerate(sums_of("forward", problem, axis)):
+            for tap, cell in pairs:
+                found[tap].append((output, cell))
+        return found
     before, size, out, kernel = problem.before[axis], problem.size[axis], problem.out[axis], problem.kernel[axis]
     stride, gap, mode = problem.stride[axis], problem.dilation[axis], problem.mode
     if direction == "input_grad":
@@ -58,6 +64,24 @@ def code(wide: Pairs, columns: int) -> int:
     return sum(len(pairs) for part in alike for pairs in part)
 
 
+class Piece(NamedTuple):
+    """Pieces of rows of outputs that are alike: the first output and the first cell of each, and the pairs counted from there."""
+
+    places: list[tuple[int, int]]
+    pairs: Pairs
+
+
+def pieces(taps: Pairs, outputs: int, length: int) -> list[Piece]:
+    """The rows of so many outputs in pieces of a length, for a weight gradient of some taps of a row."""
+    alike: dict[Any, list[tuple[int, int]]] = {}
+    for first in range(0, outputs, length):
+        inside = [[(o - first, cell) for o, cell in pairs if first <= o < first + length] for pairs in taps]
+        begin = min((cell for pairs in inside for _, cell in pairs), default=0)
+        pattern = tuple(tuple((o, cell - begin) for o, cell in pairs) for pairs in inside)
+        alike.setdefault(pattern, []).append((first, begin))
+    return [Piece(places, [list(pairs) for pairs in pattern]) for pattern, places in alike.items() if any(pattern)]
+
+
 class Part(NamedTuple):
     """What computes some results of a row: the shape of the micro-kernel `across`, and where its x and its y begin, in bytes."""
 
@@ -71,12 +95,16 @@ def parts(wide: Pairs, columns: int, images: int, cell: int, vectors: int, formu
 
     `cell` is the bytes of one of x: a vector across planes, or a scalar, which is broadcast.
     """
-    broadcast = cell < machine.vector
     found = []
     for i, (begin, some) in enumerate(shifted(wide, columns)):
-        sums = tuple(tuple((tap, place * cell) for tap, place in pairs) for pairs in some)
-        loaded = len({place for pairs in sums for _, place in pairs})
-        held = images * (len(sums) * vectors + loaded) + vectors + 1 <= machine.registers
-        shape = sums, images, vectors, broadcast, "" if held else machine.letter, formula
+        shape = shape_of(some, images, cell, vectors, formula, machine)
         found.append(Part(shape, begin * cell, i * columns * vectors * machine.vector))
     return found
+
+
+def shape_of(pairs: Pairs, images: int, cell: int, vectors: int, formula: str, machine: Machine) -> tuple[Any, ...]:
+    """Shape of the micro-kernel `across` for results of so many images at once; `cell` as in `parts`."""
+    sums = tuple(tuple((tap, place * cell) for tap, place in some) for some in pairs)
+    loaded = len({place for some in sums for _, place in some})
+    held = images * (len(sums) * vectors + loaded) + vectors + 1 <= machine.registers
+    return sums, images, vectors, cell < machine.vector, "" if held else machine.letter, formula
