@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import types
 
-from .across_schedule import bands, grad_cells, kinds_of, scratch_cells
+from .across_schedule import bands, grad_cells, kinds_of, pieces_of, scratch_cells
 from .arrays import Array
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, assign, contiguous, dense_array, scratch
 from .kernels.cpu import across, across_grad
 from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address
-from .sums import parts, pieces, row_table, shape_of, sums_of
+from .sums import parts, row_table, shape_of, sums_of
 from .weight_grad import add_splits
 
 
@@ -75,31 +75,30 @@ class _Grad(NamedTuple):
 @functools.lru_cache(maxsize=512)
 def _prepare_grad(plan: Plan) -> _Grad:
     machine, s, p = plan.machine, plan.schedule, plan.problem
-    assert machine is not None and s.taps is not None
-    vector, (images, rows, length), columns = machine.vector, s.tile, s.taps[2]
-    at = functools.partial(kernel_address, machine, vector // s.lanes)
-    deep, high, wide = (sums_of("weight_grad", p, axis) for axis in range(3))
+    assert machine is not None
+    vector, at = machine.vector, functools.partial(kernel_address, machine, machine.vector // s.lanes)
+    deep, high = (sums_of("weight_grad", p, axis) for axis in range(2))
+    taps = [(slices, lines) for slices in deep for lines in high]
     micro, table, listed = [at("pack", 2), at("pack", 1)], [], []
-    found = bands(p, rows)
-    for dy_first, dy_rows, x_first, x_rows in found:
-        begin = len(micro)
-        for first in range(0, len(wide), columns):
-            for kind, piece in enumerate(pieces(wide[first : first + columns], p.out[2], length)):
+    found = bands(p, s.window)
+    for band in found:
+        begin, inside = len(micro), range(band.dy_first, band.dy_first + band.dy_cells)
+        for first, some in pieces_of(p, s):
+            for kind, piece in enumerate(some):
                 address = at("across", *shape_of(piece.pairs, s.register, vector, 1, "", machine))
-                target = (kind * s.channels * math.prod(p.kernel) + first) * vector
-                micro += address, target, len(table) * INTEGER.itemsize
-                for slices, lines in itertools.product(deep, high):
-                    places = [
-                        ((((d * p.out[1] + o - dy_first) * p.out[2]) + a) * vector, (((i * p.size[1] + row - x_first) * p.size[2]) + b) * vector)
+                micro += address, (kind * s.channels * math.prod(p.kernel) + first) * vector, len(table) * INTEGER.itemsize
+                for slices, lines in taps:
+                    met = [
+                        ((d * p.out[1] + o) * p.out[2] + a, (i * p.size[1] + row) * p.size[2] + b)
                         for d, i in slices
                         for o, row in lines
-                        if dy_first <= o < dy_first + dy_rows
                         for a, b in piece.places
                     ]
-                    table += len(places), *itertools.chain(*places)
-        listed.append((x_first * p.size[2], x_rows * p.size[2], dy_first * p.out[2], dy_rows * p.out[2], begin, len(micro)))
-    most = max(x for _, x, *_ in listed), max(dy for _, _, _, dy, *_ in listed)
-    numbers = p.groups, s.lanes, images, s.register, p.kernel[0] * p.kernel[1], p.kernel[2], kinds_of(p, s), *most
+                    places = [(dy - band.dy_first, x - band.x_first) for dy, x in met if dy in inside]
+                    table += len(places), *(vector * cell for place in places for cell in place)
+        listed.append((band.x_first, band.x_cells, band.dy_first, band.dy_cells, begin, len(micro)))
+    most = max(band.x_cells for band in found), max(band.dy_cells for band in found)
+    numbers = p.groups, s.lanes, s.filters, s.tile[0], s.register, p.kernel[0] * p.kernel[1], p.kernel[2], kinds_of(p, s), *most
     arrays = (np.array(values, np.intp) for values in (table, micro, listed, numbers))
     return _Grad(*arrays, grad_cells(p, s))
 
@@ -114,7 +113,8 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """out = gradient for the weight of small groups on small planes."""
     prepared, dtype, s = _prepare_grad(plan), out.dtype, plan.schedule
     dy, x = contiguous(dy, dtype), contiguous(x, dtype)
-    jobs = -(-plan.problem.groups // s.lanes) * s.splits
+    p = plan.problem
+    jobs = s.splits * -(-p.groups // s.lanes) * -(-p.filters // p.groups // s.filters)
 
     def fill(sums: Array) -> None:
         arrays = dy, x, sums, prepared.table, prepared.micro, prepared.bands

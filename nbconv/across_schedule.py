@@ -1,13 +1,14 @@
 """Schedules for small planes of one filter each, whose vectors lie across planes."""
 
-import dataclasses
 import math
+from typing import NamedTuple
 
 from .kernels.cpu.machine import Machine
 from .phases import triple
 from .problem import ConvProblem
+from .grad_schedule import product
 from .schedule import Limits, Schedule, Sweep, even
-from .sums import pieces, sums_of
+from .sums import Piece, pieces, sums_of
 
 # Multiplications that a micro-kernel unrolls, and those of all micro-kernels of a row, which are different ones; pairs of rows of
 # taps and of cells, which a table holds; outputs of a row that are summed at once.
@@ -20,6 +21,12 @@ MANY = 49
 ALONG, TAP, CELL, PRODUCT = 2.0, 0.35, 4.5, 0.19
 # Bytes of a thread's scratch.
 MOST = 256 * 1024
+# Of a weight gradient, operations from which a layer is worth code of its own, of some 40 ms a micro-kernel. Nanoseconds, fitted to
+# 500 layers drawn at random on a Zen 4, in AVX-512 and AVX2 code alike: of a product over those of `grad_schedule`, of what it
+# waits where sums are too few to hide its latency; of a byte that is transposed, and that is added to the sums of a group; of a
+# piece of a row for a row of taps; of a call. By them the choice takes 1.02 of the time of the better kernel (without this one: 1.77).
+LEAST = 200_000
+GRAD_PRODUCT, WAITING, LATENCY, TRANSPOSED, ADDED, PIECE, CALL = 1.12, 0.18, 8, 0.034, 0.024, 0.5, 2_000.0
 
 
 def across(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, machine: Machine) -> Schedule:
@@ -49,53 +56,101 @@ def pays(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, mach
     return blocks * (CELL * scratch_cells(problem, 1) + PRODUCT * products) < along
 
 
-def bands(problem: ConvProblem, rows: int) -> list[tuple[int, int, int, int]]:
-    """Bands of so many rows of dy of a plane, or all of it: the first of them, their number, and the same of the rows of x they read."""
+class Band(NamedTuple):
+    """A run of outputs of a plane, and the run of cells that they read: the first of each, and how many."""
+
+    dy_first: int
+    dy_cells: int
+    x_first: int
+    x_cells: int
+
+
+def bands(problem: ConvProblem, outputs: int) -> list[Band]:
+    """A plane in bands of so many outputs, whole rows or parts of its only one."""
     p = problem
-    if rows >= p.out[1]:
-        return [(0, p.out[0] * p.out[1], 0, p.size[0] * p.size[1])]
+    if outputs >= math.prod(p.out):
+        return [Band(0, math.prod(p.out), 0, math.prod(p.size))]
+    axis = 1 if p.out[1] > 1 else 2
+    row, line = math.prod(p.out[axis + 1 :]), math.prod(p.size[axis + 1 :])
     found = []
-    for first in range(0, p.out[1], rows):
-        count = min(rows, p.out[1] - first)
-        read = [row for pairs in sums_of("weight_grad", p, 1) for o, row in pairs if first <= o < first + count] or [0]
-        found.append((first, count, min(read), max(read) - min(read) + 1))
+    for first in range(0, p.out[axis], outputs // row):
+        count = min(outputs // row, p.out[axis] - first)
+        read = [cell for pairs in sums_of("weight_grad", p, axis) for o, cell in pairs if first <= o < first + count] or [0]
+        found.append(Band(first * row, count * row, min(read) * line, (max(read) - min(read) + 1) * line))
     return found
 
 
-def kinds_of(problem: ConvProblem, schedule: Schedule) -> int:
-    """Kinds of pieces of rows, at the most, for a weight gradient of some taps of a row."""
+def pieces_of(problem: ConvProblem, schedule: Schedule) -> list[tuple[int, list[Piece]]]:
+    """The taps of a row in parts whose sums registers hold: the first tap of each part, and its pieces of rows."""
     assert schedule.taps is not None
     wide, columns = sums_of("weight_grad", problem, 2), schedule.taps[2]
-    parts = range(0, len(wide), columns)
-    return max(len(pieces(wide[first : first + columns], problem.out[2], schedule.tile[2])) for first in parts)
+    firsts = range(0, len(wide), columns)
+    return [(first, pieces(wide[first : first + columns], problem.out[2], schedule.tile[2])) for first in firsts]
+
+
+def kinds_of(problem: ConvProblem, schedule: Schedule) -> int:
+    """Kinds of pieces of rows, at the most, of a part of the taps."""
+    return max(len(found) for _, found in pieces_of(problem, schedule))
 
 
 def grad_cells(problem: ConvProblem, schedule: Schedule) -> int:
     """Cells of a thread's scratch for `across_grad`."""
-    p, (images, rows, _) = problem, schedule.tile
-    found = bands(p, rows)
-    x, dy = max(band[3] for band in found) * p.size[2], max(band[1] for band in found) * p.out[2]
-    channels, filters = p.channels // p.groups, p.filters // p.groups
-    sums = (filters + kinds_of(p, schedule)) * channels * math.prod(p.kernel)
-    return (sums + 1 + images * (channels * x + filters * dy)) * schedule.lanes
+    found, channels = bands(problem, schedule.window), schedule.channels
+    sums = (schedule.filters + kinds_of(problem, schedule)) * channels * math.prod(problem.kernel)
+    cells = channels * max(band.x_cells for band in found) + schedule.filters * max(band.dy_cells for band in found)
+    return (sums + 1 + schedule.tile[0] * cells) * schedule.lanes
 
 
 def across_grad(problem: ConvProblem, itemsize: int, limits: Limits, machine: Machine) -> Schedule:
     """Micro-kernel of dW over pieces of rows, for so many taps of a row, and channels of a group, as leave registers for their sums.
 
-    Images, or bands of rows, are as many as scratch holds; pieces of rows as long as code allows, of equal length.
+    Filters, images and bands of outputs are as many as scratch holds and leave jobs enough; pieces of rows, of equal length, as long
+    as code allows.
     """
     p, lanes = problem, machine.vector // itemsize
-    channels, filters = p.channels // p.groups, p.filters // p.groups
+    channels = p.channels // p.groups
     columns = even(p.kernel[2], machine.registers - 3)
     together = max(n for n in range(1, channels + 1) if channels % n == 0 and (n == 1 or n * columns <= machine.registers - 3))
     length = even(p.out[2], max(1, CODE // (columns * together)))
+    filters = even(p.filters // p.groups, max(1, MOST // (channels * math.prod(p.kernel) * machine.vector)))
+    jobs = -(-p.groups // lanes) * -(-p.filters // p.groups // filters)
     whole = (channels * math.prod(p.size) + filters * math.prod(p.out)) * machine.vector
-    images = even(p.batch, max(1, MOST // whole))
-    flat = p.size[0] == p.out[0] == 1
-    rows = even(p.out[1], -(-p.out[1] // -(-whole // MOST))) if whole > MOST and flat else p.out[1]
-    schedule = Schedule(
-        (images, rows, length), filters, channels, register=together, lanes=lanes, taps=triple((1, 1, columns))
+    images = even(p.batch, min(max(1, MOST // whole), max(1, p.batch * jobs // limits.jobs)))
+    parts, window = -(-whole // MOST), math.prod(p.out)
+    if parts > 1 and p.size[0] == p.out[0] == 1 < p.out[1]:
+        window = even(p.out[1], -(-p.out[1] // parts)) * p.out[2]
+    elif parts > 1 and p.size[:2] == p.out[:2] == (1, 1):
+        window = -(-p.out[2] // parts // length) * length
+    places = -(-p.batch // images) * -(-math.prod(p.out) // window)
+    return Schedule(
+        (images, 1, length), filters, channels, max(1, min(places, -(-limits.jobs // jobs))), register=together, lanes=lanes,
+        taps=triple((1, 1, columns)), window=window,
+    )  # fmt: skip
+
+
+def grad_fits(problem: ConvProblem, schedule: Schedule, itemsize: int) -> bool:
+    """Whether there is enough to compute, tables are short, code is little, and scratch is small."""
+    p, found = problem, pieces_of(problem, schedule)
+    code = sum(sum(map(len, piece.pairs)) for _, some in found for piece in some) * schedule.register
+    rows = math.prod(k * o for k, o in zip(p.kernel[:2], p.out[:2], strict=True)) * sum(len(some) for _, some in found)
+    return p.flops >= LEAST and code <= ROW and rows <= TABLED and grad_cells(p, schedule) * itemsize <= 4 * MOST
+
+
+def grad_time(problem: ConvProblem, schedule: Schedule, machine: Machine) -> float:
+    """Nanoseconds of `across_grad`."""
+    p, s, found = problem, schedule, pieces_of(problem, schedule)
+    filters, taps, listed = p.filters // p.groups, math.prod(p.kernel), bands(problem, schedule.window)
+    deep, high, wide = (sum(map(len, sums_of("weight_grad", p, axis))) for axis in range(3))
+    assert s.taps is not None
+    pairs = p.batch * filters * s.channels
+    waiting = max(0.0, 1 - s.register * s.taps[2] / LATENCY) * WAITING * (not machine.halved)
+    staged = s.channels * -(-filters // s.filters) * sum(band.x_cells for band in listed) + filters * math.prod(p.out)
+    places = -(-p.batch // s.tile[0]) * len(listed)
+    added = places * filters * (kinds_of(p, s) + 2) * s.channels * taps
+    met = pairs // s.register * deep * high * sum(len(piece.places) for _, some in found for piece in some)
+    total = (
+        pairs * deep * high * wide * (GRAD_PRODUCT * product(machine) + waiting)
+        + machine.vector * (TRANSPOSED * p.batch * staged + ADDED * added)
+        + PIECE * met
     )
-    places, blocks = -(-p.batch // images) * -(-p.out[1] // rows), -(-p.groups // lanes)
-    return dataclasses.replace(schedule, splits=max(1, min(places, -(-limits.jobs // blocks))))
+    return -(-p.groups // s.lanes) * total + CALL

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from .grad_schedule import product
 from .kernels.cpu.depthwise import NEAR
 from .kernels.cpu.machine import Machine
 from .phases import input_grad_border, triple
@@ -23,6 +24,9 @@ MANY_TAPS, STAGED_CELLS = 128, 1 << 17
 # 1000x1000 0.3 to 0.4; but 256 on 14x14 take 1.2 to 1.6 times as long, 64 in one row of 40,000 with 3 taps 1.5, with 31 taps 0.5
 # to 0.9.
 ROWS, LONG = 4, 24
+# Nanoseconds of dW, fitted with those of `across_schedule`: of a product of vectors, over those of `grad_schedule`, without a stride
+# and with one; of a vector of dy in a run of taps, of the sum of a tap, and of a run over a plane.
+DENSE, STRIDED, VECTOR, SUM, PLANE = 1.6, 2.7, 0.7, 1.0, 7.0
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024
 # Registers beside sums and weights; and how many a machine has whose masks take none.
@@ -67,6 +71,17 @@ def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvP
     lanes = machine.vector // itemsize
     schedule = Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes, taps=taps)
     return dataclasses.replace(schedule, splits=row_blocks("weight_grad", problem, sweep, schedule, itemsize))
+
+
+def depthwise_grad_time(schedule: Schedule, problem: ConvProblem, machine: Machine) -> float:
+    """Nanoseconds of `depthwise_grad`, of which a row takes whole vectors."""
+    p = problem
+    assert schedule.taps is not None
+    runs = math.prod(-(-k // t) for k, t in zip(p.kernel, schedule.taps, strict=True))
+    vectors = p.batch * math.prod(p.out[:2]) * -(-p.out[2] // schedule.lanes)
+    each = (STRIDED if p.stride[2] > 1 else DENSE) * product(machine)
+    taps = math.prod(p.kernel)
+    return p.groups * (vectors * (runs * VECTOR + taps * each) + schedule.splits * taps * SUM + p.batch * runs * PLANE)
 
 
 def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:

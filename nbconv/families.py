@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from . import clipped_schedule, fft_schedule, winograd_schedule
-from .across_schedule import across, across_grad, grad_cells, pays, scratch_cells
-from .depthwise_schedule import JOBS, depthwise, depthwise_grad, framed_cells, row_blocks
+from .across_schedule import across, across_grad, grad_cells, grad_fits, grad_time, pays, scratch_cells
+from .depthwise_schedule import JOBS, depthwise, depthwise_grad, depthwise_grad_time, framed_cells, row_blocks
 from .fft_schedule import Spectra
 from .grad_schedule import (
     DOTS,
+    PANELS,
     direct_weight_grad,
     dots,
     dots_time,
@@ -21,6 +22,7 @@ from .grad_schedule import (
     point_cells,
     points,
     weight_grad_cells,
+    unit,
 )
 from .kernels.cpu.machine import LINE, Machine, host
 from .phases import border_slabs, with_borders
@@ -185,8 +187,28 @@ def stacked(ask: Ask) -> list[Design]:
 
 
 def small_groups(ask: Ask) -> bool:
-    """Groups so many, of so few channels and filters, that vectors across groups pay."""
-    return products(ask) and ask.tried
+    """Groups so many, of so few channels and filters, on planes so small, that vectors across groups pay."""
+    p, machine = ask.problem, ask.machine
+    if machine is None or not products(ask) or p.groups == 1:
+        return False
+    schedule = across_grad(p, ask.itemsize, ask.limits, machine)
+    if not grad_fits(p, schedule, ask.itemsize):
+        return False
+    return ask.tried or grad_time(p, schedule, machine) < _along(ask, machine)
+
+
+def _along(ask: Ask, machine: Machine) -> float:
+    """Nanoseconds of dW by vectors along rows, or across filters."""
+    p, ask = ask.problem, ask._replace(limits=DOTS)
+    if one_result(ask):
+        return depthwise_grad_time(planes(ask)[0].schedule, p, machine)
+    if wide(ask) and (broad(ask._replace(limits=PANELS)) or not few_taps(ask)):
+        panel = panelled(ask._replace(limits=PANELS))[0]
+        return p.groups * panels_time(panel.sweep, panel.schedule, machine, p.batch)
+    if not few_taps(ask):
+        return math.inf
+    dot = dotted(ask)[0]
+    return p.groups * dots_time(dot.sweep, dot.schedule, machine, p.batch)
 
 
 def stacked_grad(ask: Ask) -> list[Design]:
@@ -194,7 +216,8 @@ def stacked_grad(ask: Ask) -> list[Design]:
     p, machine = ask.problem, ask.machine
     assert machine is not None
     schedule = across_grad(p, ask.itemsize, ask.limits, machine)
-    return [Design(forward_sweep(p), schedule, _split_bytes(ask, schedule), grad_cells(p, schedule) * ask.itemsize)]
+    cost, thread = grad_time(p, schedule, machine) / unit(machine), grad_cells(p, schedule) * ask.itemsize
+    return [Design(forward_sweep(p), schedule, _split_bytes(ask, schedule), thread, cost=cost)]
 
 
 def small_images(ask: Ask) -> bool:

@@ -98,6 +98,16 @@ def panel_cells(sweep: Sweep, schedule: Schedule) -> int:
     return sums + filters * math.prod(schedule.tile) + plane * (schedule.channels + schedule.register)
 
 
+def product(machine: Machine) -> float:
+    """Nanoseconds of a product of two vectors."""
+    return PRODUCT[machine.halved]
+
+
+def unit(machine: Machine) -> float:
+    """Nanoseconds of a unit of the cost model, by which other algorithms are chosen."""
+    return product(machine) / 1.1
+
+
 def _staging(sweep: Sweep, schedule: Schedule, machine: Machine, batch: int) -> tuple[int, float, int]:
     """Tiles of all images of a group; 4 bytes, and rows, that are staged for each channel."""
     tiles = math.prod(-(-out // tile) for out, tile in zip(sweep.out, schedule.tile, strict=True)) * (1 if sweep.folded else batch)
@@ -113,7 +123,7 @@ def panels_time(sweep: Sweep, schedule: Schedule, machine: Machine, batch: int) 
     vectors, terms = -(-sweep.filters // schedule.lanes), sweep.channels * math.prod(sweep.kernel)
     stage, row, total, transposed = PANEL
     return (
-        cells * vectors * terms * PRODUCT[machine.halved]
+        cells * vectors * terms * product(machine)
         + sweep.channels * (staged * stage + rows * row)
         + tiles * vectors * terms * total
         + cells * vectors * schedule.lanes * -(-sweep.channels // schedule.channels) * transposed
@@ -127,9 +137,9 @@ def dots_time(sweep: Sweep, schedule: Schedule, machine: Machine, batch: int) ->
     merged = wide == sweep.out[2] == sweep.extents(schedule)[2]  # rows that are one to the kernel
     vectors = deep * (-(-high * wide // schedule.lanes) if merged else high * -(-wide // schedule.lanes))
     pairs = sweep.filters * sweep.channels * math.prod(sweep.kernel)
-    product, stage, row, total, collapsed = DOT
+    more, stage, row, total, collapsed = DOT
     return (
-        tiles * vectors * pairs * product * PRODUCT[machine.halved]
+        tiles * vectors * pairs * more * product(machine)
         + sweep.channels * (staged * stage + rows * row)
         + pairs * (tiles * total + schedule.splits * collapsed)
     )

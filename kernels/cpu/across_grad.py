@@ -5,7 +5,8 @@
 Planes are transposed in cache as in `across`, those of dy too, and so the micro-kernel is the same: taps are its results, and what
 they sum are products of outputs and cells that lie inside. Rows are cut into pieces; pieces alike share a micro-kernel.
 
-A job is one (block of groups, split), a split being a run of the list of (images, band of rows). Arrays are contiguous.
+A job is one (block of groups, block of filters, split), a split being a run of the list of (images, band of outputs). Arrays are
+contiguous.
 """
 
 import numba
@@ -23,23 +24,24 @@ X_FIRST, X_CELLS, DY_FIRST, DY_CELLS, BEGIN, END = range(6)
 @kernel
 def jobs(first, last, dy, x, sums, table, micro, bands, scratch, numbers):
     """Run jobs `first` to `last`, with one row of `scratch`; the rest as in `parallel`."""
-    groups, lanes, images, together, rows, width, kinds, x_most, dy_most = (
-        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8],
+    groups, lanes, block, images, together, rows, width, kinds, x_most, dy_most = (
+        numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7], numbers[8], numbers[9],
     )  # fmt: skip
     size = x.itemsize
     batch, channels, filters, splits = x.shape[0], x.shape[1] // groups, dy.shape[1] // groups, sums.shape[0]
     cells, outputs = x.shape[2] * x.shape[3] * x.shape[4], dy.shape[2] * dy.shape[3] * dy.shape[4]
     vector, pairs = lanes * size, channels * rows * width
     held = pairs * lanes
-    places = -(-batch // images) * bands.shape[0]
-    totals, parts = scratch[: filters * held], scratch[filters * held : (filters + kinds) * held]
+    places, blocks = -(-batch // images) * bands.shape[0], -(-filters // block)
+    totals, parts = scratch[: block * held], scratch[block * held : (block + kinds) * held]
     bias = scratch[totals.size + parts.size : totals.size + parts.size + lanes]
     source = address_of(scratch) + (totals.size + parts.size + bias.size) * size
     grads = source + channels * images * x_most * vector
     bias[:] = 0
     for job in range(first, last):
-        g, split = job // splits * lanes, job % splits
-        count = min(lanes, groups - g)
+        split, k_first = job % splits, job // splits % blocks * block
+        g = job // splits // blocks * lanes
+        count, k_last = min(lanes, groups - g), min(k_first + block, filters)
         totals[:] = 0
         parts[:] = 0  # not all kinds of pieces are in all bands
         for place in range(split * places // splits, (split + 1) * places // splits):
@@ -50,11 +52,11 @@ def jobs(first, last, dy, x, sums, table, micro, bands, scratch, numbers):
                     begin = address_of(x) + (((n + i) * groups + g) * channels + c) * cells * size + band[X_FIRST] * size
                     target = source + (c * images + i) * x_most * vector
                     call_kernel(micro[PACK], begin, channels * cells * size, count, target, vector, band[X_CELLS], 0)
-                for k in range(filters):
+                for k in range(k_first, k_last):
                     begin = address_of(dy) + (((n + i) * groups + g) * filters + k) * outputs * size + band[DY_FIRST] * size
-                    target = grads + (k * images + i) * dy_most * vector
+                    target = grads + ((k - k_first) * images + i) * dy_most * vector
                     call_kernel(micro[PACK], begin, filters * outputs * size, count, target, vector, band[DY_CELLS], 0)
-            for k in range(filters):
+            for k in range(k_last - k_first):
                 for at in range(band[BEGIN], band[END], 3):
                     for c in range(0, channels, together):
                         call_kernel(
@@ -69,10 +71,10 @@ def jobs(first, last, dy, x, sums, table, micro, bands, scratch, numbers):
                     part = parts[kind * held : (kind + 1) * held]
                     for i in range(held):
                         total[i] += part[i]
-        for k in range(filters):
+        for k in range(k_first, k_last):
             target = address_of(sums) + ((split * groups + g) * filters + k) * pairs * size
             for o in range(0, pairs, lanes):
-                found, few = address_of(totals) + (k * pairs + o) * vector, min(lanes, pairs - o)
+                found, few = address_of(totals) + ((k - k_first) * pairs + o) * vector, min(lanes, pairs - o)
                 call_kernel(micro[UNPACK], found, vector, few, target + o * size, filters * pairs * size, count, 0)
 
 
@@ -82,8 +84,8 @@ def parallel(run_jobs, count, dy, x, sums, table, micro, bands, scratch, numbers
 
     dy (N, K, ...), x (N, C, ...), sums (splits, K, C / groups * taps); table, what `across` reads; micro, the micro-kernels and
     what is said of them above; bands as there; scratch (threads, cells): vectors of the sums of a block, of those of each kind of
-    pieces, of zeros, and of cells of x and dy. Numbers: groups, lanes, images and channels of a call, rows of taps and taps of
-    one, kinds of pieces, and cells of x and of dy that a band has at the most.
+    pieces, of zeros, and of cells of x and dy. Numbers: groups, lanes, filters of a block, images and channels of a call, rows of
+    taps and taps of one, kinds of pieces, and cells of x and of dy that a band has at the most.
     """
     threads = scratch.shape[0]
     for thread in numba.prange(threads):
