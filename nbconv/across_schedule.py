@@ -3,10 +3,10 @@
 import math
 from typing import NamedTuple
 
+from .grad_schedule import product
 from .kernels.cpu.machine import Machine
 from .phases import triple
 from .problem import ConvProblem
-from .grad_schedule import product
 from .schedule import Limits, Schedule, Sweep, even
 from .sums import Piece, pieces, sums_of
 
@@ -24,7 +24,8 @@ MOST = 256 * 1024
 # Of a weight gradient, operations from which a layer is worth code of its own, of some 40 ms a micro-kernel. Nanoseconds, fitted to
 # 500 layers drawn at random on a Zen 4, in AVX-512 and AVX2 code alike: of a product over those of `grad_schedule`, of what it
 # waits where sums are too few to hide its latency; of a byte that is transposed, and that is added to the sums of a group; of a
-# piece of a row for a row of taps; of a call. By them the choice takes 1.02 of the time of the better kernel (without this one: 1.77).
+# piece of a row for a row of taps; of a call. By them the choice takes 1.02 of the time of the better kernel, of which without this
+# one it took 1.77.
 LEAST = 200_000
 GRAD_PRODUCT, WAITING, LATENCY, TRANSPOSED, ADDED, PIECE, CALL = 1.12, 0.18, 8, 0.034, 0.024, 0.5, 2_000.0
 
@@ -102,10 +103,10 @@ def grad_cells(problem: ConvProblem, schedule: Schedule) -> int:
 
 
 def across_grad(problem: ConvProblem, itemsize: int, limits: Limits, machine: Machine) -> Schedule:
-    """Micro-kernel of dW over pieces of rows, for so many taps of a row, and channels of a group, as leave registers for their sums.
+    """Micro-kernel of dW over pieces of rows, for so many taps of a row and channels of a group as registers hold the sums of.
 
-    Filters, images and bands of outputs are as many as scratch holds and leave jobs enough; pieces of rows, of equal length, as long
-    as code allows.
+    Filters, images and bands of outputs, which `window` counts, are as many as scratch holds and leave jobs enough; pieces of rows,
+    of equal length, as long as code allows.
     """
     p, lanes = problem, machine.vector // itemsize
     channels = p.channels // p.groups

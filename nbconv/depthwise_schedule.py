@@ -24,8 +24,8 @@ MANY_TAPS, STAGED_CELLS = 128, 1 << 17
 # 1000x1000 0.3 to 0.4; but 256 on 14x14 take 1.2 to 1.6 times as long, 64 in one row of 40,000 with 3 taps 1.5, with 31 taps 0.5
 # to 0.9.
 ROWS, LONG = 4, 24
-# Nanoseconds of dW, fitted with those of `across_schedule`: of a product of vectors, over those of `grad_schedule`, without a stride
-# and with one; of a vector of dy in a run of taps, of the sum of a tap, and of a run over a plane.
+# Nanoseconds of dW, fitted with those of `across_schedule`: of a product of vectors, over those of `grad_schedule`, without a
+# stride and with one; of a vector of dy in a run of taps, of the sum of a tap, and of a run over a plane.
 DENSE, STRIDED, VECTOR, SUM, PLANE = 1.6, 2.7, 0.7, 1.0, 7.0
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024

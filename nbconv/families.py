@@ -21,8 +21,8 @@ from .grad_schedule import (
     panels_time,
     point_cells,
     points,
-    weight_grad_cells,
     unit,
+    weight_grad_cells,
 )
 from .kernels.cpu.machine import LINE, Machine, host
 from .phases import border_slabs, with_borders

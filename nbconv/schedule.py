@@ -45,8 +45,8 @@ class Schedule:
     in_place : bool
         Whether a contiguous input is read where it lies, instead of staged; but for tiles whose taps reach beyond it.
     window : int
-        Positions whose cells are first copied next to each other in the order of a micro-kernel's calls, for all blocks of filters;
-        0 if they are read where they lie.
+        Positions whose cells are first copied next to each other in the order of a micro-kernel's calls, for all blocks of filters,
+        or are transposed at once; 0 if they are read where they lie.
     together : int
         Tiles of a weight gradient by Winograd's algorithm that are transformed before they are multiplied.
     once : bool

@@ -8,7 +8,7 @@ from .kernels.cpu.machine import Machine
 from .kernels.padding import MODES, source_index
 from .problem import ConvProblem
 
-# For each result of one axis, the (tap, cell) pairs that it sums; in a weight gradient taps are results, and it sums (output, cell).
+# For each result of one axis, the (tap, cell) pairs that it sums; in a weight gradient, (output, cell) for each tap.
 Pairs = list[list[tuple[int, int]]]
 
 

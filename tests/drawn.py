@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from typing import Any
+from unittest import mock
 
 import numba
 import numpy as np
@@ -11,7 +12,7 @@ from conftest import DTYPES
 from hypothesis import strategies as st
 
 import nbconv
-from nbconv import clipped_schedule, dispatch, replay, schedule
+from nbconv import across_schedule, clipped_schedule, dispatch, families, replay, schedule
 from nbconv.kernels.jit import DISABLED
 from nbconv.kernels.padding import MODES
 
@@ -32,7 +33,7 @@ class Call:
     """One call. `layouts` are those of the first array, the second, and `out` or None.
 
     `small` asks for tiles of a few cells, `portable` for the loops that serve every dtype, `clipped` for vectors across filters
-    wherever they can be, `compiled` for compiled code that calls, `again` for the third of such calls.
+    or groups wherever they can be, `compiled` for compiled code that calls, `again` for the third of such calls.
     """
 
     direction: str
@@ -94,28 +95,29 @@ def laid(array, layout):
 def plans(call):
     """Let the dispatcher plan as the call asks: tiles so small that every loop over them has many turns; portable loops."""
     table = changed = dispatch.TABLE
-    gathers, least, cost = schedule.gathers, clipped_schedule.LEAST, clipped_schedule.cost
+    patches = []
     if call.small:
-        schedule.gathers = lambda sweep, *_: sweep.filters % 2 == 0
+        patches.append((schedule, "gathers", lambda sweep, *_: sweep.filters % 2 == 0))
         shrunk = {"sums": 40, "staged": 6000, "filters": 3, "held": 3000, "jobs": 7, "parallel": 0, "near": 700}
         changed = tuple(row._replace(limits=row.limits._replace(**shrunk)) for row in changed)
     if call.portable:
         changed = tuple(row for row in changed if row.name in dispatch.PORTABLE)
     if call.clipped:
-        clipped_schedule.LEAST, clipped_schedule.cost = 0, lambda *_: 0.0
-    if changed is table and not call.clipped:
+        patches += [(module, "LEAST", 0) for module in (across_schedule, clipped_schedule)]
+        patches += [(module, name, lambda *_: 0.0) for module, name in ((clipped_schedule, "cost"), (families, "grad_time"))]
+    if changed is table and not patches:
         yield
         return
-    dispatch.TABLE = changed
-    dispatch.select.cache_clear()
-    replay.forget()
-    try:
-        yield
-    finally:
-        dispatch.TABLE, schedule.gathers = table, gathers
-        clipped_schedule.LEAST, clipped_schedule.cost = least, cost
+    with contextlib.ExitStack() as stack:
+        for module, name, value in (*patches, (dispatch, "TABLE", changed)):
+            stack.enter_context(mock.patch.object(module, name, value))
         dispatch.select.cache_clear()
         replay.forget()
+        try:
+            yield
+        finally:
+            dispatch.select.cache_clear()
+            replay.forget()
 
 
 @numba.njit

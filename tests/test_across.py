@@ -1,14 +1,14 @@
-"""Small planes of one filter each, side by side in vectors."""
+"""Small planes of one filter each, and in weight gradients of small groups, side by side in vectors."""
 
 import numba
 import numpy as np
 import oracle
 import pytest
-from small import MODES, check_borders, check_directions, near, operands
+from small import MODES, across_groups, check_borders, check_directions, near, operands
 
 import nbconv
-from nbconv import dispatch, families
-from nbconv.kernels.cpu.machine import AVX512
+from nbconv import across_schedule, dispatch, families
+from nbconv.kernels.cpu.machine import AVX512, host
 from nbconv.kernels.jit import DISABLED
 
 pytestmark = [
@@ -110,3 +110,89 @@ def test_much_code_is_left_to_others():
         for wish in ("direct", "auto"):
             p = nbconv.ConvProblem.make(shape, weight, padding=padding, groups=64)
             assert dispatch.select("forward", p, np.dtype("float32"), AVX512, dispatch.Wish(wish)).kernel != "across"
+
+
+# Beside the above: several channels and filters of a group, in blocks of them, bands of rows and of a long row, rows in pieces,
+# taps of a row in parts, kernels larger than planes.
+GRADS = [
+    *PROBLEMS[:-1],
+    ((3, 36, 9, 20), (54, 2, 3, 3), {"padding": (1, 2), "dilation": 2, "groups": 18}),
+    ((1, 40, 61, 56), (20, 2, 5, 5), {"padding": 2, "groups": 20}),
+    ((2, 34, 5001), (34, 2, 5), {"padding": 4, "stride": 2, "dilation": 2, "groups": 17}),
+    ((2, 34, 9, 112), (34, 2, 3, 31), {"padding": 3, "groups": 17}),
+    ((2, 128, 9, 9), (128, 8, 13, 13), {"padding": 6, "groups": 16}),
+    ((2, 17, 112, 40), (17, 1, 7, 7), {"padding": 3, "stride": (3, 1), "groups": 17}),
+    ((2, 20, 3), (40, 1, 9), {"padding": 9, "groups": 20}),
+]
+
+
+@pytest.fixture
+def across_all_groups(monkeypatch):
+    across_groups(monkeypatch)
+
+
+def check_weight_grad(problem, dtype, **more):
+    """dW by the kernel across groups; by one thread and by all."""
+    options, p, x, w, dy, _ = operands(problem, dtype, **more)
+    plan = dispatch.select.__wrapped__("weight_grad", p, np.dtype(dtype), None, dispatch.Wish("direct"))
+    assert plan.kernel == "across_grad"
+    got = nbconv.conv_weight_grad(dy, x, w.shape, **options, algorithm="direct")
+    near(got, oracle.weight_grad(p, dy, x), dtype)
+    with nbconv.num_threads(1):
+        np.testing.assert_array_equal(nbconv.conv_weight_grad(dy, x, w.shape, **options, algorithm="direct"), got)
+    return plan
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", GRADS, ids=str)
+def test_weight_grad(problem, dtype, across_all_groups):
+    check_weight_grad(problem, dtype)
+
+
+@pytest.mark.parametrize("mode", MODES[1:])
+@pytest.mark.parametrize("problem", [GRADS[0], *GRADS[3:5], GRADS[8]], ids=str)
+def test_weight_grad_with_copied_borders(problem, mode, across_all_groups):
+    check_weight_grad(problem, "float64", padding_mode=mode)
+
+
+@pytest.mark.skipif(host().vector != AVX512.vector, reason="blocks are those of vectors of 64 bytes")
+def test_weight_grad_is_cut(across_all_groups):
+    """The problems above have what they are there for."""
+    found = [check_weight_grad(GRADS[i], "float32") for i in (9, 10, 11, 12)]
+    bands = [len(across_schedule.bands(plan.problem, plan.schedule.window)) for plan in found]
+    assert bands[0] > 1
+    assert bands[1] > 1
+    assert found[2].schedule.taps[2] < 31
+    assert found[3].schedule.filters < 8
+
+
+def test_weight_grad_of_layouts(across_all_groups):
+    options, p, x, w, dy, _ = operands(GRADS[1], "float32")
+    out = np.full((33, 1, 3, 6), 7, np.float32)
+    nbconv.conv_weight_grad(dy[..., ::-1], x[:, :, ::-1], w.shape, **options, out=out[..., ::2], algorithm="direct")
+    near(out[..., ::2], oracle.weight_grad(p, np.ascontiguousarray(dy[..., ::-1]), np.ascontiguousarray(x[:, :, ::-1])), "float32")
+    assert (out[..., 1::2] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("groups", "each", "size", "taps", "options", "kernel"),
+    [
+        (384, 1, 7, 7, {}, "across_grad"),
+        (384, 1, 56, 7, {}, "across_grad"),
+        (384, 1, 56, 3, {}, "depthwise_grad"),
+        (384, 1, 7, 5, {}, "across_grad"),
+        (4, 1, 56, 7, {}, "depthwise_grad"),
+        (32, 8, 14, 13, {}, "across_grad"),
+        (32, 64, 14, 3, {}, "panels"),
+        (2, 16, 14, 3, {}, "panels"),
+        (384, 1, 7, 7, {"stride": 2, "padding_mode": "reflect"}, "across_grad"),
+    ],
+)
+def test_shapes_decide_on_weight_grad(groups, each, size, taps, options, kernel):
+    """For float32 and float64 on vectors of 64 bytes."""
+    channels = groups * each
+    p = nbconv.ConvProblem.make(
+        (4, channels, size, size), (channels, each, taps, taps), padding=taps // 2, groups=groups, **options
+    )
+    for dtype in "float32", "float64":
+        assert dispatch.select("weight_grad", p, np.dtype(dtype), AVX512, dispatch.Wish("direct")).kernel == kernel, dtype

@@ -80,6 +80,7 @@ def served():
 
 
 DIRECT, BY_LOOPS = {"algorithm": "direct"}, {"algorithm": "direct", "portable": True}
+ACROSS = {"algorithm": "direct", "clipped": True}
 # A problem of each kernel, as (N, C, H, W) and (K, C, R, S) for one group; its W, K and C then take all values.
 TAILS = {
     "outer": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1}, DIRECT),
@@ -89,8 +90,8 @@ TAILS = {
     "outer-copied": ((2, 5, 6, 19), (7, 5, 3, 3), {"padding": 1, "padding_mode": "reflect"}, DIRECT),
     "panels": ((2, 17, 4, 19), (18, 17, 3, 2), {"padding": 1}, DIRECT),
     "depthwise": ((2, 1, 6, 19), (1, 1, 3, 3), {"padding": 1}, DIRECT),
-    "across": ((2, 24, 6, 7), (24, 1, 7, 7), {"padding": 3, "groups": 24}, DIRECT),
-    "clipped": ((3, 5, 6, 7), (17, 5, 5, 5), {"padding": 2}, {"algorithm": "direct", "clipped": True}),
+    "across": ((2, 24, 6, 7), (24, 1, 7, 7), {"padding": 3, "groups": 24}, ACROSS),
+    "clipped": ((3, 5, 6, 7), (17, 5, 5, 5), {"padding": 2}, ACROSS),
     "depthwise-strided": ((2, 1, 7, 19), (1, 1, 3, 4), {"padding": 2, "stride": 2}, DIRECT),
     "depthwise-long": ((2, 1, 9, 19), (1, 1, 9, 9), {"padding": 4}, DIRECT),
     "depthwise-staged": ((2, 1, 9, 19), (1, 1, 12, 12), {"padding": 5}, DIRECT),

@@ -117,6 +117,8 @@ def kernels(name, itemsize, problems, monkeypatch, formula=""):
                 depthwise._prepare.__wrapped__(plan, formula if direction == "forward" else "")
             elif plan.kernel == "across":
                 across._prepare.__wrapped__(plan, formula if direction == "forward" else "")
+            elif plan.kernel == "across_grad":
+                across._prepare_grad.__wrapped__(plan)
             elif plan.kernel == "clipped":
                 clipped._prepare.__wrapped__(plan, formula if direction == "forward" else "")
             elif plan.kernel in ("dots", "panels", "pointwise_grad"):

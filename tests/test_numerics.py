@@ -76,9 +76,27 @@ def gathered(call, x, w):
     return y.reshape(p.output_shape)
 
 
+def collected(call, dy, x):
+    """dW without products of the zeros around the input."""
+    p = call.problem
+    border = [(0, 0), (0, 0), *zip(p.before, p.after, strict=True)]
+    x, inside = np.pad(x.reshape(p.batch, p.channels, *p.size), border), np.pad(np.ones(p.size, bool), border[2:])
+    dy, dw = dy.reshape(p.batch, p.filters, *p.out), np.zeros((p.filters, p.channels // p.groups, *p.kernel))
+    for tap in np.ndindex(*p.kernel):
+        place = tuple(slice(t * d, t * d + (n - 1) * s + 1, s) for t, d, n, s in zip(tap, p.dilation, p.out, p.stride, strict=True))
+        for k, c in np.ndindex(*dw.shape[:2]):
+            first = k // (p.filters // p.groups) * dw.shape[1]
+            dw[k, c, *tap] = np.where(inside[place], dy[:, k] * x[:, first + c, *place], 0).sum()
+    return dw.reshape(p.weight_shape)
+
+
+# What a kernel may leave out, by the direction and the operand that has an infinity.
+LEFT = {("forward", 1): gathered, ("weight_grad", 0): collected}
+
+
 def left_out(call):
     """Whether products of a border's zeros are."""
-    return call.planned.kernel in ("across", "clipped")
+    return call.planned.kernel in ("across", "across_grad", "clipped")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
@@ -88,7 +106,7 @@ def test_infinities_and_nan(call, dtype, value):
     """In one cell of either operand: in the results that read it, and in no other.
 
     dI reads dy as zeros beyond its edges, and 0 * inf is NaN; where the weight has them, a kernel may leave out those products. The
-    kernels across small planes and small images do, in forward too.
+    kernels across small planes, small groups and small images do, in forward and dW too.
     """
     for place, seed in itertools.product((0, 1), range(3)):
         first, second, bias = arrays(call, dtype)
@@ -100,8 +118,8 @@ def test_infinities_and_nan(call, dtype, value):
             if call.direction == "input_grad" and place == 1:
                 without = kinds(scattered(call, first.astype(np.float64), second.astype(np.float64)))
                 assert ((got == want) | (got == without)).all()
-            elif call.direction == "forward" and place == 1 and left_out(dataclasses.replace(call, dtype=dtype)):
-                without = kinds(gathered(call, first.astype(np.float64), second.astype(np.float64)))
+            elif (call.direction, place) in LEFT and left_out(dataclasses.replace(call, dtype=dtype)):
+                without = kinds(LEFT[call.direction, place](call, first.astype(np.float64), second.astype(np.float64)))
                 np.testing.assert_array_equal(got, without)
             else:
                 np.testing.assert_array_equal(got, want)

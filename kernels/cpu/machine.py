@@ -41,9 +41,9 @@ class Machine(NamedTuple):
         return self.vector == 64 and self.cpu == "znver4"
 
 
-# One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time. Instructions are
-# ordered alike for all of a family: what tests find to stay in registers is then what runs. A Zen 4's own order spills sums of
-# `across`, and 7x7 with stride 2 from 3 channels takes 1.3 to 4 times as long by it, as the stack happens to lie on lines of cache.
+# One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time. Instructions
+# are put in order for the same CPU on all machines of a family, so that what tests find in registers is what runs: LLVM's order for
+# a Zen 4 spills sums of `across`, and 7x7 with stride 2 from 3 channels takes 1.3 to 4 times as long, as the stack happens to lie.
 AVX512 = Machine("skylake-avx512", "-prefer-256-bit", 64, 32)
 AVX2 = Machine("haswell", "", 32, 16, masks=1)
 SSE2 = Machine("x86-64", "", 16, 15)
