@@ -27,9 +27,13 @@ WIDE, SHORT = 64, 9.0
 # multiplied half as fast and loaded no slower: a unit takes 0.23 to 0.26 ns on a Granite Rapids, of direct products 0.16 to 0.21.
 LOADED = 1.3
 # For groups of fewer channels or filters than this, the cost of Winograd's algorithm times so many: its transforms are as many
-# vectors as there are products. It takes 0.9 to 1.4 times as long as the direct one on a Zen 4 (3 channels, 64 filters, 3x3 and
-# 3x3x3; dW: 0.94 to 0.98), 0.9 to 2.2 on a Granite Rapids (dW: 1.13 to 1.30).
+# vectors as there are products. It takes 0.9 to 2.2 times as long as the direct one on a Granite Rapids (3 channels, 64 filters,
+# 3x3 and 3x3x3; dW: 1.13 to 1.30).
 NARROW, NARROWED = 8, 4
+# On a Zen 4, whose products take longer, so many in forward and dI, and in dW, but for one channel or filter; and at any width the
+# cost times this. With them the choice of algorithms takes 1.03 of the best time, by those above 1.06, of 490 layers drawn at
+# random of 1 to 256 channels and filters.
+HALVED_NARROWED, HALVED = (1.5, 1.15), 0.87
 # Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
 BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
 # Cost of a copied border in dI: of a vector of products, which thin borders leave half empty, of a cell, and of each of its sides;
@@ -104,7 +108,10 @@ def winograd_cost(ask: Ask, design: Design) -> float:
     p, s, sweep, lanes = ask.problem, design.schedule, design.sweep, ask.lanes
     products = math.prod(k + m - 1 for k, m in zip(p.kernel, design.outputs, strict=True))
     channels, filters = sweep.channels, sweep.filters
-    narrow = NARROWED if min(channels, filters) < NARROW else 1
+    halved = ask.machine is not None and ask.machine.halved
+    factor = HALVED if halved else 1.0
+    if min(channels, filters) < NARROW:
+        factor *= HALVED_NARROWED[ask.direction == "weight_grad"] if halved and min(channels, filters) > 1 else NARROWED
     if ask.direction == "weight_grad":
         blocks, tiles = _blocks(sweep, design, p, design.outputs)
         rows = -(-channels // s.register) * s.register
@@ -115,7 +122,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
             s.splits * channels * panels,
             blocks * tiles * panels * -(-channels // s.channels),
         )
-        return narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep)
+        return factor * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep)
     blocks, tiles = _blocks(sweep, design, p, (1, 1, 1))
     vectors = -(-tiles // lanes)
     rows = -(-filters // s.register)
@@ -127,8 +134,8 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks * vectors * filters,
     )
     dilated = separate(sweep, p)[2] > 1
-    loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE and not ask.machine.halved else 1.0
-    return loaded * (narrow * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep))
+    loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE and not halved else 1.0
+    return loaded * (factor * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep))
 
 
 def _apart(ask: Ask, sweep: Sweep) -> float:

@@ -327,6 +327,8 @@ def by_rule(
     elif row.name in SPECIAL and design.schedule.taps in (None, design.sweep.kernel):
         others = ()
     offers = list(itertools.chain(*map(designs, others)))
+    if wish.algorithm == "auto" and _coarse(direction, problem, row.name):
+        offers = [offer for offer in offers if offer[1].algorithm != "winograd"]
     fitting = [offer for offer in offers if bytes_of(offer[2]) <= room]
     if wish.algorithm in others:
         if not offers:
@@ -346,6 +348,14 @@ def by_rule(
             f"threads, got {wish.workspace_limit}"
         )
     return _plan(direction, problem, dtype, machine, row, row.limits, design)
+
+
+def _coarse(direction: Direction, problem: ConvProblem, direct: str) -> bool:
+    """Whether the error of Winograd's algorithm is beyond 16 times that of a direct kernel.
+
+    dW of 7x7 has 13 times the error of `panels`, and 25 times that of kernels which sum in the lanes of vectors.
+    """
+    return direction == "weight_grad" and problem.kernel.count(7) > 1 and direct != "panels"
 
 
 def _unserved(algorithm: str, problem: ConvProblem, dtype: np.dtype[Any]) -> str:

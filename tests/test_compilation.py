@@ -14,11 +14,13 @@ import pytest
 from nbconv.cuda import driver
 from nbconv.kernels.jit import uninterrupted
 
-# Few channels, many, one filter on each, one output, one tap; small enough for one thread, and worth a launch: all of a direction.
+# Few channels, many, one filter on each, one output, one tap, small planes; small enough for one thread, and worth a launch: all of
+# a direction.
 FIRST = """((1, 4, 8, 8), (4, 4, 3, 3), {}), ((1, 8, 8, 8), (8, 8, 3, 3), {}), ((1, 8, 8, 8), (8, 1, 3, 3), {'groups': 8}),
 ((4, 64, 3, 3), (8, 64, 3, 3), {}), ((4, 3, 99, 99), (64, 3, 7, 7), {}), ((4, 64, 56, 56), (512, 64, 3, 3), {'padding': 1}),
 ((4, 64, 57, 57), (64, 64, 3, 3), {'stride': 2}), ((4, 96, 56, 56), (96, 1, 3, 3), {'groups': 96}),
-((1, 2, 300, 300), (2, 2, 61, 61), {}), ((1, 16, 9), (8, 16, 1), {}), ((4, 64, 30, 30), (64, 64, 1, 1), {})"""
+((1, 2, 300, 300), (2, 2, 61, 61), {}), ((1, 16, 9), (8, 16, 1), {}), ((4, 64, 30, 30), (64, 64, 1, 1), {}),
+((1, 32, 14, 14), (32, 1, 7, 7), {'groups': 32}), ((4, 96, 14, 14), (96, 1, 7, 7), {'groups': 96})"""
 LATER = [
     ((1, 1, 8, 8), (1, 1, 3, 3), {}),
     ((2, 3, 31, 17), (5, 3, 5, 2), {"padding": (2, 1)}),

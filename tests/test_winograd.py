@@ -11,7 +11,7 @@ from oracle import random
 import nbconv
 from nbconv import dispatch, engine, winograd_schedule
 from nbconv.dispatch import DIRECTIONS, Wish
-from nbconv.kernels.cpu.machine import AVX2, SSE2, host
+from nbconv.kernels.cpu.machine import AVX2, AVX512, SSE2, host
 from nbconv.kernels.cpu.transforms import matrices
 
 pytestmark = pytest.mark.usefixtures("first_calls")
@@ -233,13 +233,23 @@ def test_lesser_machines(problem, dtype, machine, planned):
 def test_error_stays_within_the_limit(outputs, taps, axes, planned):
     """16 times the error of the direct algorithm, in forward, dI and dW: root mean square, normally distributed numbers."""
     size = {1: 400, 2: 40, 3: 14}[axes]
-    p = nbconv.ConvProblem.make((2, 24, *(size,) * axes), (24, 24, *(taps,) * axes))
+    p = nbconv.ConvProblem.make((2, 24, *(size,) * axes), (32, 24, *(taps,) * axes))
     x, w, dy = operands(p, "float32")
     direct = results(p, {}, x, w, dy, algorithm="direct")
     wanted = references(p, x, w, dy)
     planned((*(1,) * (3 - axes), *(outputs,) * axes))
     for ours, plain, want in zip(results(p, {}, x, w, dy), direct, wanted, strict=True):
         assert rms(ours, want) <= 16 * rms(plain, want)
+
+
+def test_what_is_too_inaccurate_is_not_chosen():
+    """dW of 7x7 where dot products take the place of panels, whose error is twice theirs."""
+    for filters, kernel, algorithm in ((24, "dots", "direct"), (64, "panels", "winograd")):
+        p = nbconv.ConvProblem.make((4, 64, 40, 40), (filters, 64, 7, 7))
+        kernels = [
+            dispatch.select("weight_grad", p, np.dtype("float32"), AVX512, dispatch.Wish(wish)) for wish in ("direct", "auto")
+        ]
+        assert (kernels[0].kernel, kernels[1].algorithm) == (kernel, algorithm)
 
 
 def test_results_do_not_depend_on_schedule_or_threads(planned):
