@@ -11,7 +11,7 @@ from .families import Ask, Design
 from .phases import border_slabs, input_grad_phases
 from .problem import ConvProblem
 from .schedule import SHUFFLED, Sweep
-from .winograd_schedule import separate
+from .winograd_schedule import gathered, separate
 
 # For forward and dI, and for dW: cost of a vector of direct products, of channels at an output, of filters at an output.
 DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
@@ -30,10 +30,10 @@ LOADED = 1.3
 # vectors as there are products. It takes 0.9 to 2.2 times as long as the direct one on a Granite Rapids (3 channels, 64 filters,
 # 3x3 and 3x3x3; dW: 1.13 to 1.30).
 NARROW, NARROWED = 8, 4
-# On a Zen 4, whose products take longer, so many in forward and dI, and in dW, but for one channel or filter; and at any width the
-# cost times this. With them the choice of algorithms takes 1.03 of the best time, by those above 1.06, of 490 layers drawn at
-# random of 1 to 256 channels and filters.
-HALVED_NARROWED, HALVED = (1.5, 1.15), 0.87
+# On a Zen 4, whose products take longer, so many in forward and dI, and in dW, but for one channel or filter; at any width the cost
+# times these; and what gathering adds to a vector of transformed cells. With them the choice of algorithms takes 1.03 of the best
+# time, by those above 1.06, of 490 layers drawn at random of 1 to 256 channels and filters.
+HALVED_NARROWED, HALVED, GATHERED = (1.5, 1.15), (0.8, 0.87), 8.0
 # Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
 BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
 # Cost of a copied border in dI: of a vector of products, which thin borders leave half empty, of a cell, and of each of its sides;
@@ -109,10 +109,11 @@ def winograd_cost(ask: Ask, design: Design) -> float:
     products = math.prod(k + m - 1 for k, m in zip(p.kernel, design.outputs, strict=True))
     channels, filters = sweep.channels, sweep.filters
     halved = ask.machine is not None and ask.machine.halved
-    factor = HALVED if halved else 1.0
+    grad = ask.direction == "weight_grad"
+    factor = HALVED[grad] if halved else 1.0
     if min(channels, filters) < NARROW:
-        factor *= HALVED_NARROWED[ask.direction == "weight_grad"] if halved and min(channels, filters) > 1 else NARROWED
-    if ask.direction == "weight_grad":
+        factor *= HALVED_NARROWED[grad] if halved and min(channels, filters) > 1 else NARROWED
+    if grad:
         blocks, tiles = _blocks(sweep, design, p, design.outputs)
         rows = -(-channels // s.register) * s.register
         panels, columns = -(-filters // lanes), -(-channels // lanes)
@@ -135,7 +136,8 @@ def winograd_cost(ask: Ask, design: Design) -> float:
     )
     dilated = separate(sweep, p)[2] > 1
     loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE and not halved else 1.0
-    return loaded * (factor * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep))
+    gathering = GATHERED * terms[1] if halved and gathered(sweep, s) else 0.0
+    return loaded * (factor * p.groups * products * (_total(WINOGRAD, ask, terms) + gathering) + _apart(ask, sweep))
 
 
 def _apart(ask: Ask, sweep: Sweep) -> float:
