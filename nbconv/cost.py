@@ -33,7 +33,7 @@ NARROW, NARROWED = 8, 4
 # On a Zen 4, whose products take longer, so many in forward and dI, and in dW, but for one channel or filter; at any width the cost
 # times these; and what gathering adds to a vector of transformed cells. With them the choice of algorithms takes 1.03 of the best
 # time, by those above 1.06, of 490 layers drawn at random of 1 to 256 channels and filters.
-HALVED_NARROWED, HALVED, GATHERED = (1.5, 1.15), (0.8, 0.87), 8.0
+HALVED_NARROWED, HALVED, GATHERED = (1.5, 1.15), (0.8, 0.87), 4.0
 # Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
 BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
 # Cost of a copied border in dI: of a vector of products, which thin borders leave half empty, of a cell, and of each of its sides;

@@ -66,6 +66,9 @@ HEAVY = 128 * 1024
 FRAME = 1 << 20
 # Channels and filters of a group from which a register tile is full enough.
 BROAD = 8
+# Vectors of filters up to which the model of panels' times holds, and dot products may beat them: beyond, 1x1 of 64 to 256 filters
+# would take up to 1.3 times as long.
+FITTED = 4
 # Bytes of a micro-kernel's sums in registers, in a weight gradient, for each of its taps.
 TAP = 64
 
@@ -138,14 +141,13 @@ def wide(ask: Ask) -> bool:
 
 def broad(ask: Ask) -> bool:
     """The same, and panels of filters so full that no dot products are faster."""
-    machine = ask.machine
+    p, machine = ask.problem, ask.machine
     if machine is None or not wide(ask):
         return False
-    if ask.tried or not few_taps(ask._replace(limits=DOTS)):
+    if ask.tried or p.filters > FITTED * ask.lanes * p.groups or not few_taps(ask._replace(limits=DOTS)):
         return True
     (panel,), (dot,) = panelled(ask), dotted(ask._replace(limits=DOTS))
-    batch = ask.problem.batch
-    return panels_time(panel.sweep, panel.schedule, machine, batch) < dots_time(dot.sweep, dot.schedule, machine, batch)
+    return panels_time(panel.sweep, panel.schedule, machine, p.batch) < dots_time(dot.sweep, dot.schedule, machine, p.batch)
 
 
 def one_output(ask: Ask) -> bool:
@@ -367,7 +369,9 @@ def panelled(ask: Ask) -> list[Design]:
     assert machine is not None
     sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes, 1)
     schedule = panels(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch)
-    return [Design(sweep, schedule, _split_bytes(ask, schedule), panel_cells(sweep, schedule) * ask.itemsize)]
+    fitted = sweep.filters <= FITTED * ask.lanes
+    cost = p.groups * panels_time(sweep, schedule, machine, p.batch) / unit(machine) if fitted else None
+    return [Design(sweep, schedule, _split_bytes(ask, schedule), panel_cells(sweep, schedule) * ask.itemsize, cost=cost)]
 
 
 def pointwise(ask: Ask) -> bool:
@@ -395,7 +399,8 @@ def dotted(ask: Ask) -> list[Design]:
     sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes, 1)
     schedule = dots(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch)
     schedule = dataclasses.replace(schedule, in_place=not sweep.folded and _pointwise(p))
-    return [Design(sweep, schedule, _split_bytes(ask, schedule), weight_grad_cells(sweep, schedule) * ask.itemsize)]
+    cost = p.groups * dots_time(sweep, schedule, machine, p.batch) / unit(machine)
+    return [Design(sweep, schedule, _split_bytes(ask, schedule), weight_grad_cells(sweep, schedule) * ask.itemsize, cost=cost)]
 
 
 def portable_grad(ask: Ask) -> list[Design]:
