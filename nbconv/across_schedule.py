@@ -1,5 +1,6 @@
 """Schedules for small planes of one filter each, whose vectors lie across planes."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -21,12 +22,12 @@ MANY = 49
 ALONG, TAP, CELL, PRODUCT = 2.0, 0.35, 4.5, 0.19
 # Bytes of a thread's scratch.
 MOST = 256 * 1024
-# Of a weight gradient, operations from which a layer is worth code of its own, of some 40 ms a micro-kernel. Nanoseconds, fitted to
-# 500 layers drawn at random on a Zen 4, in AVX-512 and AVX2 code alike: of a product over those of `grad_schedule`, of what it
-# waits where sums are too few to hide its latency; of a byte that is transposed, and that is added to the sums of a group; of a
-# piece of a row for a row of taps; of a call. By them the choice takes 1.02 of the time of the better kernel, of which without this
-# one it took 1.77.
-LEAST = 200_000
+# Of a weight gradient, operations from which a layer is worth code of its own, of some 40 ms a micro-kernel; pairs of taps and
+# outputs of a row up to which plans are made in some milliseconds. Nanoseconds, fitted to 500 layers drawn at random on a Zen 4, in
+# AVX-512 and AVX2 code alike: of a product over those of `grad_schedule`, of what it waits where sums are too few to hide its
+# latency; of a byte that is transposed, and that is added to the sums of a group; of a piece of a row for a row of taps; of a call.
+# By them the choice takes 1.02 of the time of the better kernel, of which without this one it took 1.77.
+LEAST, LONGEST = 200_000, 50_000
 GRAD_PRODUCT, WAITING, LATENCY, TRANSPOSED, ADDED, PIECE, CALL = 1.12, 0.18, 8, 0.034, 0.024, 0.5, 2_000.0
 
 
@@ -75,12 +76,13 @@ def bands(problem: ConvProblem, outputs: int) -> list[Band]:
     row, line = math.prod(p.out[axis + 1 :]), math.prod(p.size[axis + 1 :])
     found = []
     for first in range(0, p.out[axis], outputs // row):
-        count = min(outputs // row, p.out[axis] - first)
-        read = [cell for pairs in sums_of("weight_grad", p, axis) for o, cell in pairs if first <= o < first + count] or [0]
-        found.append(Band(first * row, count * row, min(read) * line, (max(read) - min(read) + 1) * line))
+        reading = sums_of("forward", p, axis)[first : first + outputs // row]
+        read = [cell for pairs in reading for _, cell in pairs] or [0]
+        found.append(Band(first * row, len(reading) * row, min(read) * line, (max(read) - min(read) + 1) * line))
     return found
 
 
+@functools.lru_cache(maxsize=16)
 def pieces_of(problem: ConvProblem, schedule: Schedule) -> list[tuple[int, list[Piece]]]:
     """The taps of a row in parts whose sums registers hold: the first tap of each part, and its pieces of rows."""
     assert schedule.taps is not None
@@ -131,10 +133,14 @@ def across_grad(problem: ConvProblem, itemsize: int, limits: Limits, machine: Ma
 
 def grad_fits(problem: ConvProblem, schedule: Schedule, itemsize: int) -> bool:
     """Whether there is enough to compute, tables are short, code is little, and scratch is small."""
-    p, found = problem, pieces_of(problem, schedule)
+    p = problem
+    deep, high, long = (k * max(pair) for k, *pair in zip(p.kernel, p.size, p.out, strict=True))
+    if p.flops < LEAST or deep * high > TABLED or long > LONGEST:
+        return False
+    found = pieces_of(p, schedule)
     code = sum(sum(map(len, piece.pairs)) for _, some in found for piece in some) * schedule.register
     rows = math.prod(k * o for k, o in zip(p.kernel[:2], p.out[:2], strict=True)) * sum(len(some) for _, some in found)
-    return p.flops >= LEAST and code <= ROW and rows <= TABLED and grad_cells(p, schedule) * itemsize <= 4 * MOST
+    return code <= ROW and rows <= TABLED and grad_cells(p, schedule) * itemsize <= 4 * MOST
 
 
 def grad_time(problem: ConvProblem, schedule: Schedule, machine: Machine) -> float:

@@ -29,6 +29,10 @@ ALONG, PHASED = (0.174, 2.7, 3.0, 6.1, 14_000.0), 1.25
 # Nanoseconds of a unit of the cost model, by which other algorithms are chosen, for three taps on an axis; by how much it grows for
 # few filters and falls with taps. Of 420 layers the choice takes 1.03 of the best time, which is 0.76 of that without this kernel.
 UNIT, NARROW, TAPS = 0.22, 3.6, 0.26
+# On a Zen 4, times those: of products across filters and along rows, of packed weights, and of a unit; then of reading a vector of
+# weights that fit. Of 210 layers drawn at random the choice takes 1.01 of the better of the two, and 1.03 of the best of all;
+# without them 1.04 and 1.04.
+HALVED = 1.5, 1.65, 0.5, 1.4, 0.3
 
 
 def results_of(problem: ConvProblem, direction: str) -> Triple:
@@ -91,31 +95,34 @@ def cost(sweep: Sweep, schedule: Schedule, problem: ConvProblem, direction: str,
     weights = blocks * schedule.vectors * sweep.channels * math.prod(problem.kernel)
     results = problem.batch * blocks * schedule.vectors * rows * width
     product, waiting, row, packing, result, far = ACROSS
+    slower, _, quicker, *_ = HALVED if machine.halved else (1.0,) * 4
     reads = calls * schedule.vectors * sweep.channels * deep * high * problem.kernel[2]
     cache = machine.cache or UNKNOWN
     packed = weights * machine.vector
     near = packed <= blocks * cache // 2
     return (
-        products * (product + waiting * (1 - sums / LATENCY))
+        products * (product * slower + waiting * (1 - sums / LATENCY))
         + calls * sweep.channels * rows * row
-        + weights * packing[(packed > cache) + (packed > HEAVY * cache)]
+        + quicker * weights * packing[(packed > cache) + (packed > HEAVY * cache)]
         + results * result
-        + reads * (0.0 if near else far)
+        + reads * (HALVED[4] * machine.halved if near else far)
     )
 
 
-def unit(sweep: Sweep, problem: ConvProblem) -> float:
+def unit(sweep: Sweep, problem: ConvProblem, machine: Machine) -> float:
     """Nanoseconds of a unit of other algorithms' costs."""
-    return UNIT * math.exp(NARROW / max(1, sweep.filters)) * math.pow(3 / max(problem.kernel), TAPS)
+    wider = HALVED[3] if machine.halved else 1.0
+    return wider * UNIT * math.exp(NARROW / max(1, sweep.filters)) * math.pow(3 / max(problem.kernel), TAPS)
 
 
-def along(sweep: Sweep, schedule: Schedule, problem: ConvProblem, phases: int) -> float:
+def along(sweep: Sweep, schedule: Schedule, problem: ConvProblem, phases: int, machine: Machine) -> float:
     """Nanoseconds of vectors along rows: those of a design of `outer`, with so many phases of dI."""
     tiles = problem.groups * math.prod(-(-out // tile) for out, tile in zip(sweep.out, schedule.tile, strict=True))
     tiles *= 1 if sweep.folded else problem.batch
     vectors = tiles * sum_cells(sweep, dataclasses.replace(schedule, filters=1)) // schedule.lanes
     staged = tiles * sweep.channels * math.prod(sweep.extents(schedule)) * math.prod(sweep.slots(schedule)) // schedule.lanes
     product, cell, result, weight, call = ALONG
+    product *= HALVED[1] if machine.halved else 1.0
     total = (
         vectors * sweep.filters * (sweep.channels * math.prod(problem.kernel) * product + phases * result)
         + staged * cell

@@ -232,9 +232,9 @@ def small_images(ask: Ask) -> bool:
     # the choice may change the order of sums, so it is made as for one thread
     (broadcast,), (along,) = clipped(ask), tiled(ask._replace(machine=machine._replace(threads=1)))
     phases = math.prod(p.stride) if ask.direction == "input_grad" else 1
-    price = clipped_schedule.along(along.sweep, along.schedule, p, phases) / clipped_schedule.unit(broadcast.sweep, p)
+    time = clipped_schedule.along(along.sweep, along.schedule, p, phases, machine)
     assert broadcast.cost is not None
-    return broadcast.cost < (math.inf if ask.tried else price)
+    return broadcast.cost < (math.inf if ask.tried else time / clipped_schedule.unit(broadcast.sweep, p, machine))
 
 
 def clipped(ask: Ask) -> list[Design]:
@@ -247,7 +247,7 @@ def clipped(ask: Ask) -> list[Design]:
     packed = blocks * schedule.register * sweep.channels * math.prod(p.kernel) * ask.itemsize
     thread = clipped_schedule.scratch_cells(p, ask.direction, schedule, False) * ask.itemsize
     nanoseconds = clipped_schedule.cost(sweep, schedule, p, ask.direction, machine)
-    return [Design(sweep, schedule, packed, thread, cost=nanoseconds / clipped_schedule.unit(sweep, p))]
+    return [Design(sweep, schedule, packed, thread, cost=nanoseconds / clipped_schedule.unit(sweep, p, machine))]
 
 
 def _framed(ask: Ask) -> bool:

@@ -73,12 +73,15 @@ class Piece(NamedTuple):
 
 def pieces(taps: Pairs, outputs: int, length: int) -> list[Piece]:
     """The rows of so many outputs in pieces of a length, for a weight gradient of some taps of a row."""
+    cut: list[Pairs] = [[[] for _ in taps] for _ in range(0, outputs, length)]
+    for tap, pairs in enumerate(taps):
+        for o, cell in pairs:
+            cut[o // length][tap].append((o % length, cell))
     alike: dict[Any, list[tuple[int, int]]] = {}
-    for first in range(0, outputs, length):
-        inside = [[(o - first, cell) for o, cell in pairs if first <= o < first + length] for pairs in taps]
-        begin = min((cell for pairs in inside for _, cell in pairs), default=0)
-        pattern = tuple(tuple((o, cell - begin) for o, cell in pairs) for pairs in inside)
-        alike.setdefault(pattern, []).append((first, begin))
+    for i, some in enumerate(cut):
+        begin = min((cell for pairs in some for _, cell in pairs), default=0)
+        pattern = tuple(tuple((o, cell - begin) for o, cell in pairs) for pairs in some)
+        alike.setdefault(pattern, []).append((i * length, begin))
     return [Piece(places, [list(pairs) for pairs in pattern]) for pattern, places in alike.items() if any(pattern)]
 
 
