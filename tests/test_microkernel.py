@@ -20,6 +20,7 @@ from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
 from nbconv.packing import packed
 from nbconv.phases import border_slabs, interior
 from nbconv.schedule import OUTER, Sweep
+from nbconv.sums import parts, sums_of
 from nbconv.winograd_schedule import choices
 
 pytestmark = pytest.mark.usefixtures("first_calls")
@@ -208,6 +209,22 @@ def test_code_across_planes_keeps_its_sums(name, itemsize, monkeypatch):
         full = [loop for loop in loops if len(re.findall(FUSED[name], loop)) == fmas("across", shape)]
         assert full, shape
         assert not any(re.search(SPILL[name], loop) for loop in full), shape
+
+
+@pytest.mark.parametrize("cpu", ["znver4", "znver5", "rocketlake", "sapphirerapids"])
+def test_code_is_alike_on_all_machines_of_a_family(cpu):
+    """Rows of 7x7 with stride 2, which LLVM's own order of instructions for a Zen 4 spills."""
+    p = nbconv.ConvProblem.make((1, 3, 224, 224), (64, 3, 7, 7), stride=2, padding=3)
+    machine = AVX512._replace(cpu=cpu, tune=AVX512.cpu)
+    for shape in {part.shape for part in parts(sums_of("forward", p, 2), 14, 1, 4, 2, "", machine)}:
+        loops = inner_loops(assembly_of("across", 4, machine, *shape))
+        full = [loop for loop in loops if len(re.findall(FUSED["avx512"], loop)) == fmas("across", shape)]
+        assert full
+        assert not any(re.search(SPILL["avx512"], loop) for loop in full)
+
+
+def test_this_machine_is_of_a_family():
+    assert host().tune in {machine.cpu for machine in MACHINES.values()}
 
 
 @pytest.mark.parametrize("activated", [False, True])
