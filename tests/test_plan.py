@@ -10,7 +10,7 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import dispatch
+from nbconv import dispatch, schedule
 from nbconv.dispatch import DIRECTIONS
 from nbconv.kernels.cpu.machine import AVX2, AVX512, host
 
@@ -207,3 +207,14 @@ def test_an_algorithm_that_is_asked_for_takes_what_it_needs():
     assert stated > dispatch.WORKSPACE * host().threads > 2 * x.nbytes
     got = nbconv.conv2d(x, w, algorithm="fft", **options)
     np.testing.assert_allclose(got, nbconv.conv2d(x, w, algorithm="direct", **options), atol=1e-4)
+
+
+def test_blocks_of_filters_are_shared_evenly():
+    """Among threads, where they are few; but not for the sake of a few cells that are staged once more."""
+    p = nbconv.ConvProblem.make((4, 320, 7, 7), (1280, 320, 1, 1))
+    for threads, blocks in ((1, 3), (2, 4), (3, 3), (4, 4)):
+        plan = dispatch.select("forward", p, np.dtype("float32"), AVX512._replace(threads=threads))
+        assert -(-p.filters // plan.schedule.filters) == blocks
+    assert schedule.shared_evenly(1, 3, 2, 5) == 2
+    assert schedule.shared_evenly(1, 5, 2, 5) == 1
+    assert schedule.shared_evenly(1, 3, 2, 1) == 1
