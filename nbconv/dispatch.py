@@ -162,8 +162,7 @@ _CLIPPED = "taps end where small images do, and cells are broadcast over filters
 _ANY = "the portable loop serves every dtype"
 _FEWER = "short filters need fewer products"
 
-# The first row of "direct" that takes a problem computes it, or one of another algorithm, if that costs less. Weights that
-# "clipped" packs may exceed a limit on the workspace that the next row keeps.
+# The first row of "direct" that takes a problem computes it, or one of another algorithm, if that costs less.
 TABLE = (
     Row("winograd", "cpu", _FORWARD, "winograd", "f", TILES, families.short_filters, families.winograd, _FEWER),
     Row(
@@ -195,6 +194,8 @@ TABLE = (
     Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, families.portable_grad, _ANY),
 )
 PORTABLE = ("direct", "direct_weight_grad", "fft")
+# Kernels that need more workspace than a later row of the table: where a limit forbids it, that one computes.
+ROOMY = ("across", "across_grad", "clipped")
 # Kernels that compute what they take faster than any other algorithm, at least in one run.
 SPECIAL = ("across", "depthwise", "depthwise_grad", "matrix")
 # Workspace of other algorithms that "auto" never exceeds: this many bytes a thread, this many times those of a kernel's cells, or
@@ -314,7 +315,7 @@ def by_rule(
             ask = Ask(direction, problem, acc, row.limits, machine, room)
             if row.algorithm == algorithm and _serves(row, ask):
                 found += [(cost(algorithm, ask, design), row, design) for design in row.make(ask)]
-                if algorithm == "direct" and (row.name != "clipped" or wish.workspace_limit is None):
+                if algorithm == "direct" and (row.name not in ROOMY or wish.workspace_limit is None):
                     break
         return found
 

@@ -199,3 +199,15 @@ def test_shapes_decide_on_weight_grad(groups, each, size, taps, options, kernel)
     )
     for dtype in "float32", "float64":
         assert dispatch.select("weight_grad", p, np.dtype(dtype), AVX512, dispatch.Wish("direct")).kernel == kernel, dtype
+
+
+@pytest.mark.parametrize(
+    ("direction", "kernel", "limit"), [("forward", "depthwise", 20_000), ("weight_grad", "depthwise_grad", 80_000)]
+)
+def test_where_scratch_is_limited_rows_are_computed(direction, kernel, limit):
+    """Planes in place need none."""
+    shapes, options = ((4, 384, 14, 14), (384, 1, 7, 7)), {"padding": 3, "groups": 384}
+    assert nbconv.plan(direction, *shapes, **options).kernel in ("across", "across_grad", kernel)
+    plan = nbconv.plan(direction, *shapes, **options, workspace_limit=limit)
+    assert plan.kernel == kernel
+    assert plan.shared_bytes + host().threads * plan.thread_bytes <= limit
