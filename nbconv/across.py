@@ -1,5 +1,6 @@
 """Carries a plan for small planes of one filter each out on the CPU, by lists of what each output sums."""
 
+import bisect
 import functools
 import itertools
 import math
@@ -72,6 +73,13 @@ class _Grad(NamedTuple):
     cells: int
 
 
+def _within(pairs: list[tuple[int, int]], part: slice) -> list[tuple[int, int]]:
+    """The pairs, in order, whose first number lies in a part of an axis; all of them without one."""
+    if part.stop is None:
+        return pairs
+    return pairs[bisect.bisect_left(pairs, (part.start,)) : bisect.bisect_left(pairs, (part.stop,))]
+
+
 @functools.lru_cache(maxsize=512)
 def _prepare_grad(plan: Plan) -> _Grad:
     machine, s, p = plan.machine, plan.schedule, plan.problem
@@ -79,22 +87,24 @@ def _prepare_grad(plan: Plan) -> _Grad:
     vector, at = machine.vector, functools.partial(kernel_address, machine, machine.vector // s.lanes)
     deep, high = (sums_of("weight_grad", p, axis) for axis in range(2))
     taps = [(slices, lines) for slices in deep for lines in high]
+    by_rows = p.out[1] > 1
     micro, table, listed = [at("pack", 2), at("pack", 1)], [], []
     found = bands(p, s.window)
     for band in found:
-        begin, inside = len(micro), range(band.dy_first, band.dy_first + band.dy_cells)
+        begin, row = len(micro), p.out[2] if by_rows else 1
+        part = slice(None) if len(found) == 1 else slice(band.dy_first // row, (band.dy_first + band.dy_cells) // row)
         for first, some in pieces_of(p, s):
             for kind, piece in enumerate(some):
                 address = at("across", *shape_of(piece.pairs, s.register, vector, 1, "", machine))
                 micro += address, (kind * s.channels * math.prod(p.kernel) + first) * vector, len(table) * INTEGER.itemsize
+                columns = piece.places if by_rows else _within(piece.places, part)
                 for slices, lines in taps:
-                    met = [
-                        ((d * p.out[1] + o) * p.out[2] + a, (i * p.size[1] + row) * p.size[2] + b)
+                    places = [
+                        ((d * p.out[1] + o) * p.out[2] + a - band.dy_first, (i * p.size[1] + line) * p.size[2] + b - band.x_first)
                         for d, i in slices
-                        for o, row in lines
-                        for a, b in piece.places
+                        for o, line in (_within(lines, part) if by_rows else lines)
+                        for a, b in columns
                     ]
-                    places = [(dy - band.dy_first, x - band.x_first) for dy, x in met if dy in inside]
                     table += len(places), *(vector * cell for place in places for cell in place)
         listed.append((band.x_first, band.x_cells, band.dy_first, band.dy_cells, begin, len(micro)))
     most = max(band.x_cells for band in found), max(band.dy_cells for band in found)

@@ -23,11 +23,11 @@ ALONG, TAP, CELL, PRODUCT = 2.0, 0.35, 4.5, 0.19
 # Bytes of a thread's scratch.
 MOST = 256 * 1024
 # Of a weight gradient, operations from which a layer is worth code of its own, of some 40 ms a micro-kernel; pairs of taps and
-# outputs of a row up to which plans are made in some milliseconds. Nanoseconds, fitted to 500 layers drawn at random on a Zen 4, in
-# AVX-512 and AVX2 code alike: of a product over those of `grad_schedule`, of what it waits where sums are too few to hide its
-# latency; of a byte that is transposed, and that is added to the sums of a group; of a piece of a row for a row of taps; of a call.
-# By them the choice takes 1.02 of the time of the better kernel, of which without this one it took 1.77.
-LEAST, LONGEST = 200_000, 50_000
+# outputs of a row, and entries of tables, up to which plans are made in some 100 ms. Nanoseconds, fitted to 500 layers drawn at
+# random on a Zen 4, in AVX-512 and AVX2 code alike: of a product over those of `grad_schedule`, of what it waits where sums are too
+# few to hide its latency; of a byte that is transposed, and that is added to the sums of a group; of a piece of a row for a row of
+# taps; of a call. By them the choice takes 1.02 of the time of the better kernel, of which without this one it took 1.77.
+LEAST, LONGEST, LISTED = 200_000, 50_000, 100_000
 GRAD_PRODUCT, WAITING, LATENCY, TRANSPOSED, ADDED, PIECE, CALL = 1.12, 0.18, 8, 0.034, 0.024, 0.5, 2_000.0
 
 
@@ -77,8 +77,9 @@ def bands(problem: ConvProblem, outputs: int) -> list[Band]:
     found = []
     for first in range(0, p.out[axis], outputs // row):
         reading = sums_of("forward", p, axis)[first : first + outputs // row]
-        read = [cell for pairs in reading for _, cell in pairs] or [0]
-        found.append(Band(first * row, len(reading) * row, min(read) * line, (max(read) - min(read) + 1) * line))
+        read = [cell for pairs in reading for _, cell in pairs]
+        begin, end = (min(read), max(read) + 1) if read else (0, 0)
+        found.append(Band(first * row, len(reading) * row, begin * line, (end - begin) * line))
     return found
 
 
@@ -140,24 +141,29 @@ def grad_fits(problem: ConvProblem, schedule: Schedule, itemsize: int) -> bool:
     found = pieces_of(p, schedule)
     code = sum(sum(map(len, piece.pairs)) for _, some in found for piece in some) * schedule.register
     rows = math.prod(k * o for k, o in zip(p.kernel[:2], p.out[:2], strict=True)) * sum(len(some) for _, some in found)
-    return code <= ROW and rows <= TABLED and grad_cells(p, schedule) * itemsize <= 4 * MOST
+    return code <= ROW and rows <= TABLED and _met(p, schedule) <= LISTED and grad_cells(p, schedule) * itemsize <= 4 * MOST
+
+
+def _met(problem: ConvProblem, schedule: Schedule) -> int:
+    """Pieces of rows, for each row of taps that reads one: the tables' entries."""
+    deep, high = (sum(map(len, sums_of("weight_grad", problem, axis))) for axis in range(2))
+    return deep * high * sum(len(piece.places) for _, some in pieces_of(problem, schedule) for piece in some)
 
 
 def grad_time(problem: ConvProblem, schedule: Schedule, machine: Machine) -> float:
     """Nanoseconds of `across_grad`."""
-    p, s, found = problem, schedule, pieces_of(problem, schedule)
+    p, s = problem, schedule
     filters, taps, listed = p.filters // p.groups, math.prod(p.kernel), bands(problem, schedule.window)
-    deep, high, wide = (sum(map(len, sums_of("weight_grad", p, axis))) for axis in range(3))
+    products = math.prod(sum(map(len, sums_of("weight_grad", p, axis))) for axis in range(3))
     assert s.taps is not None
     pairs = p.batch * filters * s.channels
     waiting = max(0.0, 1 - s.register * s.taps[2] / LATENCY) * WAITING * (not machine.halved)
     staged = s.channels * -(-filters // s.filters) * sum(band.x_cells for band in listed) + filters * math.prod(p.out)
     places = -(-p.batch // s.tile[0]) * len(listed)
     added = places * filters * (kinds_of(p, s) + 2) * s.channels * taps
-    met = pairs // s.register * deep * high * sum(len(piece.places) for _, some in found for piece in some)
     total = (
-        pairs * deep * high * wide * (GRAD_PRODUCT * product(machine) + waiting)
+        pairs * products * (GRAD_PRODUCT * product(machine) + waiting)
         + machine.vector * (TRANSPOSED * p.batch * staged + ADDED * added)
-        + PIECE * met
+        + PIECE * (pairs // s.register) * _met(p, s)
     )
     return -(-p.groups // s.lanes) * total + CALL

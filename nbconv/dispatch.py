@@ -409,6 +409,8 @@ def possible(
     room = _room(problem, acc, machine.threads)
     ask = Ask(direction, problem, acc, limits, machine, room, True)
     designs = row.make(ask) if _serves(row, ask) else []
+    if row.algorithm == "winograd" and _coarse(direction, problem, by_rule(direction, problem, dtype, None, Wish("direct")).kernel):
+        designs = []
     if row.algorithm == "direct":
         fitting = [design for design in designs if limits == row.limits or design.thread <= MOST_DIRECT]
     else:

@@ -34,7 +34,7 @@ def across_filters(monkeypatch):
 
 def across_groups(monkeypatch):
     """Let vectors of a weight gradient lie across groups wherever they can, whatever code and scratch it takes."""
-    for name in ("TABLED", "ROW", "LONGEST"):
+    for name in ("TABLED", "ROW", "LONGEST", "LISTED"):
         monkeypatch.setattr(across_schedule, name, 10**7)
     monkeypatch.setattr(across_schedule, "LEAST", 0)
     monkeypatch.setattr(families, "grad_time", lambda *asked: 0.0)
