@@ -352,11 +352,14 @@ def by_rule(
 
 
 def _coarse(direction: Direction, problem: ConvProblem, direct: str) -> bool:
-    """Whether the error of Winograd's algorithm is beyond 16 times that of a direct kernel.
+    """Whether the error of Winograd's algorithm is beyond 16 times that of a direct kernel, or is for nothing.
 
-    dW of 7x7 has 13 times the error of `panels`, and 25 times that of kernels which sum in the lanes of vectors.
+    dW of 7x7 has 13 times the error of `panels`, and 25 times that of kernels which sum in the lanes of vectors. Of one output no
+    products are shared.
     """
-    return direction == "weight_grad" and problem.kernel.count(7) > 1 and direct != "panels"
+    if direction != "weight_grad":
+        return False
+    return math.prod(problem.out) == 1 or (problem.kernel.count(7) > 1 and direct != "panels")
 
 
 def _unserved(algorithm: str, problem: ConvProblem, dtype: np.dtype[Any]) -> str:
