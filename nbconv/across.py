@@ -4,6 +4,7 @@ import bisect
 import functools
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,6 +74,11 @@ class _Grad(NamedTuple):
     cells: int
 
 
+def _words(values: Sequence[Any]) -> Array:
+    """Integers as a driver reads them."""
+    return np.array(values, np.intp)
+
+
 def _within(pairs: list[tuple[int, int]], part: slice) -> list[tuple[int, int]]:
     """The pairs, in order, whose first number lies in a part of an axis; all of them without one."""
     if part.stop is None:
@@ -88,8 +94,9 @@ def _prepare_grad(plan: Plan) -> _Grad:
     deep, high = (sums_of("weight_grad", p, axis) for axis in range(2))
     taps = [(slices, lines) for slices in deep for lines in high]
     by_rows = p.out[1] > 1
-    micro, table, listed = [at("pack", 2), at("pack", 1)], [], []
-    found = bands(p, s.window)
+    micro, found = [at("pack", 2), at("pack", 1)], bands(p, s.window)
+    table: list[int] = []
+    listed: list[tuple[int, ...]] = []
     for band in found:
         begin, row = len(micro), p.out[2] if by_rows else 1
         part = slice(None) if len(found) == 1 else slice(band.dy_first // row, (band.dy_first + band.dy_cells) // row)
@@ -109,8 +116,7 @@ def _prepare_grad(plan: Plan) -> _Grad:
         listed.append((band.x_first, band.x_cells, band.dy_first, band.dy_cells, begin, len(micro)))
     most = max(band.x_cells for band in found), max(band.dy_cells for band in found)
     numbers = p.groups, s.lanes, s.filters, s.tile[0], s.register, p.kernel[0] * p.kernel[1], p.kernel[2], kinds_of(p, s), *most
-    arrays = (np.array(values, np.intp) for values in (table, micro, listed, numbers))
-    return _Grad(*arrays, grad_cells(p, s))
+    return _Grad(_words(table), _words(micro), _words(listed), _words(numbers), grad_cells(p, s))
 
 
 @functools.cache
