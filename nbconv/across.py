@@ -1,4 +1,4 @@
-"""Carries a plan for small planes of one filter each out on the CPU, by lists of what each output sums."""
+"""Carries a plan for small planes of one filter each, and dW of small groups, out on the CPU, by lists of what each result sums."""
 
 import bisect
 import functools
@@ -79,10 +79,8 @@ def _words(values: Sequence[Any]) -> Array:
     return np.array(values, np.intp)
 
 
-def _within(pairs: list[tuple[int, int]], part: slice) -> list[tuple[int, int]]:
-    """The pairs, in order, whose first number lies in a part of an axis; all of them without one."""
-    if part.stop is None:
-        return pairs
+def _within(pairs: list[tuple[int, int]], part: range) -> list[tuple[int, int]]:
+    """The pairs, in order, whose first number lies in a part of an axis."""
     return pairs[bisect.bisect_left(pairs, (part.start,)) : bisect.bisect_left(pairs, (part.stop,))]
 
 
@@ -99,7 +97,7 @@ def _prepare_grad(plan: Plan) -> _Grad:
     listed: list[tuple[int, ...]] = []
     for band in found:
         begin, row = len(micro), p.out[2] if by_rows else 1
-        part = slice(None) if len(found) == 1 else slice(band.dy_first // row, (band.dy_first + band.dy_cells) // row)
+        part = range(band.dy_first // row, (band.dy_first + band.dy_cells) // row)
         for first, some in pieces_of(p, s):
             for kind, piece in enumerate(some):
                 address = at("across", *shape_of(piece.pairs, s.register, vector, 1, "", machine))

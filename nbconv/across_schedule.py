@@ -1,4 +1,4 @@
-"""Schedules for small planes of one filter each, whose vectors lie across planes."""
+"""Schedules for small planes of one filter each, and for dW of small groups, whose vectors lie across planes."""
 
 import functools
 import math
@@ -20,8 +20,9 @@ MANY = 49
 # cells that is transposed, and of a product. With these the kernel across planes is taken where it takes 0.12 (9x9 on 7x7) to 0.9
 # of the time; on 14x14 3x3 would take 1.6 times as long, 5x5 1.1.
 ALONG, TAP, CELL, PRODUCT = 2.0, 0.35, 4.5, 0.19
-# Bytes of a thread's scratch.
-MOST = 256 * 1024
+# Bytes of a thread's scratch, and of a weight gradient's: its sums and what is transposed stay within MOST each, but one plane's or
+# one row's, and one filter's sums, may be more.
+MOST, GRAD_MOST = 256 * 1024, 1 << 20
 # Of a weight gradient, operations from which a layer is worth code of its own, of some 40 ms a micro-kernel; pairs of taps and
 # outputs of a row, and entries of tables, up to which plans are made in some 100 ms. Nanoseconds, fitted to 500 layers drawn at
 # random on a Zen 4, in AVX-512 and AVX2 code alike: of a product over those of `grad_schedule`, of what it waits where sums are too
@@ -141,7 +142,7 @@ def grad_fits(problem: ConvProblem, schedule: Schedule, itemsize: int) -> bool:
     found = pieces_of(p, schedule)
     code = sum(sum(map(len, piece.pairs)) for _, some in found for piece in some) * schedule.register
     rows = math.prod(k * o for k, o in zip(p.kernel[:2], p.out[:2], strict=True)) * sum(len(some) for _, some in found)
-    return code <= ROW and rows <= TABLED and _met(p, schedule) <= LISTED and grad_cells(p, schedule) * itemsize <= 4 * MOST
+    return code <= ROW and rows <= TABLED and _met(p, schedule) <= LISTED and grad_cells(p, schedule) * itemsize <= GRAD_MOST
 
 
 def _met(problem: ConvProblem, schedule: Schedule) -> int:

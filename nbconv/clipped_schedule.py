@@ -17,22 +17,23 @@ ALONE = 8
 LEAST = 1_000_000
 # Bytes of a thread's results; of second-level cache where the machine's is not known.
 MOST, UNKNOWN = 256 * 1024, 256 * 1024
-# Nanoseconds on a Granite Rapids, fitted to 404 layers drawn at random. Across filters: of a product, and what it waits where
-# sums are too few to hide its latency; of a row of results in each channel; of a vector of weights that is packed, within second-
-# level cache, beyond it, or beyond HEAVY times as much (54 MB: 3x3x3 of 512 channels in float64); of storing one of results; of
-# reading one of weights where a block of them exceeds half of that cache. Along rows: of a product, a staged vector, a vector of
-# sums, one of packed weights, and of a call; then what phases of dI, stored together, take over others. What the model chooses
-# takes 1.01 of the time of the better one of the two.
-HEAVY = 16
-LATENCY, ACROSS = 8, (0.174, 0.24, 1.6, (5.5, 8.1, 21.0), 5.2, 1.3)
-ALONG, PHASED = (0.174, 2.7, 3.0, 6.1, 14_000.0), 1.25
+# Nanoseconds on a Granite Rapids, fitted to 404 layers drawn at random, and on a Zen 4, to 210. Across filters: of a product, and
+# what it waits where sums are too few to hide its latency; of a row of results in each channel; of a vector of weights that is
+# packed, within second-level cache, beyond it, or beyond HEAVY times as much (54 MB: 3x3x3 of 512 channels in float64); of storing
+# one of results; of reading one of weights, and where a block of them exceeds half of that cache. What the model chooses takes 1.01
+# of the time of the better one of the two, on both.
+HEAVY, LATENCY = 16, 8
+ACROSS = (
+    (0.174, 0.24, 1.6, (5.5, 8.1, 21.0), 5.2, (0.0, 1.3)),
+    (0.261, 0.24, 1.6, (2.75, 4.05, 10.5), 5.2, (0.3, 1.3)),
+)
+# Along rows: of a product, a staged vector, a vector of sums, one of packed weights, and of a call; then what phases of dI, stored
+# together, take over others.
+ALONG, PHASED = ((0.174, 2.7, 3.0, 6.1, 14_000.0), (0.287, 2.7, 3.0, 6.1, 14_000.0)), 1.25
 # Nanoseconds of a unit of the cost model, by which other algorithms are chosen, for three taps on an axis; by how much it grows for
-# few filters and falls with taps. Of 420 layers the choice takes 1.03 of the best time, which is 0.76 of that without this kernel.
-UNIT, NARROW, TAPS = 0.22, 3.6, 0.26
-# On a Zen 4, times those: of products across filters and along rows, of packed weights, and of a unit; then of reading a vector of
-# weights that fit. Of 210 layers drawn at random the choice takes 1.01 of the better of the two, and 1.03 of the best of all;
-# without them 1.04 and 1.04.
-HALVED = 1.5, 1.65, 0.5, 1.4, 0.3
+# few filters and falls with taps. Of 420 layers the choice takes 1.03 of the best time, which is 0.76 of that without this kernel;
+# of the 210 on a Zen 4 1.03, too.
+UNIT, NARROW, TAPS = (0.22, 0.308), 3.6, 0.26
 
 
 def results_of(problem: ConvProblem, direction: str) -> Triple:
@@ -94,25 +95,23 @@ def cost(sweep: Sweep, schedule: Schedule, problem: ConvProblem, direction: str,
     products = problem.batch * blocks * schedule.vectors * sweep.channels * deep * high * wide
     weights = blocks * schedule.vectors * sweep.channels * math.prod(problem.kernel)
     results = problem.batch * blocks * schedule.vectors * rows * width
-    product, waiting, row, packing, result, far = ACROSS
-    slower, _, quicker, *_ = HALVED if machine.halved else (1.0,) * 4
+    product, waiting, row, packing, result, reading = ACROSS[machine.halved]
     reads = calls * schedule.vectors * sweep.channels * deep * high * problem.kernel[2]
     cache = machine.cache or UNKNOWN
     packed = weights * machine.vector
-    near = packed <= blocks * cache // 2
+    far = packed > blocks * cache // 2
     return (
-        products * (product * slower + waiting * (1 - sums / LATENCY))
+        products * (product + waiting * (1 - sums / LATENCY))
         + calls * sweep.channels * rows * row
-        + quicker * weights * packing[(packed > cache) + (packed > HEAVY * cache)]
+        + weights * packing[(packed > cache) + (packed > HEAVY * cache)]
         + results * result
-        + reads * (HALVED[4] * machine.halved if near else far)
+        + reads * reading[far]
     )
 
 
 def unit(sweep: Sweep, problem: ConvProblem, machine: Machine) -> float:
     """Nanoseconds of a unit of other algorithms' costs."""
-    wider = HALVED[3] if machine.halved else 1.0
-    return wider * UNIT * math.exp(NARROW / max(1, sweep.filters)) * math.pow(3 / max(problem.kernel), TAPS)
+    return UNIT[machine.halved] * math.exp(NARROW / max(1, sweep.filters)) * math.pow(3 / max(problem.kernel), TAPS)
 
 
 def along(sweep: Sweep, schedule: Schedule, problem: ConvProblem, phases: int, machine: Machine) -> float:
@@ -121,8 +120,7 @@ def along(sweep: Sweep, schedule: Schedule, problem: ConvProblem, phases: int, m
     tiles *= 1 if sweep.folded else problem.batch
     vectors = tiles * sum_cells(sweep, dataclasses.replace(schedule, filters=1)) // schedule.lanes
     staged = tiles * sweep.channels * math.prod(sweep.extents(schedule)) * math.prod(sweep.slots(schedule)) // schedule.lanes
-    product, cell, result, weight, call = ALONG
-    product *= HALVED[1] if machine.halved else 1.0
+    product, cell, result, weight, call = ALONG[machine.halved]
     total = (
         vectors * sweep.filters * (sweep.channels * math.prod(problem.kernel) * product + phases * result)
         + staged * cell

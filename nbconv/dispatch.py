@@ -328,8 +328,8 @@ def by_rule(
     elif row.name in SPECIAL and design.schedule.taps in (None, design.sweep.kernel):
         others = ()
     offers = list(itertools.chain(*map(designs, others)))
-    if wish.algorithm == "auto" and _coarse(direction, problem, row.name):
-        offers = [offer for offer in offers if offer[1].algorithm != "winograd"]
+    if wish.algorithm == "auto":
+        offers = [offer for offer in offers if not _coarse(direction, problem, row.name, offer[2].outputs)]
     fitting = [offer for offer in offers if bytes_of(offer[2]) <= room]
     if wish.algorithm in others:
         if not offers:
@@ -351,15 +351,16 @@ def by_rule(
     return _plan(direction, problem, dtype, machine, row, row.limits, design)
 
 
-def _coarse(direction: Direction, problem: ConvProblem, direct: str) -> bool:
-    """Whether the error of Winograd's algorithm is beyond 16 times that of a direct kernel, or is for nothing.
+def _coarse(direction: Direction, problem: ConvProblem, direct: str, outputs: Triple) -> bool:
+    """Whether the error of a tile of Winograd's algorithm is beyond 16 times that of the direct kernel.
 
-    dW of 7x7 has 13 times the error of `panels`, and 25 times that of kernels which sum in the lanes of vectors. Of one output no
-    products are shared.
+    dW of 7x7 has 13 times the error of `panels`, and 25 times that of kernels which sum in the lanes of vectors; by a tile larger
+    than the plane of outputs, whose few products sum to within some bits, dW of 5x5 has up to 50 times.
     """
-    if direction != "weight_grad":
+    if direction != "weight_grad" or outputs == ONES:
         return False
-    return math.prod(problem.out) == 1 or (problem.kernel.count(7) > 1 and direct != "panels")
+    larger = any(m > out for m, out in zip(outputs, problem.out, strict=True))
+    return larger or (problem.kernel.count(7) > 1 and direct != "panels")
 
 
 def _unserved(algorithm: str, problem: ConvProblem, dtype: np.dtype[Any]) -> str:
@@ -412,8 +413,9 @@ def possible(
     room = _room(problem, acc, machine.threads)
     ask = Ask(direction, problem, acc, limits, machine, room, True)
     designs = row.make(ask) if _serves(row, ask) else []
-    if row.algorithm == "winograd" and _coarse(direction, problem, by_rule(direction, problem, dtype, None, Wish("direct")).kernel):
-        designs = []
+    if row.algorithm == "winograd" and designs:
+        direct = by_rule(direction, problem, dtype, None, Wish("direct")).kernel
+        designs = [design for design in designs if not _coarse(direction, problem, direct, design.outputs)]
     if row.algorithm == "direct":
         fitting = [design for design in designs if limits == row.limits or design.thread <= MOST_DIRECT]
     else:
