@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from .arrays import Array, accumulator
-from .depthwise_schedule import AROUND, framed, framed_cells, row_blocks, staged_border
+from .depthwise_schedule import AROUND, MERGING, framed, framed_cells, row_blocks, staged_border
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import depthwise, depthwise_grad, frame, transfer
@@ -60,7 +60,7 @@ def _kernel(
     if plan.direction == "weight_grad":
         return at("depthwise_grad", s.tile[1], *shape, columns[0])
     held = math.prod(taps) * sum(map(len, columns)) + s.tile[1] * s.vectors * len(columns)
-    hoisted = held + AROUND <= machine.registers
+    hoisted = held + AROUND + (MERGING if len(columns) > 1 else 0) <= machine.registers
     summed = ALONE if plan.sweep.channels == 1 else AT_ONCE if s.channels > 1 else IN_TURN
     return at("depthwise", s.tile[1], s.vectors, hoisted, *shape, columns, adds, summed, formula)
 

@@ -29,8 +29,8 @@ ROWS, LONG = 4, 24
 DENSE, STRIDED, VECTOR, SUM, PLANE = 1.6, 2.7, 0.7, 1.0, 7.0
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024
-# Registers beside sums and weights; and how many a machine has whose masks take none.
-AROUND, MANY = 4, 32
+# Registers beside sums and weights; those that merging phases of outputs takes more; and how many a machine has whose masks take none.
+AROUND, MERGING, MANY = 4, 5, 32
 
 
 def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int, plane: int) -> Schedule:

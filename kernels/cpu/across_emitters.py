@@ -80,7 +80,7 @@ def across(
             _, _, _, *found = f.loop(count, [f.add(table, 8), x, weights, *found], pair)
             return [b.add(x, a["plane"]), b.add(weights, a["channel"]), *found]
 
-        nothing = [ir.Constant(f.vector, None)] * (images * len(sums) * vectors)
+        nothing = [f.zero] * (images * len(sums) * vectors)
         _, _, *found = f.loop(a["channels"], [a["x"], a["weights"], *nothing], channel)
         bias = [f.load(a["bias"], f.vector, v * vector) for v in numbers]
         for at, value in enumerate(found):

@@ -1,5 +1,6 @@
 """Shorthands over llvmlite's IR builder, shared by all emitters of micro-kernels."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,14 @@ WORD = ir.IntType(64)
 POINTER = ir.IntType(8).as_pointer()
 INDEX = ir.IntType(32)
 
+BITS = 64  # of a word
 WIDEST = 64  # bytes of a vector that is stored under a mask
+
+
+@functools.cache
+def fixed(kind: ir.Type, *values: int) -> ir.Constant:
+    """An integer, or a vector of integers: one object for each, for llvmlite writes out each object anew, which takes time."""
+    return ir.Constant(kind, list(values) if isinstance(kind, ir.VectorType) else values[0])
 
 
 class Function:
@@ -24,6 +32,9 @@ class Function:
         self.mask = ir.VectorType(ir.IntType(1), self.lanes)
         self.picks = ir.VectorType(INDEX, self.lanes)
         self.suffix = f"v{self.lanes}f{itemsize * 8}"
+        self.zero = ir.Constant(self.vector, None)
+        self.anything = ir.Constant(self.vector, ir.Undefined)
+        self.constants: dict[str, ir.Constant] = {}
         names = arguments.split()
         function = ir.Function(module, ir.FunctionType(ir.VoidType(), [WORD] * len(names)), name)
         for argument, label in zip(function.args, names, strict=True):
@@ -37,20 +48,18 @@ class Function:
         return self.module.globals.get(name) or ir.Function(self.module, kind, name)
 
     def word(self, value: int) -> ir.Constant:
-        return ir.Constant(WORD, value)
+        return fixed(WORD, value)
 
     def constant(self, value: float) -> ir.Constant:
         """A vector whose lanes are all `value`."""
-        return ir.Constant(self.vector, [value] * self.lanes)
+        return self.constants.setdefault(float(value).hex(), ir.Constant(self.vector, [value] * self.lanes))
 
     def add(self, base: Any, offset: int) -> Any:
         return self.builder.add(base, self.word(offset)) if offset else base
 
     def load(self, address: Any, kind: ir.Type, offset: int = 0) -> Any:
         """Load at a byte offset, aligned to no more than a scalar."""
-        pointer = self.builder.inttoptr(address, POINTER)
-        pointer = self.builder.gep(pointer, [self.word(offset)])
-        value = self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()))
+        value = self.builder.load(self.builder.inttoptr(self.add(address, offset), kind.as_pointer()))
         value.align = 8 if kind == WORD else 4 if kind == self.picks else self.itemsize
         return value
 
@@ -58,7 +67,7 @@ class Function:
         """The lanes of `mask`; zero in the others, whose memory is not touched."""
         kind = ir.FunctionType(self.vector, [POINTER, INDEX, mask.type, self.vector])
         function = self.intrinsic(f"llvm.masked.load.{self.suffix}.p0", kind)
-        size, zero = ir.Constant(INDEX, self.itemsize), ir.Constant(self.vector, None)
+        size, zero = fixed(INDEX, self.itemsize), self.zero
         return self.builder.call(function, [self.builder.inttoptr(address, POINTER), size, mask, zero])
 
     def vector_at(self, address: Any, number: int = 0, mask: Any = None) -> Any:
@@ -66,6 +75,16 @@ class Function:
         if mask is None:
             return self.load(address, self.vector, number * self.lanes * self.itemsize)
         return self.masked_load(self.add(address, number * self.lanes * self.itemsize), mask)
+
+    def bits_at(self, address: Any, mask: Any = None) -> Any:
+        """As `vector_at`, of integers, which LLVM shuffles by fewer instructions."""
+        kind = ir.VectorType(ir.IntType(8 * self.itemsize), self.lanes)
+        if mask is None:
+            return self.load(address, kind)
+        of = ir.FunctionType(kind, [POINTER, INDEX, mask.type, kind])
+        function = self.intrinsic(f"llvm.masked.load.v{self.lanes}i{8 * self.itemsize}.p0", of)
+        size, zero = fixed(INDEX, self.itemsize), ir.Constant(kind, None)
+        return self.builder.call(function, [self.builder.inttoptr(address, POINTER), size, mask, zero])
 
     def opaque(self, address: Any) -> Any:
         """The same address, of which the compiler knows nothing: it keeps no loads from it for later, which would spill."""
@@ -80,13 +99,13 @@ class Function:
     def prefetch(self, address: Any, level: int = 1) -> None:
         """Fetch a line into a cache of level 1 or 2; any address will do."""
         kind = ir.FunctionType(ir.VoidType(), [POINTER, INDEX, INDEX, INDEX])
-        arguments = [ir.Constant(INDEX, value) for value in (0, 4 - level, 1)]
+        arguments = [fixed(INDEX, value) for value in (0, 4 - level, 1)]
         self.builder.call(self.intrinsic("llvm.prefetch.p0", kind), [self.builder.inttoptr(address, POINTER), *arguments])
 
     def pointers(self, address: Any, step: Any) -> Any:
         """One pointer a lane, `step` bytes apart."""
         b, kind = self.builder, ir.VectorType(WORD, self.lanes)
-        lanes = ir.Constant(kind, list(range(self.lanes)))
+        lanes = fixed(kind, *range(self.lanes))
         addresses = b.add(self.splat(address, WORD), b.mul(lanes, self.splat(step, WORD)))
         return b.inttoptr(addresses, ir.VectorType(POINTER, self.lanes))
 
@@ -95,21 +114,22 @@ class Function:
         pointers = self.pointers(address, step)
         kind = ir.FunctionType(self.vector, [pointers.type, INDEX, mask.type, self.vector])
         function = self.intrinsic(f"llvm.masked.gather.{self.suffix}.v{self.lanes}p0", kind)
-        size, zero = ir.Constant(INDEX, self.itemsize), ir.Constant(self.vector, None)
+        size, zero = fixed(INDEX, self.itemsize), self.zero
         return self.builder.call(function, [pointers, size, mask, zero])
 
-    def store_first(self, value: Any, address: Any, count: Any) -> None:
-        """Store the first `count` lanes, which may be negative or more than there are; the memory of others is not touched.
+    def store_first(self, value: Any, address: Any, count: Any, first: int = 0) -> None:
+        """Store the lanes below `count`, numbered from `first` on, which may be all or none; the memory of others is not touched.
 
         Short vectors are stored whole or half by half: a masked store of AVX2 takes AMD 42 operations, whatever the mask.
         """
         b = self.builder
         if self.lanes * self.itemsize == WIDEST:
-            mask = self.below(count)
+            mask = self.below(count, first)
             kind = ir.FunctionType(ir.VoidType(), [self.vector, POINTER, INDEX, mask.type])
             function = self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", kind)
-            b.call(function, [value, b.inttoptr(address, POINTER), ir.Constant(INDEX, self.itemsize), mask])
+            b.call(function, [value, b.inttoptr(address, POINTER), fixed(INDEX, self.itemsize), mask])
             return
+        count = self.add(count, -first)
         whole, some, after = (b.append_basic_block(name) for name in ("whole", "some", "stored"))
         b.cbranch(b.icmp_signed(">=", count, self.word(self.lanes)), whole, some)
         b.position_at_end(whole)
@@ -120,7 +140,7 @@ class Function:
         width = self.lanes // 2
         while width:
             picks = ir.VectorType(INDEX, width)
-            low, high = (b.shuffle_vector(value, value, ir.Constant(picks, list(range(at, at + width)))) for at in (0, width))
+            low, high = (b.shuffle_vector(value, value, fixed(picks, *range(at, at + width))) for at in (0, width))
             beyond, before = self.add(address, width * self.itemsize), b.block
             half, following = b.append_basic_block("half"), b.append_basic_block("following")
             b.cbranch(b.icmp_signed("!=", b.and_(count, self.word(width)), self.word(0)), half, following)
@@ -137,19 +157,38 @@ class Function:
         b.branch(after)
         b.position_at_end(after)
 
-    def below(self, count: Any) -> Any:
-        """Mask of the lanes whose number is below `count`, which may be negative."""
-        numbers = ir.Constant(ir.VectorType(WORD, self.lanes), list(range(self.lanes)))
+    def ones(self, count: Any) -> Any:
+        """A word whose lowest `count` bits are set, which may be negative or more than there are."""
+        b = self.builder
+        count = b.select(b.icmp_signed(">", count, self.word(0)), count, self.word(0))
+        return b.select(b.icmp_signed("<", count, self.word(BITS)), b.sub(b.shl(self.word(1), count), self.word(1)), self.word(-1))
+
+    def lanes_of(self, word: Any, first: int) -> Any:
+        """Mask of the lanes whose bits, from `first` on, are set in a word."""
+        bits = self.builder.trunc(self.builder.lshr(word, self.word(first)), ir.IntType(self.lanes))
+        return self.builder.bitcast(bits, self.mask)
+
+    def below(self, count: Any, first: int = 0) -> Any:
+        """Mask of the lanes whose number is below `count`, which may be negative, where lanes are numbered from `first` on.
+
+        Wide vectors take it from a word that serves several of them: comparisons would take the time of as many products.
+        """
+        if self.lanes * self.itemsize == WIDEST:
+            begin = first // BITS * BITS
+            return self.lanes_of(self.ones(self.add(count, -begin)), first - begin)
+        count = self.add(count, -first)
+        numbers = fixed(ir.VectorType(WORD, self.lanes), *range(self.lanes))
         return self.builder.icmp_signed("<", numbers, self.splat(count, WORD))
 
     def store(self, value: Any, address: Any, offset: int = 0) -> None:
-        pointer = self.builder.gep(self.builder.inttoptr(address, POINTER), [self.word(offset)])
-        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer())).align = self.itemsize
+        pointer = self.builder.inttoptr(self.add(address, offset), value.type.as_pointer())
+        self.builder.store(value, pointer).align = self.itemsize
 
     def splat(self, value: Any, kind: ir.Type | None = None) -> Any:
-        b, kind = self.builder, ir.VectorType(kind or self.scalar, self.lanes)
-        first = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(INDEX, 0))
-        return b.shuffle_vector(first, first, ir.Constant(self.picks, [0] * self.lanes))
+        b = self.builder
+        anything = ir.Constant(ir.VectorType(kind, self.lanes), ir.Undefined) if kind else self.anything
+        first = b.insert_element(anything, value, fixed(INDEX, 0))
+        return b.shuffle_vector(first, first, fixed(self.picks, *[0] * self.lanes))
 
     def unmasked(self, inner: Any, compute: Callable[[bool], list[Any]]) -> list[Any]:
         """The values of `compute(masked)`: without masks where all cells lie `inner`, with wide vectors never.

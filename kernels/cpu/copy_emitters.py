@@ -4,7 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .builder import INDEX, WORD, Function
+from .builder import INDEX, WORD, Function, fixed
 from .formula import evaluate
 from .machine import LINE
 
@@ -73,7 +73,7 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
                 for base in bases:
                     parts[base] = []
                     for cell in range(base, base + stride * f.lanes, f.lanes):
-                        numbers = ir.Constant(kind, [cell + lane for lane in range(f.lanes)])
+                        numbers = fixed(kind, *[cell + lane for lane in range(f.lanes)])
                         mask = b.icmp_unsigned("<", b.add(first, numbers), count) if masked else None
                         parts[base].append(f.vector_at(f.add(source, cell * itemsize), 0, mask))
                 return [split(f, parts[residue // stride * stride], residue % stride) for residue in wanted]
@@ -96,7 +96,7 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
         begin, count = window(low, high)
 
         def cells(source: Any, first: Any, at: Any) -> list[Any]:
-            numbers = ir.Constant(kind, list(range(f.lanes)))
+            numbers = fixed(kind, *range(f.lanes))
             return [f.masked_gather(source, step, b.icmp_unsigned("<", b.add(first, numbers), count))]
 
         return cells, (begin, start), b.mul(step, f.word(f.lanes)), f.lanes
@@ -168,7 +168,7 @@ def split(f: Function, parts: list[Any], phase: int) -> Any:
         return parts[0]
     if len(parts) % 2:
         return picked(f, parts, phase)
-    halves = ir.Constant(f.picks, [2 * lane + phase % 2 for lane in range(f.lanes)])
+    halves = fixed(f.picks, *[2 * lane + phase % 2 for lane in range(f.lanes)])
     near = [f.builder.shuffle_vector(*parts[i : i + 2], halves) for i in range(0, len(parts), 2)]
     return split(f, near, phase // 2)
 
@@ -182,7 +182,7 @@ def picked(f: Function, parts: list[Any], phase: int) -> Any:
             part, place = divmod(lane * len(parts) + phase, f.lanes)
             if part == q or (part == 0 and q == 1):
                 chosen[lane] = place + (f.lanes if part else 0)
-        value = f.builder.shuffle_vector(value, parts[q], ir.Constant(f.picks, chosen))
+        value = f.builder.shuffle_vector(value, parts[q], fixed(f.picks, *chosen))
     return value
 
 
@@ -261,7 +261,7 @@ def interleaved(f: Function, phases: list[Any]) -> list[Any]:
                 index, phase = divmod(m * f.lanes + lane, count)
                 if phase == p or (phase == 0 and p == 1):
                     picks[lane] = index + (f.lanes if phase else 0)
-            value = f.builder.shuffle_vector(value, phases[p], ir.Constant(f.picks, picks))
+            value = f.builder.shuffle_vector(value, phases[p], fixed(f.picks, *picks))
         vectors.append(value)
     return vectors
 
@@ -304,9 +304,9 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int, a
 
     def column(values: list[Any]) -> list[Any]:
         source, target = values
-        value = ir.Constant(f.vector, ir.Undefined)
+        value = f.anything
         for p, row in enumerate(rows):
-            value = b.insert_element(value, f.load(b.add(source, row), f.scalar), ir.Constant(INDEX, p))
+            value = b.insert_element(value, f.load(b.add(source, row), f.scalar), fixed(INDEX, p))
         f.store(value, target)
         return [f.add(source, itemsize), b.add(target, a["pitch"])]
 
@@ -378,13 +378,13 @@ def transposed(f: Function, values: list[Any]) -> list[Any]:
             for run in range(block // 2 // width):
                 first = start + half * block // 2 + run * width
                 picks += [*range(first, first + width), *range(lanes + first, lanes + first + width)]
-        return b.shuffle_vector(x, y, ir.Constant(f.picks, picks))
+        return b.shuffle_vector(x, y, fixed(f.picks, *picks))
 
     def alternate(x: Any, y: Any, odd: int) -> Any:
         """Every second 16 bytes of x, then of y."""
         runs = range(odd * block, lanes, 2 * block)
         picks = [base + first + i for base in (0, lanes) for first in runs for i in range(block)]
-        return b.shuffle_vector(x, y, ir.Constant(f.picks, picks))
+        return b.shuffle_vector(x, y, fixed(f.picks, *picks))
 
     def within(group: list[Any]) -> list[Any]:
         """Column i of every square of 16 bytes, for each i."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .builder import INDEX, WORD, Function
+from .builder import BITS, INDEX, WORD, Function, fixed
 from .copy_emitters import interleaved, split
 from .emitters import total
 from .formula import evaluate
@@ -58,8 +58,8 @@ class _Rows:
         b, kind = f.builder, ir.VectorType(INDEX, f.lanes)
         self.cell, self.kind = cell, kind
         start = b.add(b.mul(cell, f.word(stride)), shift)
-        self.first = f.splat(b.trunc(start, INDEX), INDEX)
-        self.width = f.splat(b.trunc(width, INDEX), INDEX)
+        self.start, self.width = start, width
+        self.words: dict[int, Any] = {}
         self.masks: dict[int, Any] = {}
         self.raw: dict[tuple[Any, int], Any] = {}
         self.found: dict[tuple[Any, int, int], Any] = {}
@@ -68,14 +68,30 @@ class _Rows:
     def _mask(self, at: int) -> Any:
         """Lanes whose cell, `at` beyond the chunk's first, lies inside the row."""
         if at not in self.masks:
-            lanes = ir.Constant(self.kind, [at + lane for lane in range(self.f.lanes)])
-            self.masks[at] = self.f.builder.icmp_unsigned("<", self.f.builder.add(self.first, lanes), self.width)
+            wide = self.f.lanes * self.f.itemsize == WIDE
+            self.masks[at] = self._from_word(at) if wide else self._compared(at)
         return self.masks[at]
+
+    def _from_word(self, at: int) -> Any:
+        """As `Function.below` has it."""
+        f, b = self.f, self.f.builder
+        base = at // BITS * BITS if at % BITS + f.lanes <= BITS else at
+        if base not in self.words:
+            start = f.add(self.start, base)
+            self.words[base] = b.and_(f.ones(b.sub(self.width, start)), b.not_(f.ones(b.neg(start))))
+        return f.lanes_of(self.words[base], at - base)
+
+    def _compared(self, at: int) -> Any:
+        f, b = self.f, self.f.builder
+        first, width = (f.splat(b.trunc(value, INDEX), INDEX) for value in (self.start, self.width))
+        lanes = fixed(self.kind, *[at + lane for lane in range(f.lanes)])
+        return b.icmp_unsigned("<", b.add(first, lanes), width)
 
     def _load(self, row: Any, at: int) -> Any:
         if (row, at) not in self.raw:
             address = self.f.add(self.f.builder.add(row, self.origin), at * self.f.itemsize)
-            self.raw[row, at] = self.f.vector_at(address, 0, self._mask(at) if self.masked else None)
+            mask = self._mask(at) if self.masked else None
+            self.raw[row, at] = self.f.bits_at(address, mask) if self.slid else self.f.vector_at(address, 0, mask)
         return self.raw[row, at]
 
     def reads(self, columns: Columns) -> list[tuple[Any, list[tuple[int, int, int]]]]:
@@ -85,16 +101,22 @@ class _Rows:
             for t, column in enumerate(part):
                 for v in range(self.vectors):
                     met.setdefault(_place(self.f, self.stride, column, v), []).append((p, t, v))
-        return sorted(met.items(), key=lambda item: item[0][::-1])
+
+        def order(item: tuple[tuple[int, int], Any]) -> tuple[int, ...]:
+            phase, u = item[0]
+            return (u % self.f.lanes if self.slid else 0, u, phase)
+
+        return sorted(met.items(), key=order)
 
     def cells(self, row: Any, place: tuple[int, int]) -> Any:
         """A vector of the cells that `reads` names."""
         phase, u = place
         k, shift = divmod(u, self.f.lanes)
         if not self.slid or shift == 0:
-            return self._every(row, u * self.stride, phase)
+            return self.f.builder.bitcast(self._every(row, u * self.stride, phase), self.f.vector)
         near, far = (self._every(row, i * self.f.lanes * self.stride, phase) for i in (k, k + 1))
-        return self.f.builder.shuffle_vector(near, far, ir.Constant(self.f.picks, list(range(shift, shift + self.f.lanes))))
+        picks = fixed(self.f.picks, *range(shift, shift + self.f.lanes))
+        return self.f.builder.bitcast(self.f.builder.shuffle_vector(near, far, picks), self.f.vector)
 
     def _every(self, row: Any, base: int, phase: int) -> Any:
         """The cells of a phase from `base` on."""
@@ -208,14 +230,16 @@ def depthwise(
     def started(row: Any, left: Any, v: int, masked: bool) -> list[Any]:
         """The sums of all phases of a vector of outputs of y, of which `left` lie from `row` on, as they are before this run."""
         if not adds:
-            return [ir.Constant(f.vector, None)] * phases
+            return [f.zero] * phases
         every = [v * phases + m for m in range(phases)]
-        parts = [f.vector_at(row, at, f.below(f.add(left, -at * f.lanes)) if masked else None) for at in every]
+        parts = [f.vector_at(row, at, f.below(left, at * f.lanes) if masked else None) for at in every]
         return [split(f, parts, p) for p in range(phases)]
 
     def block(count: int, plane: Any, table: Any, target: Any, weights: Any, held: list[Any], bias: Any) -> None:
         met = _meetings(count, tall, step, apart)
         addresses = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1 if met else 0, plane)
+        rows = [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses] if summed != AT_ONCE else []
+        lines = [b.mul(a["y_row"], f.word(i)) for i in range(count)]
 
         def compute(cell: Any, place: Any, left: Any, masked: bool) -> list[Any]:
             read = _Rows(f, cell, a["shift"], a["width"], stride, vectors, columns, masked)
@@ -225,7 +249,7 @@ def depthwise(
                 """Load what a row adds to, unless it was: right before its first product, for registers are few."""
                 if (i, 0, 0) in sums:
                     return
-                row = b.add(place, b.mul(a["y_row"], f.word(i)))
+                row = b.add(place, lines[i])
                 for v in range(vectors):
                     for p, value in enumerate(started(row, left, v, masked)):
                         sums[i, p, v] = value
@@ -263,16 +287,16 @@ def depthwise(
                 found = f.loop(a["channels"], [f.word(0), weights, *sums.values()], channel)[2:]
                 sums = dict(zip(sums, found, strict=True))
             else:
-                add(sums, [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses], weights)
+                add(sums, rows, weights)
             for i in range(count):
                 begin_row(sums, i)  # of a run without taps
+                row = b.add(place, lines[i])
                 for v in range(vectors):
                     merged = interleaved(f, [evaluate(f, formula, b.fadd(sums[i, p, v], bias)) for p in range(phases)])
                     for m, value in enumerate(merged):
                         at = (v * phases + m) * f.lanes
-                        row = b.add(place, b.mul(a["y_row"], f.word(i)))
                         if masked:
-                            f.store_first(value, f.add(row, at * itemsize), f.add(left, -at))
+                            f.store_first(value, f.add(row, at * itemsize), left, at)
                         else:
                             f.store(value, row, at * itemsize)
             return []
@@ -344,17 +368,18 @@ def depthwise_grad(
     depth, tall = taps
     count = depth * tall * len(columns)
     begin, chunks = _part_of(f, b.sdiv(f.add(a["dy_width"], f.lanes - 1), f.word(f.lanes)))
-    nothing = ir.Constant(f.vector, None)
+    nothing = f.zero
 
     def block(size: int, plane: Any, table: Any, source: Any, sums: list[Any]) -> list[Any]:
         met = _meetings(size, tall, step, apart)
         lines = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1, plane)
         addresses = [[b.select(outside, a["zeros"], row) for row, outside in line] for line in lines]
+        beyond = [b.mul(a["dy_row"], f.word(i)) for i in range(size)]
 
         def compute(cell: Any, place: Any, sums: list[Any], masked: bool) -> list[Any]:
             read = _Rows(f, cell, a["shift"], a["width"], stride, 1, (columns,), masked)
             inside = read.outputs(a["dy_width"]) if masked else None
-            dys = [f.vector_at(b.add(place, b.mul(a["dy_row"], f.word(i))), 0, inside) for i in range(size)]
+            dys = [f.vector_at(b.add(place, beyond[i]), 0, inside) for i in range(size)]
             for r0 in range(depth):
                 for q, users in met:
                     for lying, ((_, t, _),) in read.reads((columns,)):

@@ -4,7 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .builder import WORD, Function
+from .builder import WORD, Function, fixed
 from .formula import evaluate
 from .machine import LINE
 
@@ -38,7 +38,7 @@ def starting_sums(f: Function, homes: list[Any], vectors: int, edge: Any = None)
     for value in loaded:
         phi = b.phi(f.vector)
         phi.add_incoming(value, kept)
-        phi.add_incoming(ir.Constant(f.vector, None), fresh)
+        phi.add_incoming(f.zero, fresh)
         sums.append(phi)
     return sums
 
@@ -172,7 +172,7 @@ def dots(module: ir.Module, name: str, itemsize: int, vector: int, filters: int,
 def total(f: Function, values: list[Any]) -> Any:
     """The vector whose lane t is the sum of the lanes of `values[t]`: neighbouring lanes of two vectors are added at a time."""
     b = f.builder
-    picks = [ir.Constant(f.picks, list(range(first, 2 * f.lanes, 2))) for first in range(2)]
+    picks = [fixed(f.picks, *range(first, 2 * f.lanes, 2)) for first in range(2)]
     while len(values) > 1:
         values = [
             b.fadd(b.shuffle_vector(x, y, picks[0]), b.shuffle_vector(x, y, picks[1]))

@@ -75,8 +75,11 @@ def emit(module: ir.Module, machine: Machine) -> tuple[Any, Any]:
                 set.add(function.attributes, f'"tune-cpu"="{machine.tune or machine.cpu}"')  # which llvmlite's own `add` refuses
         parsed = llvm.parse_assembly(str(module))
         parsed.verify()
-        passes = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
-        passes.getModulePassManager().run(parsed, passes)
+        passes = llvm.create_new_module_pass_manager()
+        passes.add_reassociate_pass()
+        passes.add_instruction_combine_pass()
+        passes.add_loop_strength_reduce_pass()
+        passes.run(parsed, llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=0)))
         return parsed, target
 
 

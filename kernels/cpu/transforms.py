@@ -16,7 +16,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from .builder import INDEX, POINTER, WORD, Function
+from .builder import INDEX, POINTER, WORD, Function, fixed
 
 Matrix = tuple[tuple[float, ...], ...]
 
@@ -140,8 +140,8 @@ def transform(module: ir.Module, name: str, itemsize: int, vector: int, axes: tu
         pointers = b.inttoptr(b.add(f.splat(place, WORD), spread), ir.VectorType(POINTER, f.lanes))
         kind = ir.FunctionType(f.vector, [pointers.type, INDEX, f.mask, f.vector])
         function = f.intrinsic(f"llvm.masked.gather.{f.suffix}.v{f.lanes}p0", kind)
-        size, every = ir.Constant(INDEX, itemsize), ir.Constant(f.mask, [1] * f.lanes)
-        return b.call(function, [pointers, size, every, ir.Constant(f.vector, ir.Undefined)])
+        size, every = fixed(INDEX, itemsize), fixed(f.mask, *[1] * f.lanes)
+        return b.call(function, [pointers, size, every, f.anything])
 
     def block(values: list[Any]) -> list[Any]:
         source, target, *table = values
