@@ -31,6 +31,7 @@ class Function:
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.mask = ir.VectorType(ir.IntType(1), self.lanes)
         self.picks = ir.VectorType(INDEX, self.lanes)
+        self.many_masks = False  # whether they come from words that serve several vectors: comparing takes the time of products
         self.suffix = f"v{self.lanes}f{itemsize * 8}"
         self.zero = ir.Constant(self.vector, None)
         self.anything = ir.Constant(self.vector, ir.Undefined)
@@ -118,7 +119,7 @@ class Function:
         return self.builder.call(function, [pointers, size, mask, zero])
 
     def store_first(self, value: Any, address: Any, count: Any, first: int = 0) -> None:
-        """Store the lanes below `count`, numbered from `first` on, which may be all or none; the memory of others is not touched.
+        """Store the lanes `below` a count; the memory of others is not touched.
 
         Short vectors are stored whole or half by half: a masked store of AVX2 takes AMD 42 operations, whatever the mask.
         """
@@ -169,16 +170,12 @@ class Function:
         return self.builder.bitcast(bits, self.mask)
 
     def below(self, count: Any, first: int = 0) -> Any:
-        """Mask of the lanes whose number is below `count`, which may be negative, where lanes are numbered from `first` on.
-
-        Wide vectors take it from a word that serves several of them: comparisons would take the time of as many products.
-        """
-        if self.lanes * self.itemsize == WIDEST:
+        """Mask of the lanes whose number, counted from `first` on, is below `count`, which may be negative."""
+        if self.many_masks:
             begin = first // BITS * BITS
             return self.lanes_of(self.ones(self.add(count, -begin)), first - begin)
-        count = self.add(count, -first)
         numbers = fixed(ir.VectorType(WORD, self.lanes), *range(self.lanes))
-        return self.builder.icmp_signed("<", numbers, self.splat(count, WORD))
+        return self.builder.icmp_signed("<", numbers, self.splat(self.add(count, -first), WORD))
 
     def store(self, value: Any, address: Any, offset: int = 0) -> None:
         pointer = self.builder.inttoptr(self.add(address, offset), value.type.as_pointer())

@@ -48,28 +48,24 @@ def slides(f: Function, stride: int, vectors: int, columns: Columns) -> bool:
 
 
 class _Rows:
-    """The cells of some input rows under one chunk of outputs: loaded when first asked for, then kept."""
+    """The cells of some input rows, of `cells` each, under one chunk of outputs: loaded when first asked for, then kept."""
 
-    def __init__(
-        self, f: Function, cell: Any, shift: Any, width: Any, stride: int, vectors: int, columns: Columns, masked: bool = True
-    ):
-        self.f, self.stride, self.vectors, self.masked = f, stride, vectors, masked
+    def __init__(self, f: Function, cell: Any, cells: Any, stride: int, vectors: int, columns: Columns, masked: bool = True):
+        self.f, self.cell, self.stride, self.vectors, self.masked = f, cell, stride, vectors, masked
         self.slid = slides(f, stride, vectors, columns)
-        b, kind = f.builder, ir.VectorType(INDEX, f.lanes)
-        self.cell, self.kind = cell, kind
-        start = b.add(b.mul(cell, f.word(stride)), shift)
-        self.start, self.width = start, width
+        b = f.builder
+        self.start = b.add(b.mul(cell, f.word(stride)), f.arguments["shift"])
+        self.origin = b.mul(self.start, f.word(f.itemsize))
+        self.cells_of_row, self.first = cells, f.splat(b.trunc(self.start, INDEX), INDEX)
         self.words: dict[int, Any] = {}
         self.masks: dict[int, Any] = {}
         self.raw: dict[tuple[Any, int], Any] = {}
         self.found: dict[tuple[Any, int, int], Any] = {}
-        self.origin = b.mul(start, f.word(f.itemsize))
 
     def _mask(self, at: int) -> Any:
         """Lanes whose cell, `at` beyond the chunk's first, lies inside the row."""
         if at not in self.masks:
-            wide = self.f.lanes * self.f.itemsize == WIDE
-            self.masks[at] = self._from_word(at) if wide else self._compared(at)
+            self.masks[at] = self._from_word(at) if self.f.many_masks else self._compared(at)
         return self.masks[at]
 
     def _from_word(self, at: int) -> Any:
@@ -78,14 +74,12 @@ class _Rows:
         base = at // BITS * BITS if at % BITS + f.lanes <= BITS else at
         if base not in self.words:
             start = f.add(self.start, base)
-            self.words[base] = b.and_(f.ones(b.sub(self.width, start)), b.not_(f.ones(b.neg(start))))
+            self.words[base] = b.and_(f.ones(b.sub(f.arguments["width"], start)), b.not_(f.ones(b.neg(start))))
         return f.lanes_of(self.words[base], at - base)
 
     def _compared(self, at: int) -> Any:
-        f, b = self.f, self.f.builder
-        first, width = (f.splat(b.trunc(value, INDEX), INDEX) for value in (self.start, self.width))
-        lanes = fixed(self.kind, *[at + lane for lane in range(f.lanes)])
-        return b.icmp_unsigned("<", b.add(first, lanes), width)
+        b, lanes = self.f.builder, fixed(self.f.picks, *range(at, at + self.f.lanes))
+        return b.icmp_unsigned("<", b.add(self.first, lanes), self.cells_of_row)
 
     def _load(self, row: Any, at: int) -> Any:
         if (row, at) not in self.raw:
@@ -218,10 +212,12 @@ def depthwise(
     phases = len(columns)
     depth, tall = taps
     across = sum(map(len, columns))
-    hoisted = hoisted and summed != AT_ONCE and not slides(f, stride, vectors, columns)  # shuffles take the registers
+    f.many_masks = slides(f, stride, vectors, columns)
+    hoisted = hoisted and summed != AT_ONCE and not f.many_masks  # shuffles take the registers
     outputs = b.sdiv(f.add(a["y_width"], phases - 1), f.word(phases))
     chunk_cells = f.lanes * vectors
     begin, chunks = _part_of(f, b.sdiv(f.add(outputs, chunk_cells - 1), f.word(chunk_cells)))
+    cells = f.splat(b.trunc(a["width"], INDEX), INDEX)
     starts = [sum(map(len, columns[:p])) for p in range(phases)]
 
     def weight(base: Any, index: int) -> Any:
@@ -242,7 +238,7 @@ def depthwise(
         lines = [b.mul(a["y_row"], f.word(i)) for i in range(count)]
 
         def compute(cell: Any, place: Any, left: Any, masked: bool) -> list[Any]:
-            read = _Rows(f, cell, a["shift"], a["width"], stride, vectors, columns, masked)
+            read = _Rows(f, cell, cells, stride, vectors, columns, masked)
             sums: dict[Any, Any] = {}
 
             def begin_row(sums: dict[Any, Any], i: int) -> None:
@@ -368,7 +364,7 @@ def depthwise_grad(
     depth, tall = taps
     count = depth * tall * len(columns)
     begin, chunks = _part_of(f, b.sdiv(f.add(a["dy_width"], f.lanes - 1), f.word(f.lanes)))
-    nothing = f.zero
+    nothing, cells = f.zero, f.splat(b.trunc(a["width"], INDEX), INDEX)
 
     def block(size: int, plane: Any, table: Any, source: Any, sums: list[Any]) -> list[Any]:
         met = _meetings(size, tall, step, apart)
@@ -377,7 +373,7 @@ def depthwise_grad(
         beyond = [b.mul(a["dy_row"], f.word(i)) for i in range(size)]
 
         def compute(cell: Any, place: Any, sums: list[Any], masked: bool) -> list[Any]:
-            read = _Rows(f, cell, a["shift"], a["width"], stride, 1, (columns,), masked)
+            read = _Rows(f, cell, cells, stride, 1, (columns,), masked)
             inside = read.outputs(a["dy_width"]) if masked else None
             dys = [f.vector_at(b.add(place, beyond[i]), 0, inside) for i in range(size)]
             for r0 in range(depth):
