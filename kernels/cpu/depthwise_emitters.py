@@ -298,11 +298,11 @@ def depthwise(
             return []
 
         def chunk(values: list[Any]) -> list[Any]:
-            cell, place = values
+            cell, place = values[0], f.opaque(values[1])  # or LLVM counts addresses of all rows on, in memory
             left = b.sub(a["y_width"], b.mul(cell, f.word(phases)))
             inner = _inner(f, cell, left, stride, vectors, columns)
             f.unmasked(inner, lambda masked: compute(cell, place, left, masked))
-            return [f.add(cell, chunk_cells), f.add(place, chunk_cells * phases * itemsize)]
+            return [f.add(cell, chunk_cells), f.add(values[1], chunk_cells * phases * itemsize)]
 
         first = b.add(target, b.mul(begin, f.word(chunk_cells * phases * itemsize)))
         f.loop(chunks, [b.mul(begin, f.word(chunk_cells)), first], chunk)
