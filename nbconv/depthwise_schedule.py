@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
-from .grad_schedule import product
 from .kernels.cpu.depthwise import NEAR
+from .kernels.cpu.depthwise_emitters import WIDE
 from .kernels.cpu.machine import Machine
 from .phases import input_grad_border, triple
 from .problem import ConvProblem, Triple
@@ -24,11 +24,14 @@ MANY_TAPS, STAGED_CELLS = 128, 1 << 17
 # 1000x1000 0.3 to 0.4; but 256 on 14x14 take 1.2 to 1.6 times as long, 64 in one row of 40,000 with 3 taps 1.5, with 31 taps 0.5
 # to 0.9.
 ROWS, LONG = 4, 24
-# Nanoseconds of dW, fitted with those of `across_schedule`: of a product of vectors, over those of `grad_schedule`, without a
-# stride and with one; of a vector of dy in a run of taps, of the sum of a tap, and of a run over a plane.
-DENSE, STRIDED, VECTOR, SUM, PLANE = 1.6, 2.7, 0.7, 1.0, 7.0
+# Nanoseconds of dW, fitted to 490 layers: of a product of vectors and of a vector of x, without a stride and with one, of a vector
+# of dy in a run of taps, of the sum of a tap, and of a run over a plane; by vectors of 64 bytes, whose loads cross lines, and others.
+WIDE_TIMES = (0.07, 0.13), (0.53, 0.75), 1.4, 1.0, 3.3
+TIMES = (0.23, 0.33), (0.11, 0.32), 0.0, 0.6, 17.0
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024
+# Rows of taps of a run of dW, at the most.
+TALL = 7
 # Registers beside sums and weights; those that merging phases of outputs takes more; and how many a machine has whose masks take none.
 AROUND, MERGING, MANY = 4, 5, 32
 
@@ -61,13 +64,21 @@ def _in_turn(sweep: Sweep, plane: int, machine: Machine) -> bool:
 
 
 def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvProblem) -> Schedule:
-    """Micro-kernel of dW of one filter on one channel: as many rows of dy as the sums of all taps of a run leave registers."""
-    room, most = machine.registers - 4, 8
-    if math.prod(sweep.kernel) > room:
-        room, most = room - 6, 3  # rows of dy: 7x7 takes 3.4 ms by three rows of taps and of dy, 4.5 by four of taps and one
-    taps = _taps_of_a_run(sweep.kernel, room, machine.registers // 2)
-    # masks take registers of their own where there are many
-    rows = even(sweep.out[1], max(1, min(most, machine.registers - math.prod(taps) - (7 if machine.registers >= MANY else AROUND))))
+    """Micro-kernel of dW of one filter on one channel: sums for the taps of a run, and as many rows of dy as leave them registers.
+
+    Taps of several rows share what is read of a row, if rows of dy are many: 15x15 takes 152 us by 5 x 4 taps and 8 rows of dy, 304
+    by 1 x 15 and 3, 7x7 38 by 7 x 3 instead of 49 by 3 x 7 and 3; AVX2 code likes long columns of taps, with 5 rows of dy.
+    """
+    many = machine.registers >= MANY
+    room = machine.registers - 7 if many else machine.registers * 2 // 3
+    taps = sweep.kernel
+    if math.prod(taps) > room and taps[1] == 1:
+        taps = _taps_of_a_run(taps, machine.registers - 4, machine.registers // 2)
+    elif math.prod(taps) > room:
+        high = even(taps[1], TALL)
+        taps = 1, high, even(taps[2], machine.registers * 2 // 3 // high)
+    most = min(8 if many else 5, machine.registers - math.prod(taps) - 3)
+    rows = even(sweep.out[1], max(1, most))
     lanes = machine.vector // itemsize
     schedule = Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes, taps=taps)
     return dataclasses.replace(schedule, splits=row_blocks("weight_grad", problem, sweep, schedule, itemsize))
@@ -75,13 +86,20 @@ def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvP
 
 def depthwise_grad_time(schedule: Schedule, problem: ConvProblem, machine: Machine) -> float:
     """Nanoseconds of `depthwise_grad`, of which a row takes whole vectors."""
-    p = problem
-    assert schedule.taps is not None
-    runs = math.prod(-(-k // t) for k, t in zip(p.kernel, schedule.taps, strict=True))
-    vectors = p.batch * math.prod(p.out[:2]) * -(-p.out[2] // schedule.lanes)
-    each = (STRIDED if p.stride[2] > 1 else DENSE) * product(machine)
-    taps = math.prod(p.kernel)
-    return p.groups * (vectors * (runs * VECTOR + taps * each) + schedule.splits * taps * SUM + p.batch * runs * PLANE)
+    p, taps, strided = problem, schedule.taps, problem.stride[2] > 1
+    assert taps is not None
+    products, cells, vector, total, plane = WIDE_TIMES if machine.vector == WIDE else TIMES
+    runs = math.prod(-(-k // t) for k, t in zip(p.kernel, taps, strict=True))
+
+    def loads(rows: int) -> int:
+        """Rows of x that a block of dy meets, each once for a column of taps."""
+        return min(rows * taps[1], (rows - 1) * p.stride[1] + (taps[1] - 1) * p.dilation[1] + 1)
+
+    rows, lines = schedule.tile[1], p.batch * p.out[0] * -(-p.out[2] // schedule.lanes)
+    met = p.out[1] // rows * loads(rows) + p.out[1] % rows * loads(1)
+    each = p.out[1] * (runs * vector + math.prod(p.kernel) * products[strided])
+    sums = schedule.splits * math.prod(p.kernel) * total + p.batch * runs * plane
+    return p.groups * (lines * (each + met * taps[0] * taps[2] * runs * cells[strided]) + sums)
 
 
 def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:
