@@ -26,8 +26,8 @@ from .weight_grad import add_splits
 
 
 class _Runs(NamedTuple):
-    """What the driver needs besides arrays: `kernels.cpu.depthwise` tells the columns of `runs`; `order` is that of the weights,
-    `taps` of a weight; `plane`, the cells of a plane of results; `zeros` stand for rows outside of x.
+    """What the driver needs besides arrays: `kernels.cpu.depthwise` tells the columns of `runs`; `order` is that of the weights, or
+    in which sums become a weight gradient, empty if as they are; `taps` of a weight; `plane`, the cells of a plane of results; `zeros` stand for rows outside of x.
     """
 
     runs: Array
@@ -123,7 +123,10 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
     cells = int(border[frame.CELLS]) if border.size else 0
     p = plan.problem
     taps, plane = math.prod(p.kernel), math.prod(p.size if plan.direction == "input_grad" else p.out)
-    return _Runs(np.array(runs, np.intp), table, np.concatenate(order), taps, plane, zeros, count, border, cells)
+    places = np.concatenate(order)
+    if plan.direction == "weight_grad":  # its sums come in that order
+        places = np.argsort(places) if np.any(np.diff(places) != 1) else places[:0]
+    return _Runs(np.array(runs, np.intp), table, places, taps, plane, zeros, count, border, cells)
 
 
 def _frame(plan: Plan, blocks: int) -> Array:
@@ -214,4 +217,9 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
         arrays = dy, x, sums, prepared.runs, prepared.table, prepared.zeros
         _grad_driver(dtype).run(plan.parallel, splits * len(out), prepared.cells, arrays, (prepared.frame,))
 
-    add_splits(splits, fill, out)
+    if prepared.order.size == 0:
+        add_splits(splits, fill, out)
+        return
+    sums = scratch((len(out), prepared.taps), dtype)
+    add_splits(splits, fill, sums)
+    assign(out, _taken(sums, prepared.order).reshape(out.shape))

@@ -11,10 +11,13 @@ from .problem import ConvProblem, Triple
 from .schedule import Schedule, Sweep, even
 
 # Multiplications of a block of depthwise rows: more take too long to compile.
-CODE = 256
-# Taps that a depthwise micro-kernel unrolls; jobs below which its planes are divided into blocks of rows.
-UNROLLED = 49
+CODE = 1024
+# Taps that a depthwise micro-kernel unrolls: 11x11 takes 147 us by all of them and 8 rows, 174 by 4 x 11 and 5; vectors of taps of
+# one row, whose cells stay in registers; jobs below which planes are divided into blocks of rows.
+UNROLLED, HELD = 128, 8
 JOBS = 8
+# Vectors of a row up to which an odd number of them is not taken two by two. Pairs take 0.91 to 0.98 of the time, AVX2's 0.8 to 0.9.
+FEW = 12
 # Taps from which, and cells of a padded plane up to which, borders of zeros that are a quarter of rows are staged. In place most
 # vectors of such rows are masked: 31x31 on 56x56 takes 23 ms instead of 9, 15x15 3.1 instead of 2.5, 9x9 the same.
 MANY_TAPS, STAGED_CELLS = 128, 1 << 17
@@ -24,15 +27,13 @@ MANY_TAPS, STAGED_CELLS = 128, 1 << 17
 # 1000x1000 0.3 to 0.4; but 256 on 14x14 take 1.2 to 1.6 times as long, 64 in one row of 40,000 with 3 taps 1.5, with 31 taps 0.5
 # to 0.9.
 ROWS, LONG = 4, 24
-# Nanoseconds of dW, fitted to 490 layers: of a product of vectors and of a vector of x, without a stride and with one, of a vector
-# of dy in a run of taps, of the sum of a tap, and of a run over a plane; by vectors of 64 bytes, whose loads cross lines, and others.
+# Nanoseconds of dW, fitted to 490 layers: of a product of vectors and of a vector of x, each without a stride and with one, of a
+# vector of dy in a run of taps, of the sum of a tap, and of a run over a plane; loads of 64 bytes cross lines.
 WIDE_TIMES = (0.07, 0.13), (0.53, 0.75), 1.4, 1.0, 3.3
 TIMES = (0.23, 0.33), (0.11, 0.32), 0.0, 0.6, 17.0
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024
-# Rows of taps of a run of dW, at the most.
-TALL = 7
-# Registers beside sums and weights; those that merging phases of outputs takes more; and how many a machine has whose masks take none.
+# Registers beside sums and weights, those that merging phases takes more; and how many a machine has whose masks take none.
 AROUND, MERGING, MANY = 4, 5, 32
 
 
@@ -44,7 +45,8 @@ def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int, plane:
     nothing, but neighbouring vectors do.
     """
     lanes = machine.vector // itemsize
-    taps = _taps_of_a_run(sweep.kernel, UNROLLED // phases, UNROLLED // phases)
+    part = min(UNROLLED // phases, HELD * lanes)
+    taps = _taps_of_a_run(sweep.kernel, part if sweep.kernel[:2] == (1, 1) else UNROLLED // phases, part)
     channels = 1 if _in_turn(sweep, plane, machine) else sweep.channels
     most = 8 if channels == 1 else 16  # the weights of a channel are loaded for each block
     room = machine.registers // 2 // phases
@@ -52,8 +54,13 @@ def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int, plane:
     if machine.registers < MANY and phases == channels == 1 and 3 <= beside < room:
         room = beside  # where the weights stay in registers, 3x3 on 112x112 takes 0.6 of the time
     sums = min(most, max(1, room), max(1, CODE // (math.prod(taps) * phases)))
-    rows = 1 if taps[1] == 1 and taps[2] > lanes else even(sweep.out[1], sums)
-    vectors = max(1, min(sums // rows, -(-sweep.out[2] // lanes)))
+    across, high = -(-sweep.out[2] // lanes), sweep.out[1]
+    pairs = across % 2 == 0 or across > FEW
+    if phases == channels == 1 and taps[1] > 1 and sums > beside and pairs and high % (sums // 2) * 10 <= high:
+        sums, rows = sums // 2 * 2, sums // 2  # two vectors share a weight that is not in a register
+    else:
+        rows = 1 if taps[1] == 1 and taps[2] > lanes else even(high, sums)
+    vectors = max(1, min(sums // rows, across))
     return Schedule((1, rows, vectors * lanes), 1, channels, register=1, vectors=vectors, lanes=lanes, taps=taps)
 
 
@@ -66,19 +73,20 @@ def _in_turn(sweep: Sweep, plane: int, machine: Machine) -> bool:
 def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvProblem) -> Schedule:
     """Micro-kernel of dW of one filter on one channel: sums for the taps of a run, and as many rows of dy as leave them registers.
 
-    Taps of several rows share what is read of a row, if rows of dy are many: 15x15 takes 152 us by 5 x 4 taps and 8 rows of dy, 304
-    by 1 x 15 and 3, 7x7 38 by 7 x 3 instead of 49 by 3 x 7 and 3; AVX2 code likes long columns of taps, with 5 rows of dy.
+    Taps of several rows share what is read of a row, if rows of dy are many: 15x15 takes 155 us by 5 x 3 taps and 8 rows of dy, 304
+    by 1 x 15 and 3, 7x7 40 by 4 x 4 instead of 49 by 3 x 7 and 3; AVX2 code likes long columns of taps.
     """
     many = machine.registers >= MANY
-    room = machine.registers - 7 if many else machine.registers * 2 // 3
-    taps = sweep.kernel
-    if math.prod(taps) > room and taps[1] == 1:
-        taps = _taps_of_a_run(taps, machine.registers - 4, machine.registers // 2)
-    elif math.prod(taps) > room:
-        high = even(taps[1], TALL)
-        taps = 1, high, even(taps[2], machine.registers * 2 // 3 // high)
-    most = min(8 if many else 5, machine.registers - math.prod(taps) - 3)
-    rows = even(sweep.out[1], max(1, most))
+    deep, high, wide = sweep.kernel
+    most = machine.registers * 9 // 16
+    if high * wide <= most:
+        taps = even(deep, most // (high * wide)), high, wide
+    elif high == 1:
+        taps = 1, 1, wide if wide <= machine.registers - 4 else even(wide, machine.registers // 2)
+    else:
+        tall = even(high, 6 if many else 9)
+        taps = 1, tall, even(wide, most // tall)
+    rows = even(sweep.out[1], max(1, min(8 if many else 5, machine.registers - math.prod(taps) - 2)))
     lanes = machine.vector // itemsize
     schedule = Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes, taps=taps)
     return dataclasses.replace(schedule, splits=row_blocks("weight_grad", problem, sweep, schedule, itemsize))

@@ -236,14 +236,13 @@ def test_depthwise_code_is_fused_and_keeps_its_sums(itemsize, activated, monkeyp
     for emitter, shape in asked:
         if not emitter.startswith("depthwise"):
             continue
-        # with a stride, what loads need leaves no room for many sums; rows of 9 taps and more are faster so than by single loads
-        crowded = emitter == "depthwise_grad" and fmas(emitter, shape) > 16 and (shape[4] > 1 or len(shape[5]) > 8)
         loops = inner_loops(assembly_of(emitter, itemsize, AVX512, *shape))
         full = [loop for loop in loops if len(re.findall(FUSED["avx512"], loop)) == fmas(emitter, shape)]
         assert full or not fmas(emitter, shape), (emitter, shape)
         stores = r"vmovup[sd]\s+%zmm\d+, -?\d*\(%rsp"
         count = max((len(re.findall(stores, loop)) for loop in full), default=0)
-        assert count <= (0.6 * fmas(emitter, shape) if crowded else 0), (emitter, shape, count)
+        # of dW, a vector or two of dy may be, where its taps are of several axes
+        assert count <= (0.02 * fmas(emitter, shape) if emitter == "depthwise_grad" else 0), (emitter, shape, count)
 
 
 def test_many_copies_of_a_row_are_not_gathered(monkeypatch):

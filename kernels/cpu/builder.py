@@ -158,6 +158,28 @@ class Function:
         b.branch(after)
         b.position_at_end(after)
 
+    def store_below(self, vectors: list[tuple[Any, Any, int]], count: Any) -> None:
+        """Store the lanes `below` a count of vectors, of each of which is told its address and its first lane's number.
+
+        One choice serves all short vectors that are whole: LLVM would move what each needs behind the choice of the last.
+        """
+        b = self.builder
+        if self.lanes * self.itemsize == WIDEST:
+            for vector in vectors:
+                self.store_first(*vector[:2], count, vector[2])
+            return
+        whole, some, after = (b.append_basic_block(name) for name in ("every", "not_every", "all_stored"))
+        b.cbranch(b.icmp_signed(">=", count, self.word(max(first for _, _, first in vectors) + self.lanes)), whole, some)
+        b.position_at_end(whole)
+        for value, address, _ in vectors:
+            self.store(value, address)
+        b.branch(after)
+        b.position_at_end(some)
+        for value, address, first in vectors:
+            self.store_first(value, address, count, first)
+        b.branch(after)
+        b.position_at_end(after)
+
     def ones(self, count: Any) -> Any:
         """A word whose lowest `count` bits are set, which may be negative or more than there are."""
         b = self.builder

@@ -30,9 +30,9 @@ ALONE, AT_ONCE, IN_TURN = range(3)
 WIDE = 64  # bytes of a vector, most of which lie on two cache lines
 
 
-# Vectors read for each one that lies between them, beyond which shuffles beat loads: rows of 9 taps and more. 31 taps: 60 GFLOP/s
-# against 42; dW of 9 taps: 37 against 22, of 7: 26 against 41, because it has no registers left for them.
-SLID = 4
+# Vectors read for each one that lies between them, beyond which shuffles beat loads: rows of 7 taps and more, for dW, whose sums
+# leave few registers, of 9.
+SLID, SLID_GRAD = 3, 4
 
 
 def _place(f: Function, stride: int, column: int, v: int) -> tuple[int, int]:
@@ -40,19 +40,19 @@ def _place(f: Function, stride: int, column: int, v: int) -> tuple[int, int]:
     return column % stride, column // stride + v * f.lanes
 
 
-def slides(f: Function, stride: int, vectors: int, columns: Columns) -> bool:
-    """Whether vectors are made by shuffles."""
+def slides(f: Function, stride: int, vectors: int, columns: Columns, most: int = SLID) -> bool:
+    """Whether vectors are made by shuffles: where more than `most` are read for each that lies between them."""
     read = {_place(f, stride, column, v) for part in columns for column in part for v in range(vectors)}
     lying = {(phase, k) for phase, u in read for k in (u // f.lanes, -(-u // f.lanes))}
-    return f.lanes * f.itemsize == WIDE and len(read) > SLID * len(lying)
+    return f.lanes * f.itemsize == WIDE and len(read) > most * len(lying)
 
 
 class _Rows:
     """The cells of some input rows, of `cells` each, under one chunk of outputs: loaded when first asked for, then kept."""
 
-    def __init__(self, f: Function, cell: Any, cells: Any, stride: int, vectors: int, columns: Columns, masked: bool = True):
+    def __init__(self, f: Function, cell: Any, cells: Any, stride: int, vectors: int, columns: Columns, masked: bool, slid: bool):
         self.f, self.cell, self.stride, self.vectors, self.masked = f, cell, stride, vectors, masked
-        self.slid = slides(f, stride, vectors, columns)
+        self.slid = slid
         b = f.builder
         self.start = b.add(b.mul(cell, f.word(stride)), f.arguments["shift"])
         self.origin = b.mul(self.start, f.word(f.itemsize))
@@ -98,7 +98,7 @@ class _Rows:
 
         def order(item: tuple[tuple[int, int], Any]) -> tuple[int, ...]:
             phase, u = item[0]
-            return (u % self.f.lanes if self.slid else 0, u, phase)
+            return (u % self.f.lanes if self.vectors > 1 else 0, u, phase)
 
         return sorted(met.items(), key=order)
 
@@ -212,8 +212,8 @@ def depthwise(
     phases = len(columns)
     depth, tall = taps
     across = sum(map(len, columns))
-    f.many_masks = slides(f, stride, vectors, columns)
-    hoisted = hoisted and summed != AT_ONCE and not f.many_masks  # shuffles take the registers
+    f.many_masks = slid = slides(f, stride, vectors, columns)
+    hoisted = hoisted and summed != AT_ONCE and not slid  # shuffles take the registers
     outputs = b.sdiv(f.add(a["y_width"], phases - 1), f.word(phases))
     chunk_cells = f.lanes * vectors
     begin, chunks = _part_of(f, b.sdiv(f.add(outputs, chunk_cells - 1), f.word(chunk_cells)))
@@ -238,7 +238,7 @@ def depthwise(
         lines = [b.mul(a["y_row"], f.word(i)) for i in range(count)]
 
         def compute(cell: Any, place: Any, left: Any, masked: bool) -> list[Any]:
-            read = _Rows(f, cell, cells, stride, vectors, columns, masked)
+            read = _Rows(f, cell, cells, stride, vectors, columns, masked, slid)
             sums: dict[Any, Any] = {}
 
             def begin_row(sums: dict[Any, Any], i: int) -> None:
@@ -262,7 +262,7 @@ def depthwise(
                     for q, users in met:
                         near = weights if held else f.opaque(weights)
                         for lying, readers in read.reads(columns):
-                            near = f.opaque(weights) if read.slid and not held else near
+                            near = f.opaque(weights) if slid and not held else near
                             x = read.cells(rows[r0][q], lying)
                             for i, r1 in users:
                                 begin_row(sums, i)
@@ -284,6 +284,7 @@ def depthwise(
                 sums = dict(zip(sums, found, strict=True))
             else:
                 add(sums, rows, weights)
+            results = []
             for i in range(count):
                 begin_row(sums, i)  # of a run without taps
                 row = b.add(place, lines[i])
@@ -291,10 +292,12 @@ def depthwise(
                     merged = interleaved(f, [evaluate(f, formula, b.fadd(sums[i, p, v], bias)) for p in range(phases)])
                     for m, value in enumerate(merged):
                         at = (v * phases + m) * f.lanes
-                        if masked:
-                            f.store_first(value, f.add(row, at * itemsize), left, at)
-                        else:
-                            f.store(value, row, at * itemsize)
+                        results.append((value, f.add(row, at * itemsize), at))
+            if masked:
+                f.store_below(results, left)
+            else:
+                for value, address, _ in results:
+                    f.store(value, address)
             return []
 
         def chunk(values: list[Any]) -> list[Any]:
@@ -364,6 +367,7 @@ def depthwise_grad(
     depth, tall = taps
     count = depth * tall * len(columns)
     begin, chunks = _part_of(f, b.sdiv(f.add(a["dy_width"], f.lanes - 1), f.word(f.lanes)))
+    slid = slides(f, stride, 1, (columns,), SLID_GRAD)
     nothing, cells = f.zero, f.splat(b.trunc(a["width"], INDEX), INDEX)
 
     def block(size: int, plane: Any, table: Any, source: Any, sums: list[Any]) -> list[Any]:
@@ -373,7 +377,7 @@ def depthwise_grad(
         beyond = [b.mul(a["dy_row"], f.word(i)) for i in range(size)]
 
         def compute(cell: Any, place: Any, sums: list[Any], masked: bool) -> list[Any]:
-            read = _Rows(f, cell, cells, stride, 1, (columns,), masked)
+            read = _Rows(f, cell, cells, stride, 1, (columns,), masked, slid)
             inside = read.outputs(a["dy_width"]) if masked else None
             dys = [f.vector_at(b.add(place, beyond[i]), 0, inside) for i in range(size)]
             for r0 in range(depth):
