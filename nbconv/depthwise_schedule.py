@@ -27,10 +27,10 @@ MANY_TAPS, STAGED_CELLS = 128, 1 << 17
 # 1000x1000 0.3 to 0.4; but 256 on 14x14 take 1.2 to 1.6 times as long, 64 in one row of 40,000 with 3 taps 1.5, with 31 taps 0.5
 # to 0.9.
 ROWS, LONG = 4, 24
-# Nanoseconds of dW, fitted to 490 layers: of a product of vectors and of a vector of x, each without a stride and with one, of a
+# Nanoseconds of dW, fitted to 410 layers: of a product of vectors and of a vector of x, each without a stride and with one, of a
 # vector of dy in a run of taps, of the sum of a tap, and of a run over a plane; loads of 64 bytes cross lines.
-WIDE_TIMES = (0.07, 0.13), (0.53, 0.75), 1.4, 1.0, 3.3
-TIMES = (0.23, 0.33), (0.11, 0.32), 0.0, 0.6, 17.0
+WIDE_TIMES = (0.08, 0.21), (0.41, 0.58), 1.7, 1.5, 4.0
+TIMES = (0.25, 0.62), (0.1, 0.0), 0.0, 1.7, 15.0
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024
 # Registers beside sums and weights, those that merging phases takes more; and how many a machine has whose masks take none.
