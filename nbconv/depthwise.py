@@ -27,7 +27,8 @@ from .weight_grad import add_splits
 
 class _Runs(NamedTuple):
     """What the driver needs besides arrays: `kernels.cpu.depthwise` tells the columns of `runs`; `order` is that of the weights, or
-    in which sums become a weight gradient, empty if as they are; `taps` of a weight; `plane`, the cells of a plane of results; `zeros` stand for rows outside of x.
+    what makes a weight gradient of the sums, empty where they are one; `taps` of a weight; `plane`, the cells of a plane of results;
+    `zeros` stand for rows outside of x.
     """
 
     runs: Array

@@ -16,7 +16,7 @@ CODE = 1024
 # one row, whose cells stay in registers; jobs below which planes are divided into blocks of rows.
 UNROLLED, HELD = 128, 8
 JOBS = 8
-# Vectors of a row up to which an odd number of them is not taken two by two. Pairs take 0.91 to 0.98 of the time, AVX2's 0.8 to 0.9.
+# Vectors of a row up to which an odd number is not taken two by two. Pairs take 0.91 to 0.98 of the time, AVX2's 0.8 to 0.9.
 FEW = 12
 # Taps from which, and cells of a padded plane up to which, borders of zeros that are a quarter of rows are staged. In place most
 # vectors of such rows are masked: 31x31 on 56x56 takes 23 ms instead of 9, 15x15 3.1 instead of 2.5, 9x9 the same.
@@ -56,7 +56,8 @@ def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int, plane:
     sums = min(most, max(1, room), max(1, CODE // (math.prod(taps) * phases)))
     across, high = -(-sweep.out[2] // lanes), sweep.out[1]
     pairs = across % 2 == 0 or across > FEW
-    if phases == channels == 1 and taps[1] > 1 and sums > beside and pairs and high % (sums // 2) * 10 <= high:
+    loaded = sums > beside or (sweep.stride[2] > 1 and machine.vector == WIDE)
+    if phases == channels == 1 and taps[1] > 1 and loaded and pairs and high % (sums // 2) * 10 <= high:
         sums, rows = sums // 2 * 2, sums // 2  # two vectors share a weight that is not in a register
     else:
         rows = 1 if taps[1] == 1 and taps[2] > lanes else even(high, sums)

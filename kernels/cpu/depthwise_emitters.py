@@ -31,7 +31,8 @@ WIDE = 64  # bytes of a vector, most of which lie on two cache lines
 
 
 # Vectors read for each one that lies between them, beyond which shuffles beat loads: rows of 7 taps and more, for dW, whose sums
-# leave few registers, of 9.
+# leave few registers, of 9; with a stride, where each vector is several loads, any. Of several vectors of a row all do, whose loads
+# would each take a mask.
 SLID, SLID_GRAD = 3, 4
 
 
@@ -44,7 +45,7 @@ def slides(f: Function, stride: int, vectors: int, columns: Columns, most: int =
     """Whether vectors are made by shuffles: where more than `most` are read for each that lies between them."""
     read = {_place(f, stride, column, v) for part in columns for column in part for v in range(vectors)}
     lying = {(phase, k) for phase, u in read for k in (u // f.lanes, -(-u // f.lanes))}
-    return f.lanes * f.itemsize == WIDE and len(read) > most * len(lying)
+    return f.lanes * f.itemsize == WIDE and (vectors > 1 or len(read) > (most if stride == 1 else 1) * len(lying))
 
 
 class _Rows:
@@ -56,7 +57,7 @@ class _Rows:
         b = f.builder
         self.start = b.add(b.mul(cell, f.word(stride)), f.arguments["shift"])
         self.origin = b.mul(self.start, f.word(f.itemsize))
-        self.cells_of_row, self.first = cells, f.splat(b.trunc(self.start, INDEX), INDEX)
+        self.cells_of_row, self.first = cells or _width(f), f.splat(b.trunc(self.start, INDEX), INDEX)
         self.words: dict[int, Any] = {}
         self.masks: dict[int, Any] = {}
         self.raw: dict[tuple[Any, int], Any] = {}
@@ -124,6 +125,11 @@ class _Rows:
     def outputs(self, count: Any) -> Any:
         """Lanes of the first vector whose output is one of `count`."""
         return self.f.below(self.f.builder.sub(count, self.cell))
+
+
+def _width(f: Function) -> Any:
+    """The cells of a row of x, in each lane."""
+    return f.splat(f.builder.trunc(f.arguments["width"], INDEX), INDEX)
 
 
 def _inner(f: Function, cell: Any, left: Any, stride: int, vectors: int, columns: Columns) -> Any:
@@ -217,7 +223,7 @@ def depthwise(
     outputs = b.sdiv(f.add(a["y_width"], phases - 1), f.word(phases))
     chunk_cells = f.lanes * vectors
     begin, chunks = _part_of(f, b.sdiv(f.add(outputs, chunk_cells - 1), f.word(chunk_cells)))
-    cells = f.splat(b.trunc(a["width"], INDEX), INDEX)
+    cells = _width(f) if f.lanes * itemsize == WIDE else None  # fewer registers have no room for it beside weights
     starts = [sum(map(len, columns[:p])) for p in range(phases)]
 
     def weight(base: Any, index: int) -> Any:
@@ -368,7 +374,7 @@ def depthwise_grad(
     count = depth * tall * len(columns)
     begin, chunks = _part_of(f, b.sdiv(f.add(a["dy_width"], f.lanes - 1), f.word(f.lanes)))
     slid = slides(f, stride, 1, (columns,), SLID_GRAD)
-    nothing, cells = f.zero, f.splat(b.trunc(a["width"], INDEX), INDEX)
+    nothing, cells = f.zero, _width(f) if f.lanes * itemsize == WIDE else None
 
     def block(size: int, plane: Any, table: Any, source: Any, sums: list[Any]) -> list[Any]:
         met = _meetings(size, tall, step, apart)
