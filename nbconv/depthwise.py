@@ -27,7 +27,7 @@ from .weight_grad import add_splits
 
 class _Runs(NamedTuple):
     """What the driver needs besides arrays: `kernels.cpu.depthwise` tells the columns of `runs`; `order` is that of the weights, or
-    what makes a weight gradient of the sums, empty where they are one; `taps` of a weight; `plane`, the cells of a plane of results;
+    what makes a weight gradient of the sums, empty where they are one; `taps` of a weight; `plane`, the cells of one of results;
     `zeros` stand for rows outside of x.
     """
 

@@ -30,6 +30,7 @@ ROWS, LONG = 4, 24
 # Nanoseconds of dW, fitted to 410 layers: of a product of vectors and of a vector of x, each without a stride and with one, of a
 # vector of dy in a run of taps, of the sum of a tap, and of a run over a plane; loads of 64 bytes cross lines.
 WIDE_TIMES = (0.08, 0.21), (0.41, 0.58), 1.7, 1.5, 4.0
+STAGED = 0.6  # of a cell within a border that is staged
 TIMES = (0.25, 0.62), (0.1, 0.0), 0.0, 1.7, 15.0
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024
@@ -60,9 +61,14 @@ def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int, plane:
     if phases == channels == 1 and taps[1] > 1 and loaded and pairs and high % (sums // 2) * 10 <= high:
         sums, rows = sums // 2 * 2, sums // 2  # two vectors share a weight that is not in a register
     else:
-        rows = 1 if taps[1] == 1 and taps[2] > lanes else even(high, sums)
+        rows = 1 if taps[1] == 1 and taps[2] > lanes else _rows(high, sums)
     vectors = max(1, min(sums // rows, across))
     return Schedule((1, rows, vectors * lanes), 1, channels, register=1, vectors=vectors, lanes=lanes, taps=taps)
+
+
+def _rows(count: int, most: int) -> int:
+    """Rows of a block, `most` at the most and half of that at the least, of which few of `count` are left, to be computed alone."""
+    return min(range(min(most, max(count, 1)), most // 2, -1), key=lambda rows: count % rows, default=max(count, 1))
 
 
 def _in_turn(sweep: Sweep, plane: int, machine: Machine) -> bool:
@@ -79,7 +85,7 @@ def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvP
     """
     many = machine.registers >= MANY
     deep, high, wide = sweep.kernel
-    most = machine.registers * 9 // 16
+    most = machine.registers * 5 // 8
     if high * wide <= most:
         taps = even(deep, most // (high * wide)), high, wide
     elif high == 1:
@@ -87,7 +93,7 @@ def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvP
     else:
         tall = even(high, 6 if many else 9)
         taps = 1, tall, even(wide, most // tall)
-    rows = even(sweep.out[1], max(1, min(8 if many else 5, machine.registers - math.prod(taps) - 2)))
+    rows = _rows(sweep.out[1], max(1, min(8 if many else 5, machine.registers - math.prod(taps) - 2)))
     lanes = machine.vector // itemsize
     schedule = Schedule((1, rows, lanes), 1, 1, register=1, vectors=1, lanes=lanes, taps=taps)
     return dataclasses.replace(schedule, splits=row_blocks("weight_grad", problem, sweep, schedule, itemsize))
@@ -104,11 +110,13 @@ def depthwise_grad_time(schedule: Schedule, problem: ConvProblem, machine: Machi
         """Rows of x that a block of dy meets, each once for a column of taps."""
         return min(rows * taps[1], (rows - 1) * p.stride[1] + (taps[1] - 1) * p.dilation[1] + 1)
 
+    each_load = cells[strided] * (p.stride[2] / 2 if strided else 1)
+    staged = p.batch * math.prod(framed(p).size) * STAGED if p.mode != "zeros" else 0
     rows, lines = schedule.tile[1], p.batch * p.out[0] * -(-p.out[2] // schedule.lanes)
     met = p.out[1] // rows * loads(rows) + p.out[1] % rows * loads(1)
     each = p.out[1] * (runs * vector + math.prod(p.kernel) * products[strided])
     sums = schedule.splits * math.prod(p.kernel) * total + p.batch * runs * plane
-    return p.groups * (lines * (each + met * taps[0] * taps[2] * runs * cells[strided]) + sums)
+    return p.groups * (lines * (each + met * taps[0] * taps[2] * runs * each_load) + sums + staged)
 
 
 def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:

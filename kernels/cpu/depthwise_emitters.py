@@ -86,7 +86,7 @@ class _Rows:
         if (row, at) not in self.raw:
             address = self.f.add(self.f.builder.add(row, self.origin), at * self.f.itemsize)
             mask = self._mask(at) if self.masked else None
-            self.raw[row, at] = self.f.bits_at(address, mask) if self.slid else self.f.vector_at(address, 0, mask)
+            self.raw[row, at] = self.f.bits_at(address, mask) if self.f.many_masks else self.f.vector_at(address, 0, mask)
         return self.raw[row, at]
 
     def reads(self, columns: Columns) -> list[tuple[Any, list[tuple[int, int, int]]]]:
