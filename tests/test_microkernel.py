@@ -161,7 +161,7 @@ def inner_loops(assembly):
 def assembly_of(emitter, itemsize, machine, *shape):
     module = ir.Module(emitter)
     microkernel.EMITTERS[emitter](module, emitter, itemsize, machine.vector, *shape)
-    parsed, target = microkernel.emit(module, machine)
+    parsed, target = microkernel.emit(module, machine, emitter in microkernel.LOOPS)
     return target.emit_assembly(parsed)
 
 
