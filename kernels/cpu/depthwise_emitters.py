@@ -10,7 +10,8 @@ plane has a negative offset, and a row of zeros is read in its place. Cells of a
 of columns, s neighbouring outputs are computed at once, each by its own taps: the phases of a strided dI.
 
 A block of rows shares its input: each vector of cells is loaded once for all rows and taps that it meets. Many taps of a row read
-vectors that mostly lie on two lines of cache: those are made of two neighbouring ones, by a shuffle.
+vectors that mostly lie on two lines of cache: those are made of two neighbouring ones, by a shuffle of integers, for which LLVM
+knows an instruction without a table of lanes.
 """
 
 from typing import Any
@@ -90,7 +91,11 @@ class _Rows:
         return self.raw[row, at]
 
     def reads(self, columns: Columns) -> list[tuple[Any, list[tuple[int, int, int]]]]:
-        """What is read, in the order of memory, and the (list of columns, its index, vector) that each is for."""
+        """What is read, and the (list of columns, its index, vector) that each is for.
+
+        Vectors that are moved by as many lanes follow one another: each belongs to other sums than the last, whose additions need
+        not wait for one another, and all that they are made of stays in registers. The order does not depend on their number.
+        """
         met: dict[Any, list[tuple[int, int, int]]] = {}
         for p, part in enumerate(columns):
             for t, column in enumerate(part):
@@ -99,7 +104,7 @@ class _Rows:
 
         def order(item: tuple[tuple[int, int], Any]) -> tuple[int, ...]:
             phase, u = item[0]
-            return (u % self.f.lanes if self.vectors > 1 else 0, u, phase)
+            return u % self.f.lanes, u, phase
 
         return sorted(met.items(), key=order)
 

@@ -17,6 +17,7 @@ calls a driver with arguments from memory.
 `outer` broadcasts weights over vectors of neighbouring outputs: its sums are rows of the output, so nothing is transposed, and a
 term is a pair of offsets, of a weight and of a cell, whatever stride, dilation and number of axes. All sums of a call stay in
 registers. Terms are added in the order of t, each by one FMA, as the portable loop of `direct` does: the results are the same bits.
+`depthwise` adds the taps of a row by what t leaves when divided by the lanes of a vector: the same order where they are no more.
 
 A kernel is a C function that Numba's drivers call by address. It is compiled when a schedule first asks for it, in some
 milliseconds, and touches no memory outside of what its arguments describe; docs/microkernels.md tells the exceptions.
