@@ -73,8 +73,8 @@ def test_peak_of_a_layer(names, direction, algorithm, dtype):
     assert most <= (w.nbytes + 2 * 2**20 if plan.algorithm == "direct" else max(4 * 2**20, 2 * x.nbytes // threads) + SLACK)
 
 
-# Planes of one filter between copied borders, in blocks and whole; many taps, whose gradient is split; sums over channels; and 1x1
-# layers, whose gradient is split, or divided into blocks of channels or of filters.
+# Planes of one filter between copied borders, in blocks and whole; many taps, whose gradient is split, or comes in blocks of taps;
+# sums over channels; and 1x1 layers, whose gradient is split, or divided into blocks of channels or of filters.
 PLANES = [
     ((4, 64, 20, 20), (256, 64, 1, 1), {}),
     ((4, 700, 14, 14), (80, 700, 1, 1), {}),
@@ -83,6 +83,7 @@ PLANES = [
     ((8, 2, 300, 200), (2, 1, 9, 9), {"padding": 4, "groups": 2, "padding_mode": "circular"}),
     ((2, 9, 5, 20, 30), (9, 1, 3, 3, 3), {"padding": 1, "groups": 9, "padding_mode": "replicate"}),
     ((1, 1, 400, 300), (1, 1, 11, 11), {"padding": 5}),
+    ((1, 6, 120, 130), (6, 1, 45, 45), {"padding": 22, "groups": 6}),
     ((1, 30, 90, 80), (1, 30, 3, 3), {"padding": 1}),
 ]
 

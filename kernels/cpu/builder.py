@@ -53,7 +53,10 @@ class Function:
 
     def constant(self, value: float) -> ir.Constant:
         """A vector whose lanes are all `value`."""
-        return self.constants.setdefault(float(value).hex(), ir.Constant(self.vector, [value] * self.lanes))
+        key = float(value).hex()
+        if key not in self.constants:
+            self.constants[key] = ir.Constant(self.vector, [value] * self.lanes)
+        return self.constants[key]
 
     def add(self, base: Any, offset: int) -> Any:
         return self.builder.add(base, self.word(offset)) if offset else base
