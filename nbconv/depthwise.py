@@ -124,10 +124,10 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
     cells = int(border[frame.CELLS]) if border.size else 0
     p = plan.problem
     taps, plane = math.prod(p.kernel), math.prod(p.size if plan.direction == "input_grad" else p.out)
-    places = np.concatenate(order)
+    turned = np.concatenate(order)
     if plan.direction == "weight_grad":  # its sums come in that order
-        places = np.argsort(places) if np.any(np.diff(places) != 1) else places[:0]
-    return _Runs(np.array(runs, np.intp), table, places, taps, plane, zeros, count, border, cells)
+        turned = np.argsort(turned) if np.any(np.diff(turned) != 1) else turned[:0]
+    return _Runs(np.array(runs, np.intp), table, turned, taps, plane, zeros, count, border, cells)
 
 
 def _frame(plan: Plan, blocks: int) -> Array:
