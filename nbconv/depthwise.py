@@ -221,6 +221,6 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     if prepared.order.size == 0:
         add_splits(splits, fill, out)
         return
-    sums = scratch((len(out), prepared.taps), dtype)
+    sums = out if out.flags.c_contiguous else scratch(out.shape, dtype)
     add_splits(splits, fill, sums)
-    assign(out, _taken(sums, prepared.order).reshape(out.shape))
+    assign(out, _taken(sums.reshape(len(out), -1), prepared.order).reshape(out.shape))

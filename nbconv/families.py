@@ -314,7 +314,7 @@ def planes(ask: Ask) -> list[Design]:
         schedule = depthwise_grad(sweep, size, machine, p)
         assert schedule.taps is not None
         blocks = schedule.taps[1] > 1 and schedule.taps[2] < p.kernel[2]  # their sums come in another order than the weights
-        shared += _split_bytes(ask, schedule) + (2 * ask.weight_bytes if blocks else 0)
+        shared += _split_bytes(ask, schedule) + (ask.weight_bytes if blocks else 0)
     else:
         read = p.out if turned else p.size
         schedule = depthwise(sweep, size, machine, p.stride[2] if turned else 1, math.prod(read) * size)
