@@ -80,12 +80,12 @@ def _in_turn(sweep: Sweep, plane: int, machine: Machine) -> bool:
 def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvProblem) -> Schedule:
     """Micro-kernel of dW of one filter on one channel: sums for the taps of a run, and as many rows of dy as leave them registers.
 
-    Taps of several rows share what is read of a row, if rows of dy are many: 15x15 takes 155 us by 5 x 3 taps and 8 rows of dy, 304
+    Taps of several rows share what is read of a row, if rows of dy are many: 15x15 takes 158 us by 5 x 3 taps and 8 rows of dy, 304
     by 1 x 15 and 3, 7x7 40 by 4 x 4 instead of 49 by 3 x 7 and 3; AVX2 code likes long columns of taps.
     """
     many = machine.registers >= MANY
     deep, high, wide = sweep.kernel
-    most = machine.registers * 5 // 8
+    most = machine.registers * 5 // 8 - 2 * many  # with two more, some would spill
     if high * wide <= most:
         taps = even(deep, most // (high * wide)), high, wide
     elif high == 1:

@@ -390,9 +390,12 @@ def depthwise_grad(
         def compute(cell: Any, place: Any, sums: list[Any], masked: bool) -> list[Any]:
             read = _Rows(f, cell, cells, stride, 1, (columns,), masked, slid)
             inside = read.outputs(a["dy_width"]) if masked else None
-            dys = [f.vector_at(b.add(place, beyond[i]), 0, inside) for i in range(size)]
-            for r0 in range(depth):
-                for q, users in met:
+            dys: dict[int, Any] = {}  # each loaded right before its first product, for registers are few
+            for q, users in met:
+                for i, _ in users:
+                    if i not in dys:
+                        dys[i] = f.vector_at(b.add(place, beyond[i]), 0, inside)
+                for r0 in range(depth):
                     for lying, ((_, t, _),) in read.reads((columns,)):
                         x = read.cells(addresses[r0][q], lying)
                         x = b.select(inside, x, nothing) if masked else x
