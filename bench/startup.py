@@ -5,7 +5,6 @@ Run it as `python bench/startup.py`.
 """
 
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -51,14 +50,11 @@ CALLS = {
 }
 NUMBAS = {"a sum, by Numba alone": "dy + 1"}  # what any function takes that Numba caches
 SHAPES = {"small, one thread": (1, 4, 8), "large, all threads": (8, 64, 56)}
-BYTECODE = os.path.join(tempfile.gettempdir(), f"nbconv-bytecode-{os.getpid()}")
 
 
 def run(code: str, cache: str) -> list[float]:
     """Numbers that `code` prints in a fresh interpreter with its caches in `cache`."""
-    caches = {"NBCONV_CACHE_DIR": os.path.join(cache, "kernels"), "NUMBA_CACHE_DIR": cache}
-    # byte code is kept, as that of an installed package is
-    environment = os.environ | caches | {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": BYTECODE}
+    environment = os.environ | {"NBCONV_CACHE_DIR": os.path.join(cache, "kernels"), "NUMBA_CACHE_DIR": cache}
     path = os.path.join(cache, "program.py")
     if not os.path.exists(path):  # numba takes a file that was written again for another
         with open(path, "w", encoding="utf-8") as file:
@@ -68,13 +64,13 @@ def run(code: str, cache: str) -> list[float]:
 
 
 def main() -> None:
-    try:
+    with tempfile.TemporaryDirectory() as bytecode:  # kept from run to run, as that of an installed package is
+        os.environ |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": bytecode}
         measure()
-    finally:
-        shutil.rmtree(BYTECODE, ignore_errors=True)
 
 
 def measure() -> None:
+    """Print all figures."""
     with tempfile.TemporaryDirectory() as cache:
         pairs = [run(IMPORT, cache) for _ in range(9)]
         numba, nbconv = (statistics.median(column) for column in zip(*pairs, strict=True))

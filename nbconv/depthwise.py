@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from .arrays import Array, accumulator
-from .depthwise_schedule import AROUND, MERGING, framed, framed_cells, row_blocks, staged_border
+from .depthwise_schedule import AROUND, MERGING, framed, framed_cells, reordered, row_blocks, staged_border
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import depthwise, depthwise_grad, frame, transfer
@@ -125,8 +125,8 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
     p = plan.problem
     taps, plane = math.prod(p.kernel), math.prod(p.size if plan.direction == "input_grad" else p.out)
     turned = np.concatenate(order)
-    if plan.direction == "weight_grad":  # its sums come in that order
-        turned = np.argsort(turned) if np.any(np.diff(turned) != 1) else turned[:0]
+    if plan.direction == "weight_grad":
+        turned = np.argsort(turned) if reordered(p.kernel, schedule.taps) else turned[:0]
     return _Runs(np.array(runs, np.intp), table, turned, taps, plane, zeros, count, border, cells)
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 import math
 
+from .kernels.cpu.builder import WIDEST
 from .kernels.cpu.depthwise import NEAR
-from .kernels.cpu.depthwise_emitters import WIDE
 from .kernels.cpu.machine import Machine
 from .phases import input_grad_border, triple
 from .problem import ConvProblem, Triple
@@ -28,10 +28,10 @@ MANY_TAPS, STAGED_CELLS = 128, 1 << 17
 # to 0.9.
 ROWS, LONG = 4, 24
 # Nanoseconds of dW, fitted to 410 layers: of a product of vectors and of a vector of x, each without a stride and with one, of a
-# vector of dy in a run of taps, of the sum of a tap, and of a run over a plane; loads of 64 bytes cross lines.
-WIDE_TIMES = (0.08, 0.21), (0.41, 0.58), 1.7, 1.5, 4.0
-STAGED = 0.6  # of a cell within a border that is staged
-TIMES = (0.25, 0.62), (0.1, 0.0), 0.0, 1.7, 15.0
+# vector of dy in a run of taps, of the sum of a tap, and of a run over a plane; by vectors of 64 bytes, whose loads cross lines of
+# cache, and others. Then of a cell of a plane that is staged within its border.
+WIDE_TIMES, TIMES = ((0.08, 0.21), (0.41, 0.58), 1.7, 1.5, 4.0), ((0.25, 0.62), (0.1, 0.0), 0.0, 1.7, 15.0)
+STAGED = 0.6
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024
 # Registers beside sums and weights, those that merging phases takes more; and how many a machine has whose masks take none.
@@ -57,7 +57,7 @@ def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int, plane:
     sums = min(most, max(1, room), max(1, CODE // (math.prod(taps) * phases)))
     across, high = -(-sweep.out[2] // lanes), sweep.out[1]
     pairs = across % 2 == 0 or across > FEW
-    loaded = sums > beside or (sweep.stride[2] > 1 and machine.vector == WIDE)
+    loaded = sums > beside or (sweep.stride[2] > 1 and machine.vector == WIDEST)
     if phases == channels == 1 and taps[1] > 1 and loaded and pairs and high % (sums // 2) * 10 <= high:
         sums, rows = sums // 2 * 2, sums // 2  # two vectors share a weight that is not in a register
     else:
@@ -99,11 +99,16 @@ def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvP
     return dataclasses.replace(schedule, splits=row_blocks("weight_grad", problem, sweep, schedule, itemsize))
 
 
+def reordered(kernel: Triple, taps: Triple) -> bool:
+    """Whether the sums of a weight gradient's runs of `taps` come in another order than the taps of the kernel."""
+    return taps[1] > 1 and taps[2] < kernel[2]
+
+
 def depthwise_grad_time(schedule: Schedule, problem: ConvProblem, machine: Machine) -> float:
     """Nanoseconds of `depthwise_grad`, of which a row takes whole vectors."""
     p, taps, strided = problem, schedule.taps, problem.stride[2] > 1
     assert taps is not None
-    products, cells, vector, total, plane = WIDE_TIMES if machine.vector == WIDE else TIMES
+    products, cells, vector, total, plane = WIDE_TIMES if machine.vector == WIDEST else TIMES
     runs = math.prod(-(-k // t) for k, t in zip(p.kernel, taps, strict=True))
 
     def loads(rows: int) -> int:

@@ -8,7 +8,7 @@ import numpy as np
 
 from . import clipped_schedule, fft_schedule, winograd_schedule
 from .across_schedule import across, across_grad, grad_cells, grad_fits, grad_time, pays, scratch_cells
-from .depthwise_schedule import JOBS, depthwise, depthwise_grad, depthwise_grad_time, framed_cells, row_blocks
+from .depthwise_schedule import JOBS, depthwise, depthwise_grad, depthwise_grad_time, framed_cells, reordered, row_blocks
 from .fft_schedule import Spectra
 from .grad_schedule import (
     DOTS,
@@ -313,8 +313,7 @@ def planes(ask: Ask) -> list[Design]:
     if ask.direction == "weight_grad":
         schedule = depthwise_grad(sweep, size, machine, p)
         assert schedule.taps is not None
-        blocks = schedule.taps[1] > 1 and schedule.taps[2] < p.kernel[2]  # their sums come in another order than the weights
-        shared += _split_bytes(ask, schedule) + (ask.weight_bytes if blocks else 0)
+        shared += _split_bytes(ask, schedule) + ask.weight_bytes * reordered(p.kernel, schedule.taps)
     else:
         read = p.out if turned else p.size
         schedule = depthwise(sweep, size, machine, p.stride[2] if turned else 1, math.prod(read) * size)

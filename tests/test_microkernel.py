@@ -9,7 +9,6 @@ import numpy as np
 import oracle
 import pytest
 from cases import CASES
-from llvmlite import ir
 from oracle import assert_sums, random
 
 import nbconv
@@ -159,9 +158,7 @@ def inner_loops(assembly):
 
 
 def assembly_of(emitter, itemsize, machine, *shape):
-    module = ir.Module(emitter)
-    microkernel.EMITTERS[emitter](module, emitter, itemsize, machine.vector, *shape)
-    parsed, target = microkernel.emit(module, machine, emitter in microkernel.LOOPS)
+    parsed, target = microkernel.emitted(machine, itemsize, emitter, *shape)
     return target.emit_assembly(parsed)
 
 

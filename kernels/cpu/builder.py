@@ -31,9 +31,11 @@ class Function:
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.mask = ir.VectorType(ir.IntType(1), self.lanes)
         self.picks = ir.VectorType(INDEX, self.lanes)
+        self.wide = vector == WIDEST
         self.many_masks = False  # whether they come from words that serve several vectors: comparing takes the time of products
         self.suffix = f"v{self.lanes}f{itemsize * 8}"
-        self.zero = ir.Constant(self.vector, None)
+        self.bits = ir.VectorType(ir.IntType(8 * itemsize), self.lanes)
+        self.zero, self.no_bits = ir.Constant(self.vector, None), ir.Constant(self.bits, None)
         self.anything = ir.Constant(self.vector, ir.Undefined)
         self.constants: dict[str, ir.Constant] = {}
         names = arguments.split()
@@ -67,28 +69,20 @@ class Function:
         value.align = 8 if kind == WORD else 4 if kind == self.picks else self.itemsize
         return value
 
-    def masked_load(self, address: Any, mask: Any) -> Any:
-        """The lanes of `mask`; zero in the others, whose memory is not touched."""
-        kind = ir.FunctionType(self.vector, [POINTER, INDEX, mask.type, self.vector])
-        function = self.intrinsic(f"llvm.masked.load.{self.suffix}.p0", kind)
-        size, zero = fixed(INDEX, self.itemsize), self.zero
-        return self.builder.call(function, [self.builder.inttoptr(address, POINTER), size, mask, zero])
-
-    def vector_at(self, address: Any, number: int = 0, mask: Any = None) -> Any:
-        """Vector `number` from an address on; only the lanes of `mask`, if there is one."""
-        if mask is None:
-            return self.load(address, self.vector, number * self.lanes * self.itemsize)
-        return self.masked_load(self.add(address, number * self.lanes * self.itemsize), mask)
-
-    def bits_at(self, address: Any, mask: Any = None) -> Any:
-        """As `vector_at`, of integers, which LLVM shuffles by fewer instructions."""
-        kind = ir.VectorType(ir.IntType(8 * self.itemsize), self.lanes)
-        if mask is None:
-            return self.load(address, kind)
+    def masked_load(self, address: Any, mask: Any, bits: bool = False) -> Any:
+        """The lanes of `mask`, as integers if `bits`; zero in the others, whose memory is not touched."""
+        kind, letter, zero = (self.bits, "i", self.no_bits) if bits else (self.vector, "f", self.zero)
         of = ir.FunctionType(kind, [POINTER, INDEX, mask.type, kind])
-        function = self.intrinsic(f"llvm.masked.load.v{self.lanes}i{8 * self.itemsize}.p0", of)
-        size, zero = fixed(INDEX, self.itemsize), ir.Constant(kind, None)
-        return self.builder.call(function, [self.builder.inttoptr(address, POINTER), size, mask, zero])
+        function = self.intrinsic(f"llvm.masked.load.v{self.lanes}{letter}{self.itemsize * 8}.p0", of)
+        return self.builder.call(function, [self.builder.inttoptr(address, POINTER), fixed(INDEX, self.itemsize), mask, zero])
+
+    def vector_at(self, address: Any, number: int = 0, mask: Any = None, bits: bool = False) -> Any:
+        """Vector `number` from an address on; only the lanes of `mask`, if there is one.
+
+        As integers if `bits`: LLVM shuffles those by fewer instructions.
+        """
+        place = self.add(address, number * self.lanes * self.itemsize)
+        return self.load(place, self.bits if bits else self.vector) if mask is None else self.masked_load(place, mask, bits)
 
     def opaque(self, address: Any) -> Any:
         """The same address, of which the compiler knows nothing: it keeps no loads from it for later, which would spill."""
@@ -127,7 +121,7 @@ class Function:
         Short vectors are stored whole or half by half: a masked store of AVX2 takes AMD 42 operations, whatever the mask.
         """
         b = self.builder
-        if self.lanes * self.itemsize == WIDEST:
+        if self.wide:
             mask = self.below(count, first)
             kind = ir.FunctionType(ir.VoidType(), [self.vector, POINTER, INDEX, mask.type])
             function = self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", kind)
@@ -167,7 +161,7 @@ class Function:
         One choice serves all short vectors that are whole: LLVM would move what each needs behind the choice of the last.
         """
         b = self.builder
-        if self.lanes * self.itemsize == WIDEST:
+        if self.wide:
             for vector in vectors:
                 self.store_first(*vector[:2], count, vector[2])
             return
@@ -217,7 +211,7 @@ class Function:
 
         Their masks are cheap and take no register; AVX2's take vector registers, and operations for each.
         """
-        if self.lanes * self.itemsize == WIDEST:
+        if self.wide:
             return compute(True)
         b = self.builder
         plain, masked, after = (b.append_basic_block(name) for name in ("plain", "masked", "computed"))

@@ -28,9 +28,6 @@ Columns = tuple[tuple[int, ...], ...]
 # Which channels are summed beside that of the call: none, all of a plane in registers, or others by calls of their own.
 ALONE, AT_ONCE, IN_TURN = range(3)
 
-WIDE = 64  # bytes of a vector, most of which lie on two cache lines
-
-
 # Vectors read for each one that lies between them, beyond which shuffles beat loads: rows of 7 taps and more, for dW, whose sums
 # leave few registers, of 9; with a stride, where each vector is several loads, any. Of several vectors of a row all do, whose loads
 # would each take a mask.
@@ -46,19 +43,21 @@ def slides(f: Function, stride: int, vectors: int, columns: Columns, most: int =
     """Whether vectors are made by shuffles: where more than `most` are read for each that lies between them."""
     read = {_place(f, stride, column, v) for part in columns for column in part for v in range(vectors)}
     lying = {(phase, k) for phase, u in read for k in (u // f.lanes, -(-u // f.lanes))}
-    return f.lanes * f.itemsize == WIDE and (vectors > 1 or len(read) > (most if stride == 1 else 1) * len(lying))
+    return f.wide and (vectors > 1 or len(read) > (most if stride == 1 else 1) * len(lying))
 
 
 class _Rows:
-    """The cells of some input rows, of `cells` each, under one chunk of outputs: loaded when first asked for, then kept."""
+    """The cells of some input rows under one chunk of outputs: loaded when first asked for, then kept.
 
-    def __init__(self, f: Function, cell: Any, cells: Any, stride: int, vectors: int, columns: Columns, masked: bool, slid: bool):
-        self.f, self.cell, self.stride, self.vectors, self.masked = f, cell, stride, vectors, masked
-        self.slid = slid
+    `width` is the cells of a row, in each lane.
+    """
+
+    def __init__(self, f: Function, cell: Any, width: Any, stride: int, vectors: int, columns: Columns, masked: bool, slid: bool):
+        self.f, self.cell, self.stride, self.vectors, self.masked, self.slid = f, cell, stride, vectors, masked, slid
         b = f.builder
         self.start = b.add(b.mul(cell, f.word(stride)), f.arguments["shift"])
         self.origin = b.mul(self.start, f.word(f.itemsize))
-        self.cells_of_row, self.first = cells or _width(f), f.splat(b.trunc(self.start, INDEX), INDEX)
+        self.width, self.first = width or _width(f), f.splat(b.trunc(self.start, INDEX), INDEX)
         self.words: dict[int, Any] = {}
         self.masks: dict[int, Any] = {}
         self.raw: dict[tuple[Any, int], Any] = {}
@@ -81,13 +80,13 @@ class _Rows:
 
     def _compared(self, at: int) -> Any:
         b, lanes = self.f.builder, fixed(self.f.picks, *range(at, at + self.f.lanes))
-        return b.icmp_unsigned("<", b.add(self.first, lanes), self.cells_of_row)
+        return b.icmp_unsigned("<", b.add(self.first, lanes), self.width)
 
     def _load(self, row: Any, at: int) -> Any:
         if (row, at) not in self.raw:
             address = self.f.add(self.f.builder.add(row, self.origin), at * self.f.itemsize)
             mask = self._mask(at) if self.masked else None
-            self.raw[row, at] = self.f.bits_at(address, mask) if self.f.many_masks else self.f.vector_at(address, 0, mask)
+            self.raw[row, at] = self.f.vector_at(address, 0, mask, bits=self.f.many_masks)
         return self.raw[row, at]
 
     def reads(self, columns: Columns) -> list[tuple[Any, list[tuple[int, int, int]]]]:
@@ -228,7 +227,7 @@ def depthwise(
     outputs = b.sdiv(f.add(a["y_width"], phases - 1), f.word(phases))
     chunk_cells = f.lanes * vectors
     begin, chunks = _part_of(f, b.sdiv(f.add(outputs, chunk_cells - 1), f.word(chunk_cells)))
-    cells = _width(f) if f.lanes * itemsize == WIDE else None  # fewer registers have no room for it beside weights
+    width = _width(f) if f.wide else None  # fewer registers have no room for it beside weights
     starts = [sum(map(len, columns[:p])) for p in range(phases)]
 
     def weight(base: Any, index: int) -> Any:
@@ -245,18 +244,18 @@ def depthwise(
     def block(count: int, plane: Any, table: Any, target: Any, weights: Any, held: list[Any], bias: Any) -> None:
         met = _meetings(count, tall, step, apart)
         addresses = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1 if met else 0, plane)
-        rows = [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses] if summed != AT_ONCE else []
-        lines = [b.mul(a["y_row"], f.word(i)) for i in range(count)]
+        read_from = [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses] if summed != AT_ONCE else []
+        beyond = [b.mul(a["y_row"], f.word(i)) for i in range(count)]
 
         def compute(cell: Any, place: Any, left: Any, masked: bool) -> list[Any]:
-            read = _Rows(f, cell, cells, stride, vectors, columns, masked, slid)
+            read = _Rows(f, cell, width, stride, vectors, columns, masked, slid)
             sums: dict[Any, Any] = {}
 
             def begin_row(sums: dict[Any, Any], i: int) -> None:
                 """Load what a row adds to, unless it was: right before its first product, for registers are few."""
                 if (i, 0, 0) in sums:
                     return
-                row = b.add(place, lines[i])
+                row = b.add(place, beyond[i])
                 for v in range(vectors):
                     for p, value in enumerate(started(row, left, v, masked)):
                         sums[i, p, v] = value
@@ -294,11 +293,11 @@ def depthwise(
                 found = f.loop(a["channels"], [f.word(0), weights, *sums.values()], channel)[2:]
                 sums = dict(zip(sums, found, strict=True))
             else:
-                add(sums, rows, weights)
+                add(sums, read_from, weights)
             results = []
             for i in range(count):
                 begin_row(sums, i)  # of a run without taps
-                row = b.add(place, lines[i])
+                row = b.add(place, beyond[i])
                 for v in range(vectors):
                     merged = interleaved(f, [evaluate(f, formula, b.fadd(sums[i, p, v], bias)) for p in range(phases)])
                     for m, value in enumerate(merged):
@@ -379,7 +378,7 @@ def depthwise_grad(
     count = depth * tall * len(columns)
     begin, chunks = _part_of(f, b.sdiv(f.add(a["dy_width"], f.lanes - 1), f.word(f.lanes)))
     slid = slides(f, stride, 1, (columns,), SLID_GRAD)
-    nothing, cells = f.zero, _width(f) if f.lanes * itemsize == WIDE else None
+    nothing, width = f.zero, _width(f) if f.wide else None
 
     def block(size: int, plane: Any, table: Any, source: Any, sums: list[Any]) -> list[Any]:
         met = _meetings(size, tall, step, apart)
@@ -388,7 +387,7 @@ def depthwise_grad(
         beyond = [b.mul(a["dy_row"], f.word(i)) for i in range(size)]
 
         def compute(cell: Any, place: Any, sums: list[Any], masked: bool) -> list[Any]:
-            read = _Rows(f, cell, cells, stride, 1, (columns,), masked, slid)
+            read = _Rows(f, cell, width, stride, 1, (columns,), masked, slid)
             inside = read.outputs(a["dy_width"]) if masked else None
             dys: dict[int, Any] = {}  # each loaded right before its first product, for registers are few
             for q, users in met:

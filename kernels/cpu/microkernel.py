@@ -84,10 +84,11 @@ def emit(module: ir.Module, machine: Machine, loops: bool = False) -> tuple[Any,
                 set.add(function.attributes, f'"tune-cpu"="{machine.tune or machine.cpu}"')  # which llvmlite's own `add` refuses
         parsed = llvm.parse_assembly(str(module))
         parsed.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=3 if loops else 0)
-        builder = llvm.create_pass_builder(target, options)
-        passes = builder.getModulePassManager() if loops else llvm.create_new_module_pass_manager()
-        if not loops:
+        builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=3))
+        if loops:
+            passes = builder.getModulePassManager()
+        else:
+            passes = llvm.create_new_module_pass_manager()
             passes.add_reassociate_pass()
             passes.add_instruction_combine_pass()
             passes.add_loop_strength_reduce_pass()
@@ -95,11 +96,16 @@ def emit(module: ir.Module, machine: Machine, loops: bool = False) -> tuple[Any,
         return parsed, target
 
 
-def compile_object(machine: Machine, itemsize: int, name: str, *shape: Any) -> bytes:
-    """Machine code of a kernel of `EMITTERS`, as an object file."""
+def emitted(machine: Machine, itemsize: int, name: str, *shape: Any) -> tuple[Any, Any]:
+    """A kernel of `EMITTERS`, as `emit` has it."""
     module = ir.Module(name)
     EMITTERS[name](module, name, itemsize, machine.vector, *shape)
-    parsed, target = emit(module, machine, name in LOOPS)
+    return emit(module, machine, name in LOOPS)
+
+
+def compile_object(machine: Machine, itemsize: int, name: str, *shape: Any) -> bytes:
+    """Machine code of a kernel of `EMITTERS`, as an object file."""
+    parsed, target = emitted(machine, itemsize, name, *shape)
     with llvm_lock:
         return bytes(target.emit_object(parsed))
 
