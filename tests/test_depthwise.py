@@ -257,3 +257,22 @@ def test_any_division_of_the_taps(taps, monkeypatch):
     for ours, want in zip(got[:2], first[:2], strict=True):
         np.testing.assert_array_equal(ours, want)
     np.testing.assert_allclose(got[2], first[2], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_any_block_of_long_rows(stride, dtype, monkeypatch):
+    """Blocks of any rows and vectors add the taps of a row, more than a vector has lanes, in the same order."""
+    problem = ((2, 3, 20, 300), (3, 1, 3, 20), {"padding": (1, 9), "stride": stride, "groups": 3})
+    first = results(problem, dtype)
+    select, lanes = dispatch.select.__wrapped__, host().vector // np.dtype(dtype).itemsize
+    for rows, vectors in ((1, 1), (1, 8), (3, 1), (2, 2), (4, 2)):
+
+        def blocked(*asked, rows=rows, vectors=vectors):
+            plan = select(*asked)
+            tile = (1, rows, vectors * lanes)
+            return dataclasses.replace(plan, schedule=dataclasses.replace(plan.schedule, tile=tile, vectors=vectors))
+
+        monkeypatch.setattr(engine, "select", blocked)
+        for got, want in zip(results(problem, dtype)[:2], first[:2], strict=True):
+            np.testing.assert_array_equal(got, want)
