@@ -23,8 +23,9 @@ def _weight_grad(x: Array, w: Array, dy: Array, stride: Any, padding: Any, dilat
     return nbconv.conv_weight_grad(dy, x, w.shape, stride, padding, dilation, groups)
 
 
-def _bytes(n: int, k: int, position: Any, value: Any, out: Array, scale: float) -> None:
-    out[(n, k, *position)] = np.int8(min(max(value * scale, -128.0), 127.0))
+def _bytes(n: int, k: int, position: Any, value: Any, out: Array) -> None:
+    kind = type(value)  # numbers of another type would have all of this computed in float64
+    out[(n, k, *position)] = np.int8(min(max(value * kind(10), kind(-128)), kind(127)))
 
 
 _relu = njit(lambda value: max(value, type(value)(0)))
@@ -36,11 +37,20 @@ def _activated(x: Array, w: Array, out: Array, stride: Any, padding: Any, dilati
 
 
 def _stored(x: Array, w: Array, out: Array, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
-    nbconv.conv(x, w, None, stride, padding, dilation, groups, store=_quantise, store_args=(out, 10.0))  # type: ignore[call-arg]
+    nbconv.conv(x, w, None, stride, padding, dilation, groups, store=_quantise, store_args=(out,))  # type: ignore[call-arg]
+
+
+def _looped(x: Array, w: Array, out: Array, stride: Any, padding: Any, dilation: Any, groups: int) -> Any:
+    y = nbconv.conv(x, w, None, stride, padding, dilation, groups)
+    for n in range(y.shape[0]):
+        for k in range(y.shape[1]):
+            for i in range(y.shape[2]):
+                for j in range(y.shape[3]):
+                    _quantise(n, k, (i, j), y[n, k, i, j], out)
 
 
 _COMPILED = {"forward": njit(_forward), "input_grad": njit(_input_grad), "weight_grad": njit(_weight_grad)}
-_HOOKED = {"plain": njit(_forward), "activation": njit(_activated), "store": njit(_stored)}
+_HOOKED = {"plain": njit(_forward), "activation": njit(_activated), "store": njit(_stored), "loop": njit(_looped)}
 
 
 def call(problem: nbconv.ConvProblem, direction: str, x: Array, w: Array, dy: Array) -> Callable[[], Any]:
@@ -49,6 +59,7 @@ def call(problem: nbconv.ConvProblem, direction: str, x: Array, w: Array, dy: Ar
 
 
 def hooked(problem: nbconv.ConvProblem, x: Array, w: Array) -> dict[str, Callable[[], Any]]:
-    """A compiled forward call alone, with an activation of the caller's, and with a store that quantises to bytes."""
+    """A compiled forward call of two axes: alone, with an activation of the caller's, with a store that quantises to bytes, and with a
+    loop that does so afterwards."""
     out = np.zeros(problem.output_shape, np.int8)
     return {name: functools.partial(function, x, w, out, *problem.options[:4]) for name, function in _HOOKED.items()}

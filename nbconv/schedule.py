@@ -405,7 +405,8 @@ def outer_cells(sweep: Sweep, schedule: Schedule, phases: int) -> int:
     """Scratch of a micro-kernel: sums of the phases stored together, staged input, and gathered cells."""
     block = schedule.vectors * schedule.lanes
     staged = 0 if schedule.in_place and not sweep.shifts[2] else staged_cells(sweep, schedule)
-    cells = phases * sum_cells(sweep, schedule) + staged
+    early = schedule.filters * schedule.lanes if schedule.in_place else 0  # for the first tile to end where a line of cache does
+    cells = phases * (sum_cells(sweep, schedule) + early) + staged
     unit = block if schedule.window else schedule.lanes  # for what follows, and the next thread's, to begin on a line of cache
     return -(-cells // unit) * unit + gathered_cells(sweep, schedule)
 

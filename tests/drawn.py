@@ -1,6 +1,7 @@
 """Drawn calls: a direction of a problem on arrays of any layout, as data that can be printed, sent to a process, and run again."""
 
 import contextlib
+import ctypes
 import dataclasses
 from typing import Any
 from unittest import mock
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 import nbconv
 from nbconv import across_schedule, clipped_schedule, dispatch, families, replay, schedule
+from nbconv.arrays import accumulator
+from nbconv.kernels.cpu.epilogue import Descriptor
 from nbconv.kernels.jit import DISABLED
 from nbconv.kernels.padding import MODES
 
@@ -33,7 +36,8 @@ class Call:
     """One call. `layouts` are those of the first array, the second, and `out` or None.
 
     `small` asks for tiles of a few cells, `portable` for the loops that serve every dtype, `clipped` for vectors across filters
-    or groups wherever they can be, `compiled` for compiled code that calls, `again` for the third of such calls.
+    or groups wherever they can be, `compiled` for compiled code that calls, `again` for the third of such calls, `taken` for a function
+    that takes the results as a store of compiled code does.
     """
 
     direction: str
@@ -51,6 +55,7 @@ class Call:
     prepared: bool = False
     compiled: bool = False
     again: bool = False
+    taken: bool = False
     seed: int = 0
 
     @property
@@ -145,6 +150,25 @@ def _run_compiled(call, first, second, bias):
     return _weight_grad(first, second, p.weight_shape, *options)
 
 
+def _run_taken(first, weight, bias, options):
+    """The results of a forward call as a function takes them: runs of an output in which nothing is stored."""
+    runs, size = [], first.itemsize
+
+    def take(context, place, length, target):
+        runs.append((target, ctypes.string_at(place, length * size)))
+
+    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(take)
+    descriptor = np.array([ctypes.cast(function, ctypes.c_void_p).value, 0, 1], np.int64)
+    y = nbconv.conv(first, weight, bias, activation=Descriptor(descriptor.ctypes.data), **options)
+    result, times = np.zeros_like(y), np.zeros(y.nbytes, int)
+    for target, cells in runs:
+        cut = slice(target - y.ctypes.data, target - y.ctypes.data + len(cells))
+        result.reshape(-1).view(np.uint8)[cut] = np.frombuffer(cells, np.uint8)
+        times[cut] += 1
+    assert (times == 1).all(), "a result has not come once"
+    return result
+
+
 def run(call, first, second, bias, out):
     """The result of a call on arrays of the caller's."""
     with plans(call), nbconv.num_threads(min(call.threads, numba.config.NUMBA_NUM_THREADS)):
@@ -158,6 +182,8 @@ def _run(call, first, second, bias, out):
     weight = nbconv.prepare(second) if call.prepared else second
     if call.compiled:
         return _run_compiled(call, first, second, bias)
+    if call.taken:
+        return _run_taken(first, weight, bias, options)
     if call.direction == "forward":
         return nbconv.conv(first, weight, bias, activation=call.activation, **options)
     if call.direction == "input_grad":
@@ -289,6 +315,8 @@ def _calls(draw, dtypes):
     )
     if not DISABLED and batch and dtype == "float32" and direction != "transpose" and draw(st.integers(0, 3)) == 0:
         return dataclasses.replace(call, compiled=True)
+    if not DISABLED and direction == "forward" and accumulator(np.dtype(dtype)) == dtype and draw(st.integers(0, 3)) == 0:
+        return dataclasses.replace(call, taken=True)
     return dataclasses.replace(
         call,
         activation=draw(st.sampled_from(list(ACTIVATIONS))) if is_float(dtype) else None,

@@ -1,5 +1,6 @@
 """Functions of the caller's own in the loop of compiled code: `store` takes each result once, `activation` changes it."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from small import across_filters, along_rows, kernel_of
 from test_jit import operands, options
 
 import nbconv
+from nbconv.kernels.cpu.epilogue import Descriptor
 from nbconv.kernels.jit import DISABLED
 
 pytestmark = pytest.mark.skipif(DISABLED, reason="compiled code is what this is about")
@@ -94,6 +96,44 @@ def test_families(name, monkeypatch):
     if kernel in ("outer", "clipped", "across"):
         assert kernel_of("forward", problem, "float32") == kernel
     check(problem, algorithm=algorithm)
+
+
+RUNS = {  # of results, as long as they can be
+    "winograd": ((2, 32, 57, 59), (48, 32, 3, 3), {"padding": 1}, "winograd", 57 * 59),
+    "winograd, batch as an axis": ((4, 64, 14, 14), (64, 64, 3, 3), {"padding": 1}, "winograd", 14 * 14),
+    "in place": ((2, 32, 14, 14), (40, 32, 1, 1), {}, "direct", 14 * 14),
+    "depthwise": ((2, 24, 58, 57), (24, 1, 3, 3), {"padding": 1, "groups": 24}, "direct", 58 * 57),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_results_come_in_long_runs(name, monkeypatch):
+    """A call of a function costs as much as some 14 of its results."""
+    x_shape, w_shape, given, algorithm, longest = RUNS[name]
+    along_rows(monkeypatch)
+    lengths = []
+    visit = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(lambda context, place, length, target: lengths.append(length))
+    words = np.array([ctypes.cast(visit, ctypes.c_void_p).value, 0, 1], np.int64)
+    x, w = random(x_shape, "float32", 0), random(w_shape, "float32", 1)
+    with nbconv.num_threads(1):
+        y = nbconv.conv(x, w, **given, algorithm=algorithm, activation=Descriptor(words.ctypes.data))
+    assert set(lengths) == {longest} and sum(lengths) == y.size
+
+
+@pytest.mark.parametrize("offset", range(0, 64, 4))
+def test_tiles_in_place_begin_on_lines_of_cache(offset, monkeypatch):
+    """The first tile has more positions for that: as many sums, too, where a function takes them."""
+    along_rows(monkeypatch)
+    problem = nbconv.ConvProblem.make((2, 16, 64, 64), (70, 16, 1, 1))
+    x, w, b, _ = operands(problem, "float32")
+    room = np.zeros(x.nbytes + 128, np.uint8)
+    start = -room.ctypes.data % 64 + offset
+    moved = room[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    moved[...] = x
+    seen, times = np.full(problem.output_shape, 77, x.dtype), np.zeros(problem.output_shape, np.int64)
+    stored(moved, w, b, *options(problem), "direct", seen, times)
+    assert (times == 1).all()
+    np.testing.assert_array_equal(seen, nbconv.conv(x, w, b, algorithm="direct"))
 
 
 @njit

@@ -102,14 +102,17 @@ def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, f
 
 
 @helper
-def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filters, length, lead, first, bias, apply, size, layout):
+def multiply(
+    micro, weights, cells, terms, count, near, room, sums, pitch, home, out_pitch, filters, length, lead, first, bias, apply, size, layout
+):
     """Add the products of `count` terms to `filters` rows of `length` sums, `pitch` bytes apart, then the bias; run the activation.
 
     The first call takes `lead` positions, if any, for the others to begin on lines of cache: vectors that straddle two cost up to a
     third of the speed.
 
     `weights`, `cells`, `terms`, `sums`, `bias` and `apply` are addresses, the last two 0 for none. Where cells are gathered, `room`
-    is the address of their copies and `near` that of the terms that read them.
+    is the address of their copies and `near` that of the terms that read them. The activation is told that the rows belong at `home`,
+    `out_pitch` bytes apart.
     """
     several, whole = layout.vectors * layout.lanes, filters // layout.register * layout.register
     move, k_bias = layout.register * pitch, layout.register * size if bias != 0 else 0
@@ -135,17 +138,17 @@ def multiply(micro, weights, cells, terms, count, near, room, sums, pitch, filte
             if apply != 0:
                 # while the rows of one block of filters are in cache
                 for p in range(min(layout.register, filters - k)):
-                    fresh = row + p * pitch + begin * size
-                    run_at(apply, fresh, end - begin, fresh)
+                    run_at(apply, row + p * pitch + begin * size, end - begin, home + (k + p) * out_pitch + begin * size)
             w, b, row = w + layout.block, b + k_bias, row + move
 
 
 @helper
-def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, store, apply, room, d, h, w, layout):
+def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, store, apply, room, together, d, h, w, layout):
     """Add the bias to one filter's tile of sums, store what belongs to an output, and run the activation over it.
 
     `sums` is the filter's address in the first of `layout.merged` phases, which lie `region` bytes apart; `room`, that of scratch
     for the rows of one slice, which a function that takes results finds there; where `merged` is 1 it may begin where the sums do.
+    If `together` is not 0, they are but stored in the room: as the rows of all phases lie in the output, slices as many cells apart.
     """
     size = out.itemsize
     taken = stores(apply)
@@ -160,13 +163,17 @@ def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, st
     for j0 in range(min(d.tile, -(-(out.shape[2] - start0) // layout.step0) - o0)):
         target = corner + ((o0 + j0) * layout.step0 + start0) * out.strides[2]
         source = sums + j0 * h.extent * w.extent * size
-        place, pitch, gap = (room, t2 * size, size) if taken else (target, row, step)
+        place, pitch, gap = target, row, step
+        if together > 0:
+            place = room + (j0 * layout.step0 + start0) * together * size + start1 * out.strides[3] + start2 * step
+        elif taken:
+            place, pitch, gap = room, t2 * size, size
         call_kernel(store, source, w.extent * size, region, place, pitch, gap, t1, t2, address_of(bias) + k * size)
-        if apply != 0:
-            together = t1 if step == size and pitch == row == t2 * size else 1  # rows that are one run of the output
-            for j1 in range(0, t1, together):
+        if apply != 0 and together == 0:
+            neighbours = t1 if step == size and pitch == row == t2 * size else 1  # rows that are one run of the output
+            for j1 in range(0, t1, neighbours):
                 if step == size:
-                    run_at(apply, place + j1 * pitch, together * t2, target + j1 * row)
+                    run_at(apply, place + j1 * pitch, neighbours * t2, target + j1 * row)
                     continue
                 for j2 in range(t2):
                     run_at(apply, place + j1 * pitch + j2 * gap, 1, target + j1 * row + j2 * step)
@@ -183,11 +190,12 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
     tiles0, tiles1, tiles2 = -(-d.out // d.tile), -(-h.out // h.tile), -(-w.out // w.tile)
     longest = ((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile
     plane = d.slots * h.slots * w.slots * d.extent * h.extent * w.extent
-    pitch = -(-longest // layout.lanes) * layout.lanes * size
+    pitch = (-(-longest // layout.lanes) + layout.inside) * layout.lanes * size
     region = layout.filters * pitch
     cells = scratch[layout.merged * region // size : scratch.size - layout.gathered]
     room = address_of(scratch) + (scratch.size - layout.gathered) * size
-    whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size and not stores(apply)
+    whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size
+    taken = stores(apply)
     # an input in place is read from lines of cache on, by tiles of which the first has `early` positions more
     lines = layout.inside and not layout.gathered and whole and layout.lanes * size == LINE
     lines = lines and x.strides[0] % LINE == 0 and x.strides[1] % LINE == 0
@@ -210,7 +218,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
             continue
         t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile + lead, w.out - o2)
         length = ((t0 - 1) * h.extent + t1 - 1) * w.extent + t2
-        # a tile whose sums lie in memory as its outputs do is summed where it belongs
+        # a tile whose sums lie in memory as its outputs do is summed where it belongs, unless a function takes the results
         direct = whole and (t1 == 1 or (w.extent == t2 and out.strides[3] == t2 * size))
         direct = direct and (t0 == 1 or (w.extent == t2 and h.extent == t1 and out.strides[2] == t1 * t2 * size))
         first_cell = o2 + w.offset
@@ -227,7 +235,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                 for k in range(g_first * filters + k_first, (g_last - 1) * filters + k_first + k_count):
                     finish(
                         address_of(scratch), region, k, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
-                        phases[phase, 4], bias, out, micro[STORE], apply, address_of(scratch), d, h, w, layout,
+                        phases[phase, 4], bias, out, micro[STORE], apply, address_of(scratch), 0, d, h, w, layout,
                     )  # fmt: skip
                 continue
             for c_first in range(0, channels, layout.channels):
@@ -243,9 +251,11 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                         staged = place
                 for g in range(g_first, g_last):
                     k = g * filters + k_first
+                    home = inner + k * out.strides[1]
                     target, row, b, activation = address_of(scratch), pitch, 0, 0
                     if direct:
-                        target, row = inner + k * out.strides[1], out.strides[1]
+                        if not taken:
+                            target, row = home, out.strides[1]
                         if c_last == channels:
                             b, activation = address_of(bias) + k * size, apply
                     packed = weights + g * layout.group + k_first // layout.register * layout.block + c_first * layout.channel
@@ -257,7 +267,8 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                             begin = near
                         multiply(
                             micro, packed, source, begin, (c_last - c_first) * taps, near, room,
-                            target + m * region, row, k_count, length, lead, c_first == 0, b, activation, size, layout,
+                            target + m * region, row, home, out.strides[1], k_count, length, lead, c_first == 0, b, activation,
+                            size, layout,
                         )  # fmt: skip
                     source += channels * plane * size
                     if direct or c_last < channels:
@@ -265,7 +276,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                     for i in range(k_count):
                         finish(
                             target + i * pitch, region, k + i, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
-                            phases[phase, 4], bias, out, micro[STORE], apply, target + i * pitch, d, h, w, layout,
+                            phases[phase, 4], bias, out, micro[STORE], apply, target + i * pitch, 0, d, h, w, layout,
                         )  # fmt: skip
 
 
