@@ -8,6 +8,10 @@ from .builder import INDEX, WORD, Function, fixed
 from .formula import evaluate
 from .machine import LINE
 
+# Bytes of rows that `load` reads before it comes to those which it fetches: 3x3 layers of 64 and 128 channels on 56x56 to 224x224 take
+# 0.96 to 0.98 of the time (Zen 4).
+AHEAD = 32 * 1024
+
 
 def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, residues: tuple[int, ...]) -> None:
     """Emit `load`: the cells `residues[q]`, `residues[q]` + stride ... of rows of neighbouring cells, for each slot q.
@@ -30,6 +34,8 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
     whole = b.sdiv(a["extent"], f.word(f.lanes))
     left = b.srem(a["extent"], f.word(f.lanes))
     some = b.zext(b.icmp_signed(">", left, f.word(0)), WORD)
+    block = f.add(b.mul(a["rows"], a["source_row"]), 1)
+    ahead = b.mul(a["source_plane"], f.add(b.sdiv(f.word(AHEAD), block), 1))
     kind = ir.VectorType(INDEX, f.lanes)
 
     def window(low: Any, high: Any) -> tuple[Any, Any]:
@@ -75,7 +81,9 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
                     for cell in range(base, base + stride * f.lanes, f.lanes):
                         numbers = fixed(kind, *[cell + lane for lane in range(f.lanes)])
                         mask = b.icmp_unsigned("<", b.add(first, numbers), count) if masked else None
-                        parts[base].append(f.vector_at(f.add(source, cell * itemsize), 0, mask))
+                        place = f.add(source, cell * itemsize)
+                        f.prefetch(b.add(place, ahead), 2)
+                        parts[base].append(f.vector_at(place, 0, mask))
                 return [split(f, parts[residue // stride * stride], residue % stride) for residue in wanted]
 
             ends = b.icmp_signed("<=", f.add(at, bases[-1] + stride * f.lanes), a["size"])
