@@ -15,6 +15,8 @@ from .winograd_schedule import gathered, separate
 
 # For forward and dI, and for dW: cost of a vector of direct products, of channels at an output, of filters at an output.
 DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
+# Part of the last of them where rows are stored as they are computed.
+BY_ROWS = 0.6
 # For forward and dI, and for dW: cost of a vector of products of one filter on one channel, between the 1.5 and 1.9 of a Zen 4 and
 # the 2 and 2.6 of a Granite Rapids, which multiplies twice as much and loads no more.
 PLANES = 1.8, 2.2
@@ -66,7 +68,8 @@ def direct_cost(ask: Ask, design: Design) -> float:
         row = max((p.size if ask.direction == "input_grad" else p.out)[2], 1)
         whole = places * -(-row // lanes) * lanes / row
         return PLANES[ask.direction == "weight_grad"] * whole * taps * p.filters * p.channels / p.groups
-    terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, places * p.filters
+    stored = BY_ROWS if design.schedule.by_rows else 1.0
+    terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, stored * places * p.filters
     return _total(DIRECT, ask, terms) * (1 + 1.5 / max(1, design.schedule.register) ** 3)
 
 

@@ -145,13 +145,13 @@ def _prepare(
     base = triple(-(-size // step) for size, step in zip(out[2:], spacing, strict=True))
     d, h, w = axes_of(sweep, s, triple(x[2:]), offset, base)
     longest = ((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile
-    tail = -(-longest // s.lanes) % s.vectors or s.vectors
+    tail = -(-(w.tile if s.by_rows else longest) // s.lanes) % s.vectors or s.vectors
     group, block, row, channel = weights[:4]
     mode = ZEROS if slab else MODES.index(problem.mode)
     layout = outer.Layout(
         problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(s.in_place), merged,
         *spacing, group, block, channel, s.window, gathered_cells(sweep, s), int(s.once),
-        sweep.shifts[2] if s.in_place else 0,
+        sweep.shifts[2] if s.in_place else 0, int(s.by_rows),
     )  # fmt: skip
     at = functools.partial(kernel_address, machine, itemsize)
     fetched = TERMS_TO_COME if s.in_place and not s.window else 0

@@ -89,7 +89,7 @@ def _prepare(
     steps = (1, 1, 1) if len(order) else sweep.stride
     layout = outer.Layout(
         problem.groups, mode, s.filters, s.channels, 1, s.register, s.vectors, 1, s.lanes, 0, steps[2], *steps,
-        group, 0, channel, 0, 0, 0, 0,
+        group, 0, channel, 0, 0, 0, 0, 0,
     )  # fmt: skip
     staged = _places(extents, sweep.kernel, sweep.dilation) if together else cell_offsets(sweep, dataclasses.replace(s, channels=1))
     taps = np.arange(sizes["taps"])[:: -1 if turned else 1] * sizes["wide"]

@@ -47,6 +47,7 @@ class Layout(NamedTuple):
     window, gathered : positions whose cells are gathered at once, and cells of scratch for them; 0 if none are
     once : whether all blocks of channels are staged side by side, once for all blocks of filters
     reach : cells from the first tap to the last of an input that is read in place
+    by_rows : whether the rows of a tile are computed one by one, each where it belongs
     """
 
     groups: int
@@ -70,6 +71,7 @@ class Layout(NamedTuple):
     gathered: int
     once: int
     reach: int
+    by_rows: int
 
 
 @helper
@@ -77,7 +79,7 @@ def layout_of(a):
     """The layout out of the array of all numbers."""
     return Layout(
         a[27], a[28], a[29], a[30], a[31], a[32], a[33], a[34], a[35], a[36],
-        a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44], a[45], a[46], a[47],
+        a[37], a[38], a[39], a[40], a[41], a[42], a[43], a[44], a[45], a[46], a[47], a[48],
     )  # fmt: skip
 
 
@@ -221,6 +223,9 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
         # a tile whose sums lie in memory as its outputs do is summed where it belongs, unless a function takes the results
         direct = whole and (t1 == 1 or (w.extent == t2 and out.strides[3] == t2 * size))
         direct = direct and (t0 == 1 or (w.extent == t2 and h.extent == t1 and out.strides[2] == t1 * t2 * size))
+        by_rows = whole and layout.by_rows != 0 and not direct and not taken
+        if by_rows:
+            direct, length = True, t2
         first_cell = o2 + w.offset
         within = layout.inside and first_cell >= 0 and first_cell + t2 + layout.reach <= w.size
         inner = address_of(out) + n * out.strides[0] + o0 * out.strides[2] + o1 * out.strides[3] + o2 * size
@@ -265,11 +270,14 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                         near = begin + terms.shape[0] // 2 * 16  # the second half of the terms, where there is one
                         if layout.inside and not within:
                             begin = near
-                        multiply(
-                            micro, packed, source, begin, (c_last - c_first) * taps, near, room,
-                            target + m * region, row, home, out.strides[1], k_count, length, lead, c_first == 0, b, activation,
-                            size, layout,
-                        )  # fmt: skip
+                        for j in range(t0 * t1 if by_rows else 1):
+                            j0, j1 = j // t1, j % t1
+                            beyond = j0 * out.strides[2] + j1 * out.strides[3]
+                            multiply(
+                                micro, packed, source + (j0 * h.extent + j1) * w.extent * size, begin, (c_last - c_first) * taps,
+                                near, room, target + m * region + beyond, row, home + beyond, out.strides[1], k_count, length, lead,
+                                c_first == 0, b, activation, size, layout,
+                            )  # fmt: skip
                     source += channels * plane * size
                     if direct or c_last < channels:
                         continue

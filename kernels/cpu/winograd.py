@@ -74,8 +74,8 @@ class Regions(NamedTuple):
 def regions_of(a):
     """The regions out of the array of all numbers."""
     return Regions(
-        a[48], a[49], a[50], a[51], a[52], a[53], a[54], a[55], a[56], a[57], a[58], a[59], a[60], a[61], a[62], a[63], a[64],
-        a[65], a[66],
+        a[49], a[50], a[51], a[52], a[53], a[54], a[55], a[56], a[57], a[58], a[59], a[60], a[61], a[62], a[63], a[64], a[65],
+        a[66], a[67],
     )  # fmt: skip
 
 
