@@ -59,7 +59,7 @@ def call(problem: nbconv.ConvProblem, direction: str, x: Array, w: Array, dy: Ar
 
 
 def hooked(problem: nbconv.ConvProblem, x: Array, w: Array) -> dict[str, Callable[[], Any]]:
-    """A compiled forward call of two axes: alone, with an activation of the caller's, with a store that quantises to bytes, and with a
-    loop that does so afterwards."""
+    """A compiled forward call of two axes: alone, with an activation of the caller's, with a store that quantises to bytes, and
+    with a loop that does so afterwards."""
     out = np.zeros(problem.output_shape, np.int8)
     return {name: functools.partial(function, x, w, out, *problem.options[:4]) for name, function in _HOOKED.items()}

@@ -150,8 +150,8 @@ def epilogue(dtype: str, seconds: float) -> Iterator[Line]:
 
 
 def hooks(dtype: str, seconds: float) -> Iterator[Line]:
-    """Time in compiled code with the caller's own activation, with a store instead of a result, and with a loop over the result that
-    calls the store's function, which is what that function costs at least; the goal is at most 1.05."""
+    """Time in compiled code with the caller's own activation, with a store instead of a result, and with a loop over the result
+    that calls the store's function, which is what that function costs at least; the goal is at most 1.05."""
     for layer in (find(*names) for names in EPILOGUE):
         x, w, _ = operands(layer.problem, dtype)
         times = _measured(embedded.hooked(layer.problem, x, w), seconds)

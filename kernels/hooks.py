@@ -45,7 +45,7 @@ def natural(typingctx, value):
 
 
 def _borrowed(context, builder, kind, value):
-    """The value with arrays that own nothing: whose count of references each row would raise and lower, which takes 5 ns each time."""
+    """The value with arrays that own nothing: calls on all threads would raise and lower one count of references."""
     if isinstance(kind, types.Array):
         array = context.make_array(kind)(context, builder, value)
         array.meminfo = cgutils.get_null_value(array.meminfo.type)

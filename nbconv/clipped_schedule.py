@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+from . import grad_schedule
 from .kernels.cpu.machine import Machine
 from .problem import ConvProblem, Triple
 from .schedule import FEW, Schedule, Sweep, even, sum_cells
@@ -31,9 +32,8 @@ ACROSS = (
 # together, take over others.
 ALONG, PHASED = ((0.174, 2.7, 3.0, 6.1, 14_000.0), (0.287, 2.7, 3.0, 6.1, 14_000.0)), 1.25
 # Nanoseconds of a unit of the cost model, by which other algorithms are chosen, for three taps on an axis; by how much it grows for
-# few filters and falls with taps. Of 420 layers the choice takes 1.03 of the best time, which is 0.76 of that without this kernel;
-# of the 210 on a Zen 4 1.03, too.
-UNIT, NARROW, TAPS = (0.22, 0.308), 3.6, 0.26
+# few filters and falls with taps. Of 420 layers the choice takes 1.03 of the best time, which is 0.76 of that without this kernel.
+UNIT, NARROW, TAPS = 0.22, 3.6, 0.26
 
 
 def results_of(problem: ConvProblem, direction: str) -> Triple:
@@ -110,8 +110,10 @@ def cost(sweep: Sweep, schedule: Schedule, problem: ConvProblem, direction: str,
 
 
 def unit(sweep: Sweep, problem: ConvProblem, machine: Machine) -> float:
-    """Nanoseconds of a unit of other algorithms' costs."""
-    return UNIT[machine.halved] * math.exp(NARROW / max(1, sweep.filters)) * math.pow(3 / max(problem.kernel), TAPS)
+    """Nanoseconds of a unit of other algorithms' costs: on a Zen 4 the same for all; the choice takes 1.03 of the best."""
+    if machine.halved:
+        return grad_schedule.unit(machine)
+    return UNIT * math.exp(NARROW / max(1, sweep.filters)) * math.pow(3 / max(problem.kernel), TAPS)
 
 
 def along(sweep: Sweep, schedule: Schedule, problem: ConvProblem, phases: int, machine: Machine) -> float:

@@ -15,8 +15,6 @@ from .winograd_schedule import gathered, separate
 
 # For forward and dI, and for dW: cost of a vector of direct products, of channels at an output, of filters at an output.
 DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
-# Part of the last of them where rows are stored as they are computed.
-BY_ROWS = 0.6
 # For forward and dI, and for dW: cost of a vector of products of one filter on one channel, between the 1.5 and 1.9 of a Zen 4 and
 # the 2 and 2.6 of a Granite Rapids, which multiplies twice as much and loads no more.
 PLANES = 1.8, 2.2
@@ -32,10 +30,18 @@ LOADED = 1.3
 # vectors as there are products. It takes 0.9 to 2.2 times as long as the direct one on a Granite Rapids (3 channels, 64 filters,
 # 3x3 and 3x3x3; dW: 1.13 to 1.30).
 NARROW, NARROWED = 8, 4
-# On a Zen 4, whose products take longer, so many in forward and dI, and in dW, but for one channel or filter; at any width the cost
-# times these; and what gathering adds to a vector of transformed cells. With them the choice of algorithms takes 1.03 of the best
-# time, by those above 1.06, of 490 layers drawn at random of 1 to 256 channels and filters.
-HALVED_NARROWED, HALVED, GATHERED = (1.5, 1.15), (0.8, 0.87), 4.0
+# On a Zen 4, whose products take longer, so many in dW, but for one channel or filter; at any width the cost times the second.
+HALVED_NARROWED, HALVED = 1.15, 0.87
+# Forward and dI on a Zen 4, fitted to 5,000 layers of 1 to 256 channels and filters, in float32 and float64: the choice takes 1.019
+# of the best time, by the weights above 1.036. Direct: a vector of products; the same over the cube of a call's filters; channels
+# at an output; filters at an output, whose sums are stored afterwards, or where they belong at once; a call.
+DIRECT_HALVED = 1.12, 1.39, 7.1, 5.0, 3.0, 72_000.0
+# Winograd's algorithm: a vector of products; the same over the filters of a call; a vector of transformed cells, if they are
+# gathered, and for each axis beyond the first; of transformed weights; of transformed sums, and for each axis beyond the first; an
+# output; a cell; a call.
+WINOGRAD_HALVED = 0.86, 3.14, 2.15, 18.9, 4.25, 10.6, 0.7, 3.6, 13.4, 7.2, 46_000.0
+# Filters of a call, by which its loads are shared.
+SHARED = 13
 # Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
 BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
 # Cost of a copied border in dI: of a vector of products, which thin borders leave half empty, of a cell, and of each of its sides;
@@ -68,9 +74,19 @@ def direct_cost(ask: Ask, design: Design) -> float:
         row = max((p.size if ask.direction == "input_grad" else p.out)[2], 1)
         whole = places * -(-row // lanes) * lanes / row
         return PLANES[ask.direction == "weight_grad"] * whole * taps * p.filters * p.channels / p.groups
-    stored = BY_ROWS if design.schedule.by_rows else 1.0
-    terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, stored * places * p.filters
-    return _total(DIRECT, ask, terms) * (1 + 1.5 / max(1, design.schedule.register) ** 3)
+    register = max(1, design.schedule.register) ** 3
+    terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, places * p.filters
+    if not _halved(ask):
+        return _total(DIRECT, ask, terms) * (1 + 1.5 / register)
+    at_once = (design.schedule.by_rows or design.schedule.tile[:2] == (1, 1)) and not design.sweep.apart
+    product, alone, channel, afterwards, directly, call = DIRECT_HALVED
+    stored = directly if at_once else afterwards
+    return terms[0] * (product + alone / register) + terms[1] * channel + terms[2] * stored + call
+
+
+def _halved(ask: Ask) -> bool:
+    """Whether this is forward or dI on a machine of which that was measured by itself."""
+    return ask.machine is not None and ask.machine.halved and ask.direction != "weight_grad"
 
 
 def fft_cost(ask: Ask, design: Design) -> float:
@@ -113,9 +129,9 @@ def winograd_cost(ask: Ask, design: Design) -> float:
     channels, filters = sweep.channels, sweep.filters
     halved = ask.machine is not None and ask.machine.halved
     grad = ask.direction == "weight_grad"
-    factor = HALVED[grad] if halved else 1.0
+    factor = HALVED if halved else 1.0
     if min(channels, filters) < NARROW:
-        factor *= HALVED_NARROWED[grad] if halved and min(channels, filters) > 1 else NARROWED
+        factor *= HALVED_NARROWED if halved and min(channels, filters) > 1 else NARROWED
     if grad:
         blocks, tiles = _blocks(sweep, design, p, design.outputs)
         rows = -(-channels // s.register) * s.register
@@ -137,10 +153,18 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks * channels * rows * -(-s.register // lanes) * packing,
         blocks * vectors * filters,
     )
+    if halved:
+        product, load, cell, gather, more_cells, weight, total, more_sums, output, staged, call = WINOGRAD_HALVED
+        beyond = sum(k > 1 for k in p.kernel) - 1
+        cell = (gather if gathered(sweep, s) else cell) + more_cells * beyond
+        by_term = product + load / min(filters, SHARED), cell, weight, total + more_sums * beyond
+        x, y = p.batch * p.channels * math.prod(p.size) / lanes, p.batch * p.filters * math.prod(p.out) / lanes
+        moved = output * y + staged * x if ask.direction == "forward" else output * x + staged * y
+        transformed = sum(each * count for each, count in zip(by_term, terms, strict=True))
+        return p.groups * products * transformed + moved + call + _apart(ask, sweep)
     dilated = separate(sweep, p)[2] > 1
-    loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE and not halved else 1.0
-    gathering = GATHERED * terms[1] if halved and gathered(sweep, s) else 0.0
-    return loaded * (factor * p.groups * products * (_total(WINOGRAD, ask, terms) + gathering) + _apart(ask, sweep))
+    loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE else 1.0
+    return loaded * (factor * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep))
 
 
 def _apart(ask: Ask, sweep: Sweep) -> float:

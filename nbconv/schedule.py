@@ -147,8 +147,8 @@ ONCE = 1 << 20
 # Part of the time below which more blocks of filters, which stage the same cells again, pay for jobs that are shared more evenly.
 UNEVEN = 0.8
 # Vectors of a row from which a tile's rows are computed one by one; what a call of the micro-kernel, and a vector that is stored
-# afterwards, cost over a vector of products. Fitted to 2,900 layers of 1 to 64 channels on a Zen 4, in float32, float64 and AVX2 code:
-# the choice takes 1.01 to 1.02 of the better time, and 3x3 from 1 to 64 channels on 256x256 0.5 of the time of one run.
+# afterwards, cost over a vector of products. Fitted to 2,900 layers of 1 to 64 channels on a Zen 4, in float32, float64 and AVX2
+# code: the choice takes 1.01 to 1.02 of the better time, and 3x3 from 1 to 64 channels on 256x256 0.5 of that of all rows as one.
 ROW, CALLED, MOVED = 5, 6.0, 3.0
 # Part of an image that its last vector may lack before several images share a tile.
 EMPTY = 0.1
@@ -327,12 +327,12 @@ def outer(
 
 
 def rows_pay(sweep: Sweep, schedule: Schedule) -> bool:
-    """Whether the rows of a tile are computed one by one, where they belong, in less time than as one, and then stored; see `ROW`."""
+    """Whether to compute the rows of a tile one by one, where they belong, takes less time than as one, to be stored; see `ROW`."""
     lanes, vectors = schedule.lanes, schedule.vectors
     row, rows = schedule.tile[2], schedule.tile[0] * schedule.tile[1]
     if rows == 1 or row < ROW * lanes:
         return False
-    d, h, w = sweep.extents(schedule)
+    _, h, w = sweep.extents(schedule)
     alone, merged = -(-row // lanes), -(-(((schedule.tile[0] - 1) * h + schedule.tile[1] - 1) * w + row) // lanes)
     products = sweep.channels * math.prod(sweep.kernel)
     one_by_one = products * rows * alone + CALLED * rows * -(-alone // vectors)

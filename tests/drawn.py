@@ -36,8 +36,8 @@ class Call:
     """One call. `layouts` are those of the first array, the second, and `out` or None.
 
     `small` asks for tiles of a few cells, `portable` for the loops that serve every dtype, `clipped` for vectors across filters
-    or groups wherever they can be, `compiled` for compiled code that calls, `again` for the third of such calls, `taken` for a function
-    that takes the results as a store of compiled code does.
+    or groups wherever they can be, `compiled` for compiled code that calls, `again` for the third of such calls, `taken` for a
+    function that takes the results as a store of compiled code does.
     """
 
     direction: str

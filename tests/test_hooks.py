@@ -117,7 +117,8 @@ def test_results_come_in_long_runs(name, monkeypatch):
     x, w = random(x_shape, "float32", 0), random(w_shape, "float32", 1)
     with nbconv.num_threads(1):
         y = nbconv.conv(x, w, **given, algorithm=algorithm, activation=Descriptor(words.ctypes.data))
-    assert set(lengths) == {longest} and sum(lengths) == y.size
+    assert set(lengths) == {longest}
+    assert sum(lengths) == y.size
 
 
 @pytest.mark.parametrize("offset", range(0, 64, 4))

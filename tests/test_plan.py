@@ -183,6 +183,22 @@ def test_kernels_as_large_as_the_image_are_multiplied_as_frequencies(x, w, mode,
     assert plan.shared_bytes + threads * plan.thread_bytes <= max(threads * max(4 << 20, 8 * kernel), 2 * 8 * cells)
 
 
+ROWS = [
+    ("forward", (1, 1, 256, 256), (64, 1, 3, 3), {"padding": 1}, True),
+    ("input_grad", (1, 64, 256, 256), (1, 64, 3, 3), {"padding": 1}, True),
+    ("forward", (4, 64, 56, 56), (64, 64, 3, 3), {"padding": 1}, False),  # many terms
+    ("forward", (8, 1, 30, 30), (64, 1, 3, 3), {"padding": 1}, False),  # short rows
+    ("input_grad", (1, 64, 256, 256), (1, 64, 3, 3), {"padding": 1, "stride": 2}, False),  # results of a run are no neighbours
+]
+
+
+@pytest.mark.parametrize(("direction", "x", "w", "options", "expected"), ROWS)
+def test_wide_rows_of_few_terms_are_computed_where_they_belong(direction, x, w, options, expected):
+    p = nbconv.ConvProblem.make(x, w, **options)
+    sweep = schedule.forward_sweep(p) if direction == "forward" else schedule.input_grad_sweep(p, True)
+    assert schedule.outer(sweep, 4, schedule.OUTER, AVX512, p.groups, p.batch, True, False).by_rows == expected
+
+
 def test_a_given_limit_takes_the_place_of_the_bound():
     machine = AVX512._replace(threads=1)
     p, dtype = nbconv.ConvProblem.make((1, 1, 1024, 1024), (1, 1, 200, 200), padding=199), np.dtype("float64")

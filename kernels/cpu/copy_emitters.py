@@ -8,8 +8,8 @@ from .builder import INDEX, WORD, Function, fixed
 from .formula import evaluate
 from .machine import LINE
 
-# Bytes of rows that `load` reads before it comes to those which it fetches: 3x3 layers of 64 and 128 channels on 56x56 to 224x224 take
-# 0.96 to 0.98 of the time (Zen 4).
+# Bytes of rows that `load` reads before it comes to those which it fetches: 3x3 layers of 64 and 128 channels on 56x56 to 224x224
+# take 0.96 to 0.98 of the time (Zen 4).
 AHEAD = 32 * 1024
 
 

@@ -105,16 +105,17 @@ def edge_block(micro, weights, cells, terms, count, target, pitch, full, left, f
 
 @helper
 def multiply(
-    micro, weights, cells, terms, count, near, room, sums, pitch, home, out_pitch, filters, length, lead, first, bias, apply, size, layout
-):
+    micro, weights, cells, terms, count, near, room, sums, pitch, home, out_pitch, filters, length, lead, first, bias, apply, size,
+    layout,
+):  # fmt: skip
     """Add the products of `count` terms to `filters` rows of `length` sums, `pitch` bytes apart, then the bias; run the activation.
 
     The first call takes `lead` positions, if any, for the others to begin on lines of cache: vectors that straddle two cost up to a
     third of the speed.
 
     `weights`, `cells`, `terms`, `sums`, `bias` and `apply` are addresses, the last two 0 for none. Where cells are gathered, `room`
-    is the address of their copies and `near` that of the terms that read them. The activation is told that the rows belong at `home`,
-    `out_pitch` bytes apart.
+    is the address of their copies and `near` that of the terms that read them. The activation is told that the rows belong at
+    `home`, `out_pitch` bytes apart.
     """
     several, whole = layout.vectors * layout.lanes, filters // layout.register * layout.register
     move, k_bias = layout.register * pitch, layout.register * size if bias != 0 else 0
@@ -150,7 +151,7 @@ def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, st
 
     `sums` is the filter's address in the first of `layout.merged` phases, which lie `region` bytes apart; `room`, that of scratch
     for the rows of one slice, which a function that takes results finds there; where `merged` is 1 it may begin where the sums do.
-    If `together` is not 0, they are but stored in the room: as the rows of all phases lie in the output, slices as many cells apart.
+    If `together` is not 0, they are but stored there: as the rows of all phases lie in the output, slices so many cells apart.
     """
     size = out.itemsize
     taken = stores(apply)
