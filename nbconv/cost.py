@@ -34,14 +34,15 @@ NARROW, NARROWED = 8, 4
 HALVED_NARROWED, HALVED = 1.15, 0.87
 # Forward and dI on a Zen 4, fitted to 5,000 layers of 1 to 256 channels and filters, in float32 and float64: the choice takes 1.019
 # of the best time, by the weights above 1.036. Direct: a vector of products; the same over the cube of a call's filters; channels
-# at an output; filters at an output, whose sums are stored afterwards, or where they belong at once; a call.
-DIRECT_HALVED = 1.12, 1.39, 7.1, 5.0, 3.0, 72_000.0
+# at an output; filters at an output, whose sums are stored afterwards, or where they belong at once.
+DIRECT_HALVED = 1.12, 1.39, 7.1, 5.0, 3.0
 # Winograd's algorithm: a vector of products; the same over the filters of a call; a vector of transformed cells, if they are
 # gathered, and for each axis beyond the first; of transformed weights; of transformed sums, and for each axis beyond the first; an
-# output; a cell; a call.
-WINOGRAD_HALVED = 0.86, 3.14, 2.15, 18.9, 4.25, 10.6, 0.7, 3.6, 13.4, 7.2, 46_000.0
-# Filters of a call, by which its loads are shared.
-SHARED = 13
+# output; a cell.
+WINOGRAD_HALVED = 0.86, 3.14, 2.15, 18.9, 4.25, 10.6, 0.7, 3.6, 13.4, 7.2
+# Filters of a call, by which its loads are shared. By how much dilated layers differ, whose phases are computed one by one, or side
+# by side: of 730 the choice takes 1.008 of the best time, without 1.077.
+SHARED, PHASES = 13, (0.75, 1.6)
 # Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
 BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
 # Cost of a copied border in dI: of a vector of products, which thin borders leave half empty, of a cell, and of each of its sides;
@@ -79,9 +80,9 @@ def direct_cost(ask: Ask, design: Design) -> float:
     if not _halved(ask):
         return _total(DIRECT, ask, terms) * (1 + 1.5 / register)
     at_once = (design.schedule.by_rows or design.schedule.tile[:2] == (1, 1)) and not design.sweep.apart
-    product, alone, channel, afterwards, directly, call = DIRECT_HALVED
+    product, alone, channel, afterwards, directly = DIRECT_HALVED
     stored = directly if at_once else afterwards
-    return terms[0] * (product + alone / register) + terms[1] * channel + terms[2] * stored + call
+    return terms[0] * (product + alone / register) + terms[1] * channel + terms[2] * stored
 
 
 def _halved(ask: Ask) -> bool:
@@ -154,14 +155,15 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks * vectors * filters,
     )
     if halved:
-        product, load, cell, gather, more_cells, weight, total, more_sums, output, staged, call = WINOGRAD_HALVED
+        product, load, cell, gather, more_cells, weight, total, more_sums, output, staged = WINOGRAD_HALVED
         beyond = sum(k > 1 for k in p.kernel) - 1
         cell = (gather if gathered(sweep, s) else cell) + more_cells * beyond
         by_term = product + load / min(filters, SHARED), cell, weight, total + more_sums * beyond
         x, y = p.batch * p.channels * math.prod(p.size) / lanes, p.batch * p.filters * math.prod(p.out) / lanes
         moved = output * y + staged * x if ask.direction == "forward" else output * x + staged * y
         transformed = sum(each * count for each, count in zip(by_term, terms, strict=True))
-        return p.groups * products * transformed + moved + call + _apart(ask, sweep)
+        phases = PHASES[0] if separate(sweep, p)[2] > 1 else PHASES[1] if sweep.dilation != (1, 1, 1) else 1.0
+        return phases * (p.groups * products * transformed + moved + _apart(ask, sweep))
     dilated = separate(sweep, p)[2] > 1
     loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE else 1.0
     return loaded * (factor * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep))
