@@ -36,6 +36,8 @@ HALVED_NARROWED, HALVED = 1.15, 0.87
 # of the best time, by the weights above 1.036. Direct: a vector of products; the same over the cube of a call's filters; channels
 # at an output; filters at an output, whose sums are stored afterwards, or where they belong at once.
 DIRECT_HALVED = 1.12, 1.39, 7.1, 5.0, 3.0
+# A call of either, over one of vectors across filters.
+CALL_HALVED = 30_000.0
 # Winograd's algorithm: a vector of products; the same over the filters of a call; a vector of transformed cells, if they are
 # gathered, and for each axis beyond the first; of transformed weights; of transformed sums, and for each axis beyond the first; an
 # output; a cell.
@@ -81,8 +83,9 @@ def direct_cost(ask: Ask, design: Design) -> float:
         return _total(DIRECT, ask, terms) * (1 + 1.5 / register)
     at_once = (design.schedule.by_rows or design.schedule.tile[:2] == (1, 1)) and not design.sweep.apart
     product, alone, channel, afterwards, directly = DIRECT_HALVED
+    read, written = terms[1:] if ask.direction == "forward" else terms[:0:-1]
     stored = directly if at_once else afterwards
-    return terms[0] * (product + alone / register) + terms[1] * channel + terms[2] * stored
+    return terms[0] * (product + alone / register) + read * channel + written * stored + CALL_HALVED
 
 
 def _halved(ask: Ask) -> bool:
@@ -163,7 +166,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         moved = output * y + staged * x if ask.direction == "forward" else output * x + staged * y
         transformed = sum(each * count for each, count in zip(by_term, terms, strict=True))
         phases = PHASES[0] if separate(sweep, p)[2] > 1 else PHASES[1] if sweep.dilation != (1, 1, 1) else 1.0
-        return phases * (p.groups * products * transformed + moved + _apart(ask, sweep))
+        return phases * (p.groups * products * transformed + moved + CALL_HALVED + _apart(ask, sweep))
     dilated = separate(sweep, p)[2] > 1
     loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE else 1.0
     return loaded * (factor * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep))

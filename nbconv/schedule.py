@@ -146,10 +146,11 @@ STREAMS = 8
 ONCE = 1 << 20
 # Part of the time below which more blocks of filters, which stage the same cells again, pay for jobs that are shared more evenly.
 UNEVEN = 0.8
-# Vectors of a row from which a tile's rows are computed one by one; what a call of the micro-kernel, and a vector that is stored
-# afterwards, cost over a vector of products. Fitted to 2,900 layers of 1 to 64 channels on a Zen 4, in float32, float64 and AVX2
-# code: the choice takes 1.01 to 1.02 of the better time, and 3x3 from 1 to 64 channels on 256x256 0.5 of that of all rows as one.
-ROW, CALLED, MOVED = 5, 6.0, 3.0
+# Vectors of a row from which a tile's rows are computed one by one; what a call of the micro-kernel, for all its filters, and a
+# vector that is stored afterwards, cost over a vector of products. Fitted to 2,900 layers of 1 to 64 channels on a Zen 4, float32,
+# float64 and AVX2 code: the choice takes 1.01 to 1.02 of the better time, and 3x3 from 1 to 64 channels on 256x256 0.5 of that of
+# all rows as one.
+ROW, CALLED, MOVED = 5, 80.0, 3.0
 # Part of an image that its last vector may lack before several images share a tile.
 EMPTY = 0.1
 
@@ -334,9 +335,9 @@ def rows_pay(sweep: Sweep, schedule: Schedule) -> bool:
         return False
     _, h, w = sweep.extents(schedule)
     alone, merged = -(-row // lanes), -(-(((schedule.tile[0] - 1) * h + schedule.tile[1] - 1) * w + row) // lanes)
-    products = sweep.channels * math.prod(sweep.kernel)
-    one_by_one = products * rows * alone + CALLED * rows * -(-alone // vectors)
-    return 1.03 * one_by_one < products * merged + CALLED * -(-merged // vectors) + MOVED * rows * row / lanes
+    products, call = sweep.channels * math.prod(sweep.kernel), CALLED / schedule.register
+    one_by_one = products * rows * alone + call * rows * -(-alone // vectors)
+    return 1.03 * one_by_one < products * merged + call * -(-merged // vectors) + MOVED * rows * row / lanes
 
 
 def shared_evenly(parts: int, places: int, threads: int, most: int) -> int:
