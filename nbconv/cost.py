@@ -157,7 +157,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks * channels * rows * -(-s.register // lanes) * packing,
         blocks * vectors * filters,
     )
-    if halved:
+    if _halved(ask):
         product, load, cell, gather, more_cells, weight, total, more_sums, output, staged = WINOGRAD_HALVED
         beyond = sum(k > 1 for k in p.kernel) - 1
         cell = (gather if gathered(sweep, s) else cell) + more_cells * beyond
