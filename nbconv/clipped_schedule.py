@@ -31,6 +31,8 @@ ACROSS = (
 # Along rows: of a product, a staged vector, a vector of sums, one of packed weights, and of a call; then what phases of dI, stored
 # together, take over others.
 ALONG, PHASED = ((0.174, 2.7, 3.0, 6.1, 14_000.0), (0.287, 2.7, 3.0, 6.1, 14_000.0)), 1.25
+# Part of a vector of sums where it is stored as it is computed.
+AT_ONCE = 0.6
 # Nanoseconds of a unit of the cost model, by which other algorithms are chosen, for three taps on an axis; by how much it grows for
 # few filters and falls with taps. Of 420 layers the choice takes 1.03 of the best time, which is 0.76 of that without this kernel.
 UNIT, NARROW, TAPS = 0.22, 3.6, 0.26
@@ -120,9 +122,12 @@ def along(sweep: Sweep, schedule: Schedule, problem: ConvProblem, phases: int, m
     """Nanoseconds of vectors along rows: those of a design of `outer`, with so many phases of dI."""
     tiles = problem.groups * math.prod(-(-out // tile) for out, tile in zip(sweep.out, schedule.tile, strict=True))
     tiles *= 1 if sweep.folded else problem.batch
-    vectors = tiles * sum_cells(sweep, dataclasses.replace(schedule, filters=1)) // schedule.lanes
+    rows, row = math.prod(schedule.tile[:2]), -(-schedule.tile[2] // schedule.lanes)
+    sums = rows * row * schedule.lanes if schedule.by_rows else sum_cells(sweep, dataclasses.replace(schedule, filters=1))
+    vectors = tiles * sums // schedule.lanes
     staged = tiles * sweep.channels * math.prod(sweep.extents(schedule)) * math.prod(sweep.slots(schedule)) // schedule.lanes
     product, cell, result, weight, call = ALONG[machine.halved]
+    result *= AT_ONCE if schedule.by_rows else 1.0
     total = (
         vectors * sweep.filters * (sweep.channels * math.prod(problem.kernel) * product + phases * result)
         + staged * cell

@@ -316,12 +316,12 @@ def _calls(draw, dtypes):
     )
     if not DISABLED and batch and dtype == "float32" and direction != "transpose" and draw(st.integers(0, 3)) == 0:
         return dataclasses.replace(call, compiled=True)
-    if not DISABLED and direction == "forward" and accumulator(np.dtype(dtype)) == dtype and draw(st.integers(0, 3)) == 0:
-        return dataclasses.replace(call, taken=True)
+    taken = not DISABLED and direction == "forward" and accumulator(np.dtype(dtype)) == dtype and draw(st.integers(0, 3)) == 0
     return dataclasses.replace(
         call,
-        activation=draw(st.sampled_from(list(ACTIVATIONS))) if is_float(dtype) else None,
-        layouts=(draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from(LAYOUTS)), draw(st.sampled_from([None, *LAYOUTS]))),
+        taken=taken,
+        activation=draw(st.sampled_from(list(ACTIVATIONS))) if is_float(dtype) and not taken else None,
+        layouts=(*(draw(st.sampled_from(LAYOUTS)) for _ in range(2)), None if taken else draw(st.sampled_from([None, *LAYOUTS]))),
         prepared=direction != "weight_grad" and draw(st.integers(0, 7)) == 0,
         again=draw(st.integers(0, 3)) == 0,
     )

@@ -16,6 +16,7 @@ from test_jit import operands, options
 
 import nbconv
 from nbconv.kernels.cpu.epilogue import Descriptor
+from nbconv.kernels.cpu.machine import LINE, host
 from nbconv.kernels.jit import DISABLED
 
 pytestmark = pytest.mark.skipif(DISABLED, reason="compiled code is what this is about")
@@ -126,6 +127,10 @@ def test_tiles_in_place_begin_on_lines_of_cache(offset, monkeypatch):
     """The first tile has more positions for that: as many sums, too, where a function takes them."""
     along_rows(monkeypatch)
     problem = nbconv.ConvProblem.make((2, 16, 64, 64), (70, 16, 1, 1))
+    schedule = nbconv.plan("forward", problem.input_shape, (70, 16, 1, 1), algorithm="direct").schedule
+    if host().vector == LINE and host().cache:
+        assert schedule.in_place
+        assert schedule.window == 0
     x, w, b, _ = operands(problem, "float32")
     room = np.zeros(x.nbytes + 128, np.uint8)
     start = -room.ctypes.data % 64 + offset

@@ -34,8 +34,8 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
     whole = b.sdiv(a["extent"], f.word(f.lanes))
     left = b.srem(a["extent"], f.word(f.lanes))
     some = b.zext(b.icmp_signed(">", left, f.word(0)), WORD)
-    block = f.add(b.mul(a["rows"], a["source_row"]), 1)
-    ahead = b.mul(a["source_plane"], f.add(b.sdiv(f.word(AHEAD), block), 1))
+    read = b.mul(b.mul(a["rows"], a["extent"]), f.word(max(stride, 1) * itemsize))  # bytes of a plane
+    ahead = b.mul(a["source_plane"], f.add(b.sdiv(f.word(AHEAD), f.add(read, 1)), 1))
     kind = ir.VectorType(INDEX, f.lanes)
 
     def window(low: Any, high: Any) -> tuple[Any, Any]:
