@@ -11,11 +11,11 @@ import numpy as np
 import oracle
 from conftest import DTYPES
 from hypothesis import strategies as st
+from small import taking
 
 import nbconv
 from nbconv import across_schedule, clipped_schedule, dispatch, families, replay, schedule
 from nbconv.arrays import accumulator
-from nbconv.kernels.cpu.epilogue import Descriptor
 from nbconv.kernels.jit import DISABLED
 from nbconv.kernels.padding import MODES
 
@@ -158,9 +158,8 @@ def _run_taken(first, weight, bias, options):
     def take(context, place, length, target):
         runs.append((target, ctypes.string_at(place, length * size)))
 
-    function = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(take)
-    descriptor = np.array([ctypes.cast(function, ctypes.c_void_p).value, 0, 1], np.int64)
-    y = nbconv.conv(first, weight, bias, activation=Descriptor(descriptor.ctypes.data), **options)
+    with taking(take) as function:
+        y = nbconv.conv(first, weight, bias, activation=function, **options)
     result, times = np.zeros_like(y), np.zeros(y.nbytes, int)
     for target, cells in runs:
         cut = slice(target - y.ctypes.data, target - y.ctypes.data + len(cells))

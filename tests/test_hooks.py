@@ -1,6 +1,5 @@
 """Functions of the caller's own in the loop of compiled code: `store` takes each result once, `activation` changes it."""
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -11,11 +10,10 @@ import pytest
 from cases import CASES
 from numba import njit, prange
 from oracle import random
-from small import across_filters, along_rows, kernel_of
+from small import across_filters, along_rows, kernel_of, taking
 from test_jit import operands, options
 
 import nbconv
-from nbconv.kernels.cpu.epilogue import Descriptor
 from nbconv.kernels.cpu.machine import LINE, host
 from nbconv.kernels.jit import DISABLED
 
@@ -113,11 +111,9 @@ def test_results_come_in_long_runs(name, monkeypatch):
     x_shape, w_shape, given, algorithm, longest = RUNS[name]
     along_rows(monkeypatch)
     lengths = []
-    visit = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(lambda context, place, length, target: lengths.append(length))
-    words = np.array([ctypes.cast(visit, ctypes.c_void_p).value, 0, 1], np.int64)
     x, w = random(x_shape, "float32", 0), random(w_shape, "float32", 1)
-    with nbconv.num_threads(1):
-        y = nbconv.conv(x, w, **given, algorithm=algorithm, activation=Descriptor(words.ctypes.data))
+    with nbconv.num_threads(1), taking(lambda context, place, length, target: lengths.append(length)) as take:
+        y = nbconv.conv(x, w, **given, algorithm=algorithm, activation=take)
     assert set(lengths) == {longest}
     assert sum(lengths) == y.size
 
@@ -127,7 +123,7 @@ def test_tiles_in_place_begin_on_lines_of_cache(offset, monkeypatch):
     """The first tile has more positions for that: as many sums, too, where a function takes them."""
     along_rows(monkeypatch)
     problem = nbconv.ConvProblem.make((2, 16, 64, 64), (70, 16, 1, 1))
-    schedule = nbconv.plan("forward", problem.input_shape, (70, 16, 1, 1), algorithm="direct").schedule
+    schedule = nbconv.plan("forward", problem.input_shape, problem.weight_shape, algorithm="direct").schedule
     if host().vector == LINE and host().cache:
         assert schedule.in_place
         assert schedule.window == 0
