@@ -25,6 +25,10 @@ from .schedule import even
 from .weight_grad import add_splits
 
 
+# Bytes of a plane from which fetching ahead pays
+LARGE = 8 * 1024
+
+
 class _Runs(NamedTuple):
     """What the driver needs besides arrays: `kernels.cpu.depthwise` tells the columns of `runs`; `order` is that of the weights, or
     what makes a weight gradient of the sums, empty where they are one; `taps` of a weight; `plane`, the cells of one of results;
@@ -50,6 +54,15 @@ def _rows(shape: tuple[int, ...], itemsize: int, d: Phase, h: Phase, slices: int
     return np.where(inside, (depth[..., None] * shape[1] + row) * shape[2] * itemsize, -1)
 
 
+def _far(plan: Plan) -> bool:
+    """Whether dW reads large planes from memory."""
+    p, s, machine = plan.problem, plan.schedule, plan.machine
+    assert machine is not None
+    itemsize = machine.vector // s.lanes
+    plane = (math.prod(p.size) + math.prod(p.out)) * itemsize
+    return math.prod(p.size) * itemsize >= LARGE and plane * p.batch * p.groups > machine.cache
+
+
 def _kernel(
     plan: Plan, taps: tuple[int, int], stride: Triple, apart: int, columns: tuple[tuple[int, ...], ...], adds: bool, formula: str
 ) -> int:
@@ -59,7 +72,7 @@ def _kernel(
     at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
     shape = taps, stride[1], apart, stride[2]
     if plan.direction == "weight_grad":
-        return at("depthwise_grad", s.tile[1], *shape, columns[0])
+        return at("depthwise_grad", s.tile[1], *shape, columns[0], _far(plan))
     held = math.prod(taps) * sum(map(len, columns)) + s.tile[1] * s.vectors * len(columns)
     hoisted = held + AROUND + (MERGING if len(columns) > 1 else 0) <= machine.registers
     summed = ALONE if plan.sweep.channels == 1 else AT_ONCE if s.channels > 1 else IN_TURN

@@ -22,6 +22,7 @@ from .builder import BITS, INDEX, WORD, Function, fixed
 from .copy_emitters import interleaved, split
 from .emitters import total
 from .formula import evaluate
+from .machine import LINE
 
 Columns = tuple[tuple[int, ...], ...]
 
@@ -362,8 +363,9 @@ def depthwise_grad(
     apart: int,
     stride: int,
     columns: tuple[int, ...],
+    far: bool,
 ) -> None:
-    """Emit `depthwise_grad` for blocks of `rows`.
+    """Emit `depthwise_grad` for blocks of `rows`, of planes that lie `far`, in memory, or in cache.
 
     C signature, all 64-bit: (x, x_plane, x_image, dy, dy_plane, dy_image, dy_slice, dy_row, dw, dw_plane, planes, images, table,
     slice, span, slices, rows, width, dy_width, zeros, shift, part, parts), as in `depthwise`. `dw` holds the sums of a plane.
@@ -385,6 +387,15 @@ def depthwise_grad(
         lines = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1, plane)
         addresses = [[b.select(outside, a["zeros"], row) for row, outside in line] for line in lines]
         beyond = [b.mul(a["dy_row"], f.word(i)) for i in range(size)]
+        new = b.add(lines[-1][-size * step][0], b.mul(a["width"], f.word(size * step * itemsize)))
+        following = b.add(source, b.mul(a["dy_row"], f.word(size)))
+
+        def fetch(cell: Any) -> None:
+            """Fetch a chunk's share of what the next block is the first to read: rows too many for the machine to foresee them."""
+            for start, rows in ((new, size * step * stride), (following, size)):
+                start = b.add(start, b.mul(cell, f.word(rows * itemsize)))
+                for at in range(0, rows * vector, LINE):
+                    f.prefetch(f.add(start, at))
 
         def compute(cell: Any, place: Any, sums: list[Any], masked: bool) -> list[Any]:
             read = _Rows(f, cell, width, stride, 1, (columns,), masked, slid)
@@ -406,6 +417,8 @@ def depthwise_grad(
         def chunk(values: list[Any]) -> list[Any]:
             cell, place, *sums = values
             inner = _inner(f, cell, b.sub(a["dy_width"], cell), stride, 1, (columns,))
+            if far:
+                fetch(cell)
             sums = f.unmasked(inner, lambda masked: compute(cell, place, list(sums), masked))
             return [f.add(cell, f.lanes), f.add(place, vector), *sums]
 
