@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from .arrays import Array, accumulator
-from .depthwise_schedule import AROUND, MERGING, framed, framed_cells, reordered, row_blocks, staged_border
+from .depthwise_schedule import AROUND, MERGING, far, framed, framed_cells, reordered, row_blocks, staged_border
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import depthwise, depthwise_grad, frame, transfer
@@ -23,10 +23,6 @@ from .problem import Triple
 from .record import recorder
 from .schedule import even
 from .weight_grad import add_splits
-
-
-# Bytes of a plane from which fetching ahead pays
-LARGE = 8 * 1024
 
 
 class _Runs(NamedTuple):
@@ -54,29 +50,22 @@ def _rows(shape: tuple[int, ...], itemsize: int, d: Phase, h: Phase, slices: int
     return np.where(inside, (depth[..., None] * shape[1] + row) * shape[2] * itemsize, -1)
 
 
-def _far(plan: Plan) -> bool:
-    """Whether dW reads large planes from memory."""
-    p, s, machine = plan.problem, plan.schedule, plan.machine
-    assert machine is not None
-    itemsize = machine.vector // s.lanes
-    plane = (math.prod(p.size) + math.prod(p.out)) * itemsize
-    return math.prod(p.size) * itemsize >= LARGE and plane * p.batch * p.groups > machine.cache
-
-
 def _kernel(
     plan: Plan, taps: tuple[int, int], stride: Triple, apart: int, columns: tuple[tuple[int, ...], ...], adds: bool, formula: str
 ) -> int:
     """Address of the micro-kernel of one run; `adds` if it is not the first."""
     machine, s = plan.machine, plan.schedule
     assert machine is not None
-    at = functools.partial(kernel_address, machine, machine.vector // s.lanes)
+    itemsize = machine.vector // s.lanes
+    fetched = far(plan.direction, plan.problem, itemsize, machine)
+    at = functools.partial(kernel_address, machine, itemsize)
     shape = taps, stride[1], apart, stride[2]
     if plan.direction == "weight_grad":
-        return at("depthwise_grad", s.tile[1], *shape, columns[0], _far(plan))
+        return at("depthwise_grad", s.tile[1], *shape, columns[0], fetched)
     held = math.prod(taps) * sum(map(len, columns)) + s.tile[1] * s.vectors * len(columns)
     hoisted = held + AROUND + (MERGING if len(columns) > 1 else 0) <= machine.registers
     summed = ALONE if plan.sweep.channels == 1 else AT_ONCE if s.channels > 1 else IN_TURN
-    return at("depthwise", s.tile[1], s.vectors, hoisted, *shape, columns, adds, summed, formula)
+    return at("depthwise", s.tile[1], s.vectors, hoisted, *shape, columns, adds, summed, fetched and summed == ALONE, formula)
 
 
 @functools.lru_cache(maxsize=512)

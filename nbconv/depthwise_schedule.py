@@ -32,6 +32,11 @@ ROWS, LONG = 4, 24
 # cache, and others. Then of a cell of a plane that is staged within its border.
 WIDE_TIMES, TIMES = ((0.08, 0.21), (0.41, 0.58), 1.7, 1.5, 4.0), ((0.25, 0.62), (0.1, 0.0), 0.0, 1.7, 15.0)
 STAGED = 0.6
+# Bytes of a plane from which the rows of the next block are fetched while one is computed, of which a block has too many for the
+# machine to foresee: if all planes exceed the second-level cache for dW, for forward and dI three quarters of the last one. Then 32
+# channels of 3x3 on 112x112 in float64 take 0.35 to 0.5 of the time, in dW 0.4, 96 in float32 0.6 and 0.5. In cache it would take
+# up to 1.4 times as long, as do planes of 14x14.
+LARGE = 8 * 1024
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024
 # Registers beside sums and weights, those that merging phases takes more; and how many a machine has whose masks take none.
@@ -122,6 +127,13 @@ def depthwise_grad_time(schedule: Schedule, problem: ConvProblem, machine: Machi
     each = p.out[1] * (runs * vector + math.prod(p.kernel) * products[strided])
     sums = schedule.splits * math.prod(p.kernel) * total + p.batch * runs * plane
     return p.groups * (lines * (each + met * taps[0] * taps[2] * runs * each_load) + sums + staged)
+
+
+def far(direction: str, problem: ConvProblem, itemsize: int, machine: Machine) -> bool:
+    """Whether planes are large and lie in memory, so that what blocks will read is fetched; see `LARGE`."""
+    plane, results = math.prod(problem.size), math.prod(problem.out)
+    near = machine.cache or LEAST_CACHE if direction == "weight_grad" else machine.last * 3 // 4 or math.inf
+    return plane * itemsize >= LARGE and (plane + results) * problem.batch * problem.groups * itemsize > near
 
 
 def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:

@@ -64,6 +64,7 @@ SHAPES = [
 ]
 PLANES = [
     *[((2, 6, 14 * s, 20), (6, 1, k, k), {"padding": k // 2, "stride": s, "groups": 6}) for k in (3, 5, 7) for s in (1, 2)],
+    ((2, 6, 14, 40), (6, 1, 1, 3), {"stride": 2, "groups": 6}),
     ((2, 6, 200), (6, 1, 9), {"groups": 6}),
     ((2, 6, 200), (6, 1, 31), {"groups": 6, "padding": 15}),
     ((1, 1, 70, 200), (1, 1, 11, 11), {"padding": 5}),
@@ -170,7 +171,7 @@ def fmas(emitter, shape):
     if emitter == "across":
         return shape[1] * shape[2] * sum(map(len, shape[0]))
     if emitter == "depthwise_grad":
-        rows, taps, _, _, _, columns = shape
+        rows, taps, _, _, _, columns, _ = shape
         return rows * taps[0] * taps[1] * len(columns)
     return shape[0] * shape[1]
 
@@ -227,12 +228,15 @@ def test_this_machine_is_of_a_family():
 @pytest.mark.parametrize("activated", [False, True])
 @pytest.mark.parametrize("itemsize", [4, 8])
 def test_depthwise_code_is_fused_and_keeps_its_sums(itemsize, activated, monkeypatch):
-    """Every tap is one multiplication, and sums stay off the stack, where vectors are masked and registers are many."""
+    """Every tap is one multiplication, and sums stay off the stack, where vectors are masked and registers are many.
+
+    So it is with fetches of what lies in memory.
+    """
     asked = kernels("avx512", itemsize, PLANES, monkeypatch, relu6(itemsize) if activated else "")
     assert {emitter for emitter, _ in asked} >= {"depthwise", "depthwise_grad"}
-    for emitter, shape in asked:
-        if not emitter.startswith("depthwise"):
-            continue
+    flags = {"depthwise": 10, "depthwise_grad": 6}  # where the shape says whether planes lie in memory
+    both = {(e, (*s[: flags[e]], far, *s[flags[e] + 1 :])) for e, s in asked if e in flags for far in (False, True)}
+    for emitter, shape in sorted(both, key=str):
         loops = inner_loops(assembly_of(emitter, itemsize, AVX512, *shape))
         full = [loop for loop in loops if len(re.findall(FUSED["avx512"], loop)) == fmas(emitter, shape)]
         assert full or not fmas(emitter, shape), (emitter, shape)

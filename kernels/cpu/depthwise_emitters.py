@@ -185,6 +185,24 @@ def _meetings(rows: int, taps: int, step: int, apart: int) -> list[tuple[int, li
     return sorted(met.items())
 
 
+def _new_row(f: Function, addresses: list[list[tuple[Any, Any]]], count: int) -> Any:
+    """Address of the first row that the next block reads beyond this one, which lies `count` rows before it."""
+    rows = addresses[-1]
+    return f.builder.add(rows[-min(count, len(rows))][0], f.builder.mul(f.arguments["width"], f.word(count * f.itemsize)))
+
+
+def _fetch(f: Function, cell: Any, chunk: int, shares: list[tuple[Any, int]]) -> None:
+    """Fetch a chunk's share of rows that the next block is the first to read or write, too many for the machine to foresee them.
+
+    The chunk is `chunk` bytes of a row, from `cell` on; a share is where rows begin, and how many lie there one after another.
+    """
+    b = f.builder
+    for start, rows in shares:
+        start = b.add(start, b.mul(cell, f.word(rows * f.itemsize)))
+        for at in range(0, rows * chunk, LINE):
+            f.prefetch(f.add(start, at), 2)
+
+
 def depthwise(
     module: ir.Module,
     name: str,
@@ -200,9 +218,10 @@ def depthwise(
     columns: Columns,
     adds: bool,
     summed: int,
+    far: bool,
     formula: str = "",
 ) -> None:
-    """Emit `depthwise` for blocks of `rows` x `vectors`.
+    """Emit `depthwise` for blocks of `rows` x `vectors`, of planes that lie `far`, in memory, or in cache.
 
     `hoisted` keeps a plane's weights in registers, `adds` begins with y; `summed` is `AT_ONCE` where all channels of a plane are,
     `IN_TURN` where other calls add them. Results are run through `formula`.
@@ -247,6 +266,10 @@ def depthwise(
         addresses = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1 if met else 0, plane)
         read_from = [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses] if summed != AT_ONCE else []
         beyond = [b.mul(a["y_row"], f.word(i)) for i in range(count)]
+        shares = []
+        if far and met:
+            shares = [(_new_row(f, addresses, count * step), count * step * stride)]
+            shares.append((b.add(target, b.mul(a["y_row"], f.word(count))), count * phases))
 
         def compute(cell: Any, place: Any, left: Any, masked: bool) -> list[Any]:
             read = _Rows(f, cell, width, stride, vectors, columns, masked, slid)
@@ -315,6 +338,7 @@ def depthwise(
             cell, place = values[0], f.opaque(values[1])  # or LLVM counts addresses of all rows on, in memory
             left = b.sub(a["y_width"], b.mul(cell, f.word(phases)))
             inner = _inner(f, cell, left, stride, vectors, columns)
+            _fetch(f, cell, vectors * vector, shares)
             f.unmasked(inner, lambda masked: compute(cell, place, left, masked))
             return [f.add(cell, chunk_cells), f.add(values[1], chunk_cells * phases * itemsize)]
 
@@ -387,15 +411,10 @@ def depthwise_grad(
         lines = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1, plane)
         addresses = [[b.select(outside, a["zeros"], row) for row, outside in line] for line in lines]
         beyond = [b.mul(a["dy_row"], f.word(i)) for i in range(size)]
-        new = b.add(lines[-1][-size * step][0], b.mul(a["width"], f.word(size * step * itemsize)))
-        following = b.add(source, b.mul(a["dy_row"], f.word(size)))
-
-        def fetch(cell: Any) -> None:
-            """Fetch a chunk's share of what the next block is the first to read: rows too many for the machine to foresee them."""
-            for start, rows in ((new, size * step * stride), (following, size)):
-                start = b.add(start, b.mul(cell, f.word(rows * itemsize)))
-                for at in range(0, rows * vector, LINE):
-                    f.prefetch(f.add(start, at))
+        shares = []
+        if far:
+            shares = [(_new_row(f, lines, size * step), size * step * stride)]
+            shares.append((b.add(source, b.mul(a["dy_row"], f.word(size))), size))
 
         def compute(cell: Any, place: Any, sums: list[Any], masked: bool) -> list[Any]:
             read = _Rows(f, cell, width, stride, 1, (columns,), masked, slid)
@@ -417,8 +436,7 @@ def depthwise_grad(
         def chunk(values: list[Any]) -> list[Any]:
             cell, place, *sums = values
             inner = _inner(f, cell, b.sub(a["dy_width"], cell), stride, 1, (columns,))
-            if far:
-                fetch(cell)
+            _fetch(f, cell, vector, shares)
             sums = f.unmasked(inner, lambda masked: compute(cell, place, list(sums), masked))
             return [f.add(cell, f.lanes), f.add(place, vector), *sums]
 

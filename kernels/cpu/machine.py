@@ -20,7 +20,7 @@ class Machine(NamedTuple):
     tune : LLVM's name of the CPU whose timing instructions are put in order for; empty for `cpu`
     masks : registers that a mask of lanes takes of them
     threads : that share the work at the most; code does not depend on it
-    cache : bytes of a core's second-level cache, 0 if not known; code does not depend on it
+    cache, last : bytes of a core's second-level cache and of the last-level one, 0 if not known; code does not depend on them
     letter : of a vector register in inline assembly
     """
 
@@ -33,6 +33,7 @@ class Machine(NamedTuple):
     masks: int = 0
     threads: int = 4
     cache: int = 0
+    last: int = 0
     letter: str = "v"
 
     @property
@@ -50,10 +51,10 @@ SSE2 = Machine("x86-64", "", 16, 15)
 NEON = Machine("neoverse-n1", "", 16, 28, "aarch64-unknown-linux-gnu", letter="w")
 
 
-def _cache() -> int:
-    """Bytes of a core's second-level cache, where the system tells."""
+def _cache(level: int) -> int:
+    """Bytes of the first core's cache of a level from the second on, where the system tells."""
     try:
-        return int(Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().removesuffix("K\n")) << 10
+        return int(Path(f"/sys/devices/system/cpu/cpu0/cache/index{level}/size").read_text().removesuffix("K\n")) << 10
     except (OSError, ValueError):
         return 0
 
@@ -73,4 +74,5 @@ def host() -> Machine:
     else:
         family = SSE2
     wide = f"{features},{AVX512.features}".strip(",") if family is AVX512 else features
-    return family._replace(cpu=cpu, features=wide, triple="", tune=family.cpu, threads=config.NUMBA_NUM_THREADS, cache=_cache())
+    about = {"threads": config.NUMBA_NUM_THREADS, "cache": _cache(2), "last": _cache(3)}
+    return family._replace(cpu=cpu, features=wide, triple="", tune=family.cpu, **about)
