@@ -10,7 +10,7 @@ import numpy as np
 from numba import types
 
 from .arrays import Array, accumulator
-from .depthwise_schedule import AROUND, MERGING, far, framed, framed_cells, reordered, row_blocks, staged_border
+from .depthwise_schedule import AROUND, MERGING, fetched, framed, framed_cells, reordered, row_blocks, staged_border
 from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, assign, contiguous, dense_array, run_once, scratch
 from .kernels.cpu import depthwise, depthwise_grad, frame, transfer
@@ -57,15 +57,15 @@ def _kernel(
     machine, s = plan.machine, plan.schedule
     assert machine is not None
     itemsize = machine.vector // s.lanes
-    fetched = far(plan.direction, plan.problem, itemsize, machine)
+    ahead = fetched(plan.direction, plan.problem, itemsize, machine)
     at = functools.partial(kernel_address, machine, itemsize)
     shape = taps, stride[1], apart, stride[2]
     if plan.direction == "weight_grad":
-        return at("depthwise_grad", s.tile[1], *shape, columns[0], fetched)
+        return at("depthwise_grad", s.tile[1], *shape, columns[0], ahead)
     held = math.prod(taps) * sum(map(len, columns)) + s.tile[1] * s.vectors * len(columns)
     hoisted = held + AROUND + (MERGING if len(columns) > 1 else 0) <= machine.registers
     summed = ALONE if plan.sweep.channels == 1 else AT_ONCE if s.channels > 1 else IN_TURN
-    return at("depthwise", s.tile[1], s.vectors, hoisted, *shape, columns, adds, summed, fetched and summed == ALONE, formula)
+    return at("depthwise", s.tile[1], s.vectors, hoisted, *shape, columns, adds, summed, ahead if summed == ALONE else 0, formula)
 
 
 @functools.lru_cache(maxsize=512)

@@ -5,6 +5,7 @@ import math
 
 from .kernels.cpu.builder import WIDEST
 from .kernels.cpu.depthwise import NEAR
+from .kernels.cpu.depthwise_emitters import NEXT_BLOCK, NEXT_PLANE
 from .kernels.cpu.machine import Machine
 from .phases import input_grad_border, triple
 from .problem import ConvProblem, Triple
@@ -32,10 +33,11 @@ ROWS, LONG = 4, 24
 # cache, and others. Then of a cell of a plane that is staged within its border.
 WIDE_TIMES, TIMES = ((0.08, 0.21), (0.41, 0.58), 1.7, 1.5, 4.0), ((0.25, 0.62), (0.1, 0.0), 0.0, 1.7, 15.0)
 STAGED = 0.6
-# Bytes of a plane from which the rows of the next block are fetched while one is computed, of which a block has too many for the
-# machine to foresee: if all planes exceed the second-level cache for dW, for forward and dI three quarters of the last one. Then 32
-# channels of 3x3 on 112x112 in float64 take 0.35 to 0.5 of the time, in dW 0.4, 96 in float32 0.6 and 0.5. In cache it would take
-# up to 1.4 times as long, as do planes of 14x14.
+# Rows of a later block are fetched while one is computed, which has too many for the machine to foresee them: where forward and dI
+# exceed three quarters of the last-level cache those of the next block (32 channels of 3x3 on 112x112 in float64 take 0.35 to 0.5
+# of the time, 96 in float32 0.6), and in dW of the next plane, which lies elsewhere if images are several, or where planes are so
+# large that cache would not hold it, of the next block (0.3 to 0.7 of the time). dW does so in last-level cache too, if planes have
+# so many bytes (0.3 to 1.05); smaller ones would take up to 1.4 times as long, as would forward and dI.
 LARGE = 8 * 1024
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024
@@ -129,11 +131,14 @@ def depthwise_grad_time(schedule: Schedule, problem: ConvProblem, machine: Machi
     return p.groups * (lines * (each + met * taps[0] * taps[2] * runs * each_load) + sums + staged)
 
 
-def far(direction: str, problem: ConvProblem, itemsize: int, machine: Machine) -> bool:
-    """Whether planes are large and lie in memory, so that what blocks will read is fetched; see `LARGE`."""
-    plane, results = math.prod(problem.size), math.prod(problem.out)
-    near = machine.cache or LEAST_CACHE if direction == "weight_grad" else machine.last * 3 // 4 or math.inf
-    return plane * itemsize >= LARGE and (plane + results) * problem.batch * problem.groups * itemsize > near
+def fetched(direction: str, problem: ConvProblem, itemsize: int, machine: Machine) -> int:
+    """What is fetched ahead of where it is read, of planes that lie in memory: nothing, the next block or plane; see `LARGE`."""
+    plane, results = math.prod(problem.size) * itemsize, math.prod(problem.out) * itemsize
+    total, last = (plane + results) * problem.batch * problem.groups, machine.last * 3 // 4 or math.inf
+    if direction != "weight_grad":
+        return NEXT_BLOCK if plane >= LARGE and total > last else 0
+    pays = total > last or (plane >= LARGE and total > (machine.cache or LEAST_CACHE))
+    return (NEXT_PLANE if plane <= NEAR else NEXT_BLOCK) if pays else 0
 
 
 def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:

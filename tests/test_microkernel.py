@@ -15,6 +15,7 @@ import nbconv
 from nbconv import across, clipped, depthwise, dispatch, engine, outer, packing, schedule, weight_grad, winograd
 from nbconv.kernels import jit
 from nbconv.kernels.cpu import microkernel, pack
+from nbconv.kernels.cpu.depthwise_emitters import NEXT_BLOCK, NEXT_PLANE
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
 from nbconv.packing import packed
 from nbconv.phases import border_slabs, interior
@@ -230,13 +231,14 @@ def test_this_machine_is_of_a_family():
 def test_depthwise_code_is_fused_and_keeps_its_sums(itemsize, activated, monkeypatch):
     """Every tap is one multiplication, and sums stay off the stack, where vectors are masked and registers are many.
 
-    So it is with fetches of what lies in memory.
+    So it is with fetches of what comes later.
     """
     asked = kernels("avx512", itemsize, PLANES, monkeypatch, relu6(itemsize) if activated else "")
     assert {emitter for emitter, _ in asked} >= {"depthwise", "depthwise_grad"}
-    flags = {"depthwise": 10, "depthwise_grad": 6}  # where the shape says whether planes lie in memory
-    both = {(e, (*s[: flags[e]], far, *s[flags[e] + 1 :])) for e, s in asked if e in flags for far in (False, True)}
-    for emitter, shape in sorted(both, key=str):
+    places = {"depthwise": 10, "depthwise_grad": 6}  # where the shape says what is fetched
+    kinds = {"depthwise": (0, NEXT_BLOCK), "depthwise_grad": (0, NEXT_BLOCK, NEXT_PLANE)}
+    every = {(e, (*s[: places[e]], kind, *s[places[e] + 1 :])) for e, s in asked if e in kinds for kind in kinds[e]}
+    for emitter, shape in sorted(every, key=str):
         loops = inner_loops(assembly_of(emitter, itemsize, AVX512, *shape))
         full = [loop for loop in loops if len(re.findall(FUSED["avx512"], loop)) == fmas(emitter, shape)]
         assert full or not fmas(emitter, shape), (emitter, shape)

@@ -29,6 +29,9 @@ Columns = tuple[tuple[int, ...], ...]
 # Which channels are summed beside that of the call: none, all of a plane in registers, or others by calls of their own.
 ALONE, AT_ONCE, IN_TURN = range(3)
 
+# What is fetched into second-level cache while a block of rows is computed, from planes that lie in memory.
+NEXT_BLOCK, NEXT_PLANE = 1, 2
+
 # Vectors read for each one that lies between them, beyond which shuffles beat loads: rows of 7 taps and more, for dW, whose sums
 # leave few registers, of 9; with a stride, where each vector is several loads, any. Of several vectors of a row all do, whose loads
 # would each take a mask.
@@ -185,14 +188,14 @@ def _meetings(rows: int, taps: int, step: int, apart: int) -> list[tuple[int, li
     return sorted(met.items())
 
 
-def _new_row(f: Function, addresses: list[list[tuple[Any, Any]]], count: int) -> Any:
-    """Address of the first row that the next block reads beyond this one, which lies `count` rows before it."""
+def _new_row(addresses: list[list[tuple[Any, Any]]], count: int) -> Any:
+    """Address of the first row that no block before this one read; blocks are `count` rows apart."""
     rows = addresses[-1]
-    return f.builder.add(rows[-min(count, len(rows))][0], f.builder.mul(f.arguments["width"], f.word(count * f.itemsize)))
+    return rows[-min(count, len(rows))][0]
 
 
 def _fetch(f: Function, cell: Any, chunk: int, shares: list[tuple[Any, int]]) -> None:
-    """Fetch a chunk's share of rows that the next block is the first to read or write, too many for the machine to foresee them.
+    """Fetch a chunk's share of rows that a later block is the first to read or write, too many for the machine to foresee them.
 
     The chunk is `chunk` bytes of a row, from `cell` on; a share is where rows begin, and how many lie there one after another.
     """
@@ -218,10 +221,10 @@ def depthwise(
     columns: Columns,
     adds: bool,
     summed: int,
-    far: bool,
+    fetched: int,
     formula: str = "",
 ) -> None:
-    """Emit `depthwise` for blocks of `rows` x `vectors`, of planes that lie `far`, in memory, or in cache.
+    """Emit `depthwise` for blocks of `rows` x `vectors`; those of the next block are fetched where `fetched` is NEXT_BLOCK.
 
     `hoisted` keeps a plane's weights in registers, `adds` begins with y; `summed` is `AT_ONCE` where all channels of a plane are,
     `IN_TURN` where other calls add them. Results are run through `formula`.
@@ -267,9 +270,9 @@ def depthwise(
         read_from = [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses] if summed != AT_ONCE else []
         beyond = [b.mul(a["y_row"], f.word(i)) for i in range(count)]
         shares = []
-        if far and met:
-            shares = [(_new_row(f, addresses, count * step), count * step * stride)]
-            shares.append((b.add(target, b.mul(a["y_row"], f.word(count))), count * phases))
+        if fetched and met:
+            new = b.add(_new_row(addresses, count * step), b.mul(a["width"], f.word(count * step * itemsize)))
+            shares = [(new, count * step * stride), (b.add(target, b.mul(a["y_row"], f.word(count))), count * phases)]
 
         def compute(cell: Any, place: Any, left: Any, masked: bool) -> list[Any]:
             read = _Rows(f, cell, width, stride, vectors, columns, masked, slid)
@@ -387,9 +390,9 @@ def depthwise_grad(
     apart: int,
     stride: int,
     columns: tuple[int, ...],
-    far: bool,
+    fetched: int,
 ) -> None:
-    """Emit `depthwise_grad` for blocks of `rows`, of planes that lie `far`, in memory, or in cache.
+    """Emit `depthwise_grad` for blocks of `rows`, while the rows of another are `fetched`: nothing, NEXT_BLOCK or NEXT_PLANE.
 
     C signature, all 64-bit: (x, x_plane, x_image, dy, dy_plane, dy_image, dy_slice, dy_row, dw, dw_plane, planes, images, table,
     slice, span, slices, rows, width, dy_width, zeros, shift, part, parts), as in `depthwise`. `dw` holds the sums of a plane.
@@ -405,6 +408,7 @@ def depthwise_grad(
     begin, chunks = _part_of(f, b.sdiv(f.add(a["dy_width"], f.lanes - 1), f.word(f.lanes)))
     slid = slides(f, stride, 1, (columns,), SLID_GRAD)
     nothing, width = f.zero, _width(f) if f.wide else None
+    further: list[Any] = []  # bytes to the next planes of x and dy
 
     def block(size: int, plane: Any, table: Any, source: Any, sums: list[Any]) -> list[Any]:
         met = _meetings(size, tall, step, apart)
@@ -412,9 +416,10 @@ def depthwise_grad(
         addresses = [[b.select(outside, a["zeros"], row) for row, outside in line] for line in lines]
         beyond = [b.mul(a["dy_row"], f.word(i)) for i in range(size)]
         shares = []
-        if far:
-            shares = [(_new_row(f, lines, size * step), size * step * stride)]
-            shares.append((b.add(source, b.mul(a["dy_row"], f.word(size))), size))
+        if fetched:
+            next_block = [b.mul(row, f.word(size)) for row in (b.mul(a["width"], f.word(step * itemsize)), a["dy_row"])]
+            x_ahead, dy_ahead = further if fetched == NEXT_PLANE else next_block
+            shares = [(b.add(_new_row(lines, size * step), x_ahead), size * step * stride), (b.add(source, dy_ahead), size)]
 
         def compute(cell: Any, place: Any, sums: list[Any], masked: bool) -> list[Any]:
             read = _Rows(f, cell, width, stride, 1, (columns,), masked, slid)
@@ -448,6 +453,10 @@ def depthwise_grad(
 
         def one_image(values: list[Any]) -> list[Any]:
             plane, source, *sums = values
+            images, operands = f.add(a["images"], -1), ("x", "dy")
+            last = b.icmp_signed("==", plane, b.add(x_plane, b.mul(images, a["x_image"])))
+            back = [b.sub(a[f"{each}_plane"], b.mul(images, a[f"{each}_image"])) for each in operands]
+            further[:] = [b.select(last, first, a[f"{each}_image"]) for each, first in zip(operands, back, strict=True)]
 
             def one_slice(values: list[Any]) -> list[Any]:
                 table, source, *sums = values

@@ -81,7 +81,7 @@ def outer(
         if fetched:
             far = b.add(place, a["ahead"]) if fetched == OTHER_CALL else b.add(a["cells"], f.load(terms, WORD, 16 * AHEAD))
             for byte in range(0, vectors * vector, max(LINE, vector)):
-                f.prefetch(f.add(far, byte))
+                f.prefetch(f.add(far, byte), 2)
         if apart:
             below = b.add(a["weights"], f.load(terms, WORD, 16 * SOON + 8))
             for byte in (*range(0, filters * row - 1, LINE), filters * row - 1):
