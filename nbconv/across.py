@@ -37,7 +37,7 @@ def _prepare(plan: Plan, formula: str) -> _Run:
     itemsize = machine.vector // s.lanes
     at = functools.partial(kernel_address, machine, itemsize)
     rows, wide = row_table(plan.direction, p, machine.vector, machine.vector), sums_of(plan.direction, p, 2)
-    micro = [at("pack", 2), at("pack", 1)]
+    micro = [at("pack", 2), at("pack", 1), 0 if machine.holds(p.cells * itemsize) else at("fetch")]
     for part in parts(wide, s.tile[2], 1, machine.vector, 1, formula, machine):
         micro += at("across", *part.shape), part.x, part.y
     table = np.fromiter(itertools.chain(*rows), np.intp)
@@ -92,7 +92,9 @@ def _prepare_grad(plan: Plan) -> _Grad:
     deep, high = (sums_of("weight_grad", p, axis) for axis in range(2))
     taps = [(slices, lines) for slices in deep for lines in high]
     by_rows = p.out[1] > 1
-    micro, found = [at("pack", 2), at("pack", 1)], bands(p, s.window)
+    found = bands(p, s.window)
+    near = len(found) > 1 or machine.holds(p.cells * vector // s.lanes)
+    micro = [at("pack", 2), at("pack", 1), 0 if near else at("fetch")]
     table: list[int] = []
     listed: list[tuple[int, ...]] = []
     for band in found:

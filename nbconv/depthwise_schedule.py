@@ -34,7 +34,7 @@ ROWS, LONG = 4, 24
 WIDE_TIMES, TIMES = ((0.08, 0.21), (0.41, 0.58), 1.7, 1.5, 4.0), ((0.25, 0.62), (0.1, 0.0), 0.0, 1.7, 15.0)
 STAGED = 0.6
 # Rows of a later block are fetched while one is computed, which has too many for the machine to foresee them: where forward and dI
-# exceed three quarters of the last-level cache those of the next block (32 channels of 3x3 on 112x112 in float64 take 0.35 to 0.5
+# exceed the last-level cache those of the next block (32 channels of 3x3 on 112x112 in float64 take 0.35 to 0.5
 # of the time, 96 in float32 0.6), and in dW of the next plane, which lies elsewhere if images are several, or where planes are so
 # large that cache would not hold it, of the next block (0.3 to 0.7 of the time). dW does so in last-level cache too, if planes have
 # so many bytes (0.3 to 1.05); smaller ones would take up to 1.4 times as long, as would forward and dI.
@@ -133,11 +133,11 @@ def depthwise_grad_time(schedule: Schedule, problem: ConvProblem, machine: Machi
 
 def fetched(direction: str, problem: ConvProblem, itemsize: int, machine: Machine) -> int:
     """What is fetched ahead of where it is read, of planes that lie in memory: nothing, the next block or plane; see `LARGE`."""
-    plane, results = math.prod(problem.size) * itemsize, math.prod(problem.out) * itemsize
-    total, last = (plane + results) * problem.batch * problem.groups, machine.last * 3 // 4 or math.inf
+    plane, total = math.prod(problem.size) * itemsize, problem.cells * itemsize
+    large = plane >= LARGE
     if direction != "weight_grad":
-        return NEXT_BLOCK if plane >= LARGE and total > last else 0
-    pays = total > last or (plane >= LARGE and total > (machine.cache or LEAST_CACHE))
+        return NEXT_BLOCK if large and not machine.holds(total) else 0
+    pays = not machine.holds(total) or (large and total > (machine.cache or LEAST_CACHE))
     return (NEXT_PLANE if plane <= NEAR else NEXT_BLOCK) if pays else 0
 
 

@@ -20,7 +20,7 @@ PARALLEL = 200_000  # weights from which several threads pay for their launch
 
 @functools.cache
 def _driver(dtype: np.dtype[Any]) -> Twin:
-    numbers = types.intp, types.intp, types.intp, types.intp
+    numbers = (types.intp,) * 5
     return Twin(pack.jobs, pack.parallel, any_array(dtype, 6, True), *numbers, dense_array(dtype, 1))
 
 
@@ -30,15 +30,14 @@ def packed(weight: Array, size: int, dtype: np.dtype[Any], parallel: bool, machi
     blocks = -(-weight.shape[1] // size)
     result = aligned((weight.shape[0], blocks, *weight.shape[2:], size), dtype)
     together = NOTHING if machine is None else _together(weight)
-    micro, lanes = 0, 1
+    micro, fetch, lanes = 0, 0, 1
     if machine is not None and together != NOTHING:
-        lanes = machine.vector // dtype.itemsize
-        # where filters lie side by side, the next ones of a channel are read some channels later
-        ahead = int(together == TAPS and weight.strides[1] == weight[0, 0, 0].nbytes)
-        kernel = ("short_rows",) if together == FILTERS else ("pack", 0, ahead)
-        micro = kernel_address(machine, dtype.itemsize, *kernel)
+        at, lanes = functools.partial(kernel_address, machine, dtype.itemsize), machine.vector // dtype.itemsize
+        micro = at("short_rows") if together == FILTERS else at("pack", 0)
+        if together == TAPS and weight.strides[1] == weight[0, 0, 0].nbytes:
+            fetch = at("fetch")  # filters lie side by side, and the next ones of a channel are read some channels later
     many = parallel and weight.size >= PARALLEL
-    _driver(dtype).run(many, weight.shape[0] * blocks, weight, size, together, micro, lanes, result.reshape(-1))
+    _driver(dtype).run(many, weight.shape[0] * blocks, weight, size, together, micro, fetch, lanes, result.reshape(-1))
     return result
 
 

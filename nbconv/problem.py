@@ -111,6 +111,11 @@ class ConvProblem:
         """Products summed for one output of one filter: C / groups times the kernel's cells."""
         return self.channels // self.groups * math.prod(self.kernel)
 
+    @property
+    def cells(self) -> int:
+        """Cells of the input and of the output."""
+        return math.prod(self.input_shape) + math.prod(self.output_shape)
+
     def __hash__(self) -> int:
         return self._hash
 

@@ -51,7 +51,8 @@ def _kernels(plan: Plan, near: int | None, apart: bool, distant: bool, axis: Axi
     spread = int(gathered(sweep, s))
     return [
         *micro,
-        at("pack", 2, int(distant)),
+        at("pack", 2),
+        at("fetch") if distant else 0,
         *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0))),
     ]
 

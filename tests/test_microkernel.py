@@ -260,14 +260,14 @@ def test_pack_writes_its_target_only(dtype, exact):
     """Every number of rows and columns up to three squares, rows side by side or apart: nothing before or after is touched."""
     size = np.dtype(dtype).itemsize
     lanes = host().vector // size
-    transpose = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 7)(microkernel.kernel_address(host(), size, "pack", exact))
+    transpose = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 6)(microkernel.kernel_address(host(), size, "pack", exact))
     source = random((lanes, 3 * lanes), dtype, 0)
     for rows in range(1, lanes + 1):
         for count in range(3 * lanes + 1):
             for pitch in (rows, rows + 3):
                 cells = max(0, (count - 1) * pitch + rows) if exact else count * pitch
                 memory = np.full(cells + 80, 7, dtype)
-                transpose(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count, 0)
+                transpose(source.ctypes.data, source.strides[0], rows, memory[40:].ctypes.data, pitch * size, count)
                 assert (memory[:40] == 7).all()
                 assert (memory[40 + cells :] == 7).all()
                 for t in range(count):

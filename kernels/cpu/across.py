@@ -14,9 +14,9 @@ from ..jit import address_of, call, kernel
 from .epilogue import run_at, stores
 from .microkernel import call_kernel
 
-# Places in the array of micro-kernels: `pack` to whole vectors and to cells, then for each part of a row `across`, and the bytes
-# from the first cell and the first result to the part's.
-PACK, UNPACK, FIRST = range(3)
+# Places in the array of micro-kernels: `pack` to whole vectors and to cells, `fetch` where planes lie in memory, then for each part
+# of a row `across`, and the bytes from the first cell and the first result to the part's.
+PACK, UNPACK, FETCH, FIRST = range(4)
 
 
 @kernel
@@ -36,21 +36,25 @@ def jobs(first, last, x, weight, bias, out, table, micro, scratch, lanes, rows, 
         c = block * lanes
         count = min(lanes, channels - c)
         if packed != block:
-            call_kernel(micro[PACK], address_of(weight) + c * taps * size, taps * size, count, weights, vector, taps, 0)
-            call_kernel(micro[PACK], address_of(bias) + c * size, size, count, biases, vector, 1, 0)
+            call_kernel(micro[PACK], address_of(weight) + c * taps * size, taps * size, count, weights, vector, taps)
+            call_kernel(micro[PACK], address_of(bias) + c * size, size, count, biases, vector, 1)
             packed = block
         begin = address_of(x) + (n * channels + c) * cells * size
-        call_kernel(micro[PACK], begin, cells * size, count, source, vector, cells, 0)
+        target = address_of(out) + (n * channels + c) * outputs * size
+        if micro[FETCH] != 0:
+            coming = (job + 1) % images * channels + (job + 1) // images * lanes
+            call_kernel(micro[FETCH], address_of(x) + coming * cells * size, lanes * cells * size)
+            call_kernel(micro[FETCH], target, count * outputs * size)
+        call_kernel(micro[PACK], begin, cells * size, count, source, vector, cells)
         for i in range(FIRST, micro.size, 3):
             call_kernel(
                 micro[i], source + micro[i + 1], results + micro[i + 2], weights, biases, address_of(table), rows,
                 out.shape[4] * vector, 1, 0, 0, 0, 0,
             )  # fmt: skip
-        target = address_of(out) + (n * channels + c) * outputs * size
         place = biases + vector if stores(apply) else target
         for o in range(0, outputs, lanes):
             few = min(lanes, outputs - o)
-            call_kernel(micro[UNPACK], results + o * vector, vector, few, place + o * size, outputs * size, count, 0)
+            call_kernel(micro[UNPACK], results + o * vector, vector, few, place + o * size, outputs * size, count)
         if apply != 0:
             run_at(apply, place, count * outputs, target)
 

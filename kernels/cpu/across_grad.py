@@ -14,9 +14,9 @@ import numba
 from ..jit import address_of, call, kernel
 from .microkernel import call_kernel
 
-# Places in the array of micro-kernels: `pack` to whole vectors and to cells; then for each piece of a band's rows `across`, bytes
-# from the first sum to the piece's, and from the first table to its.
-PACK, UNPACK, FIRST = range(3)
+# Places in the array of micro-kernels: `pack` to whole vectors and to cells, `fetch` where whole planes lie in memory; then for
+# each piece of a band's rows `across`, bytes from the first sum to the piece's, and from the first table to its.
+PACK, UNPACK, FETCH, FIRST = range(4)
 # Columns of the list of bands: the first cell and the number of cells of a plane of x, the same of dy, and the pieces.
 X_FIRST, X_CELLS, DY_FIRST, DY_CELLS, BEGIN, END = range(6)
 
@@ -47,15 +47,23 @@ def jobs(first, last, dy, x, sums, table, micro, bands, scratch, numbers):
         for place in range(split * places // splits, (split + 1) * places // splits):
             band, n = bands[place % bands.shape[0]], place // bands.shape[0] * images
             some = min(images, batch - n)
+            if micro[FETCH] != 0:
+                for i in range(n + some, min(n + some + images, batch)):
+                    call_kernel(
+                        micro[FETCH], address_of(x) + (i * groups + g) * channels * cells * size, count * channels * cells * size
+                    )
+                    call_kernel(
+                        micro[FETCH], address_of(dy) + (i * groups + g) * filters * outputs * size, count * filters * outputs * size
+                    )
             for i in range(some):
                 for c in range(channels):
                     begin = address_of(x) + (((n + i) * groups + g) * channels + c) * cells * size + band[X_FIRST] * size
                     target = source + (c * images + i) * x_most * vector
-                    call_kernel(micro[PACK], begin, channels * cells * size, count, target, vector, band[X_CELLS], 0)
+                    call_kernel(micro[PACK], begin, channels * cells * size, count, target, vector, band[X_CELLS])
                 for k in range(k_first, k_last):
                     begin = address_of(dy) + (((n + i) * groups + g) * filters + k) * outputs * size + band[DY_FIRST] * size
                     target = grads + ((k - k_first) * images + i) * dy_most * vector
-                    call_kernel(micro[PACK], begin, filters * outputs * size, count, target, vector, band[DY_CELLS], 0)
+                    call_kernel(micro[PACK], begin, filters * outputs * size, count, target, vector, band[DY_CELLS])
             for k in range(k_last - k_first):
                 for at in range(band[BEGIN], band[END], 3):
                     for c in range(0, channels, together):
@@ -75,7 +83,7 @@ def jobs(first, last, dy, x, sums, table, micro, bands, scratch, numbers):
             target = address_of(sums) + ((split * groups + g) * filters + k) * pairs * size
             for o in range(0, pairs, lanes):
                 found, few = address_of(totals) + ((k - k_first) * pairs + o) * vector, min(lanes, pairs - o)
-                call_kernel(micro[UNPACK], found, vector, few, target + o * size, filters * pairs * size, count, 0)
+                call_kernel(micro[UNPACK], found, vector, few, target + o * size, filters * pairs * size, count)
 
 
 @kernel(parallel=True)

@@ -46,7 +46,7 @@ def jobs(first, last, x, weight, bias, out, table, starts, micro, scratch, numbe
         source = address_of(x) + (n * groups + g) * channels * cells * size
         for v in range(0, count, lanes):
             some = min(lanes, count - v)
-            call_kernel(micro[PACK], address_of(bias) + (g * filters + k + v) * size, size, some, biases + v * size, vector, 1, 0)
+            call_kernel(micro[PACK], address_of(bias) + (g * filters + k + v) * size, size, some, biases + v * size, vector, 1)
         for i in range(which, which + 3 * parts, 3):
             call_kernel(
                 micro[i], source + micro[i + 1], results + micro[i + 2], weights, biases, begin, high, pitch, channels,
@@ -60,7 +60,7 @@ def jobs(first, last, x, weight, bias, out, table, starts, micro, scratch, numbe
                 some = min(lanes, count - v)
                 for o in range(0, length, lanes):
                     found, few = results + i * band * pitch + (o * block + v) * size, min(lanes, length - o)
-                    call_kernel(micro[UNPACK], found, block * size, few, stored + v * plane + o * size, plane, some, 0)
+                    call_kernel(micro[UNPACK], found, block * size, few, stored + v * plane + o * size, plane, some)
             if apply != 0:
                 for f in range(count):
                     run_at(apply, stored + f * plane, length, target + f * outputs * size)

@@ -274,16 +274,15 @@ def interleaved(f: Function, phases: list[Any]) -> list[Any]:
     return vectors
 
 
-def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int, ahead: int = 0) -> None:
+def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -> None:
     """Emit `pack`, which writes nothing but target cells if `exact` is 1, and whole vectors in any case if it is 2.
 
-    C signature, all 64-bit: (source, row, rows, target, pitch, count, far): `target[t, p] = source[p, t]` for `count` values of t
-    and `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`. If
-    `exact` is 0, each target row but the last ones is written as a whole vector: what lies behind it, up to the last row, is
-    overwritten, so that rows which follow one another are written in order. If `ahead` is 1, as many rows from `far` on are fetched
-    for a call to come.
+    C signature, all 64-bit: (source, row, rows, target, pitch, count): `target[t, p] = source[p, t]` for `count` values of t and
+    `rows` of p, no more than a vector has lanes; rows of the source lie `row` bytes apart, those of the target `pitch`. If `exact`
+    is 0, each target row but the last ones is written as a whole vector: what lies behind it, up to the last row, is overwritten,
+    so that rows which follow one another are written in order.
     """
-    f = Function(module, name, itemsize, vector, "source row rows target pitch count far")
+    f = Function(module, name, itemsize, vector, "source row rows target pitch count")
     b, a = f.builder, f.arguments
     lanes = f.lanes
     # a row that does not exist is read in place of another: a masked load of pages that do not exist takes 500 cycles
@@ -318,14 +317,6 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int, a
         f.store(value, target)
         return [f.add(source, itemsize), b.add(target, a["pitch"])]
 
-    if ahead:
-        reach = b.mul(a["row"], a["rows"])
-
-        def fetch(values: list[Any]) -> list[Any]:
-            f.prefetch(values[0])
-            return [f.add(values[0], LINE)]
-
-        f.loop(b.sdiv(f.add(reach, 2 * LINE - 1), f.word(LINE)), [a["far"]], fetch)
     # whole vectors reach no further than the cells of the last rows
     spilling = f.add(a["count"], 0 if exact else -lanes)
     spilling = b.select(b.icmp_signed("<", spilling, f.word(0)), f.word(0), spilling)
@@ -339,6 +330,21 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int, a
         parts = b.select(few, f.word(0), parts)
     f.loop(parts, [source, target, left], part)
     b.ret_void()
+
+
+def fetch(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
+    """Emit `fetch`, which fetches `count` bytes from `source` on into second-level cache, for calls to come.
+
+    C signature, all 64-bit: (source, count).
+    """
+    f = Function(module, name, itemsize, vector, "source count")
+
+    def line(values: list[Any]) -> list[Any]:
+        f.prefetch(values[0], 2)
+        return [f.add(values[0], LINE)]
+
+    f.loop(f.builder.sdiv(f.add(f.arguments["count"], 2 * LINE - 1), f.word(LINE)), [f.arguments["source"]], line)
+    f.builder.ret_void()
 
 
 def short_rows(module: ir.Module, name: str, itemsize: int, vector: int) -> None:

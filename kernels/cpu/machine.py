@@ -36,6 +36,10 @@ class Machine(NamedTuple):
     last: int = 0
     letter: str = "v"
 
+    def holds(self, count: int) -> bool:
+        """Whether so many bytes stay in the last-level cache beside what else is there, as far as is known."""
+        return not self.last or count <= self.last * 3 // 4
+
     @property
     def halved(self) -> bool:
         """Whether it multiplies a vector in two halves: half as fast, beside what it loads and stores, as others do."""

@@ -36,7 +36,7 @@ from ..jit import DISABLED, cached_bytes, llvm_lock
 from .across_emitters import across
 from .apply import apply
 from .builder import WORD
-from .copy_emitters import gather, load, pack, short_rows, store
+from .copy_emitters import fetch, gather, load, pack, short_rows, store
 from .depthwise_emitters import depthwise, depthwise_grad
 from .emitters import collapse, dots, outer, panel, rows
 from .formula import activate
@@ -45,6 +45,7 @@ from .transforms import transform
 
 EMITTERS: dict[str, Callable[..., None]] = {
     "pack": pack,
+    "fetch": fetch,
     "short_rows": short_rows,
     "outer": outer,
     "dots": dots,

@@ -18,11 +18,11 @@ NOTHING, TERMS, TAPS, FILTERS = range(4)
 
 
 @kernel
-def jobs(first, last, weight, size, together, micro, lanes, packed):
+def jobs(first, last, weight, size, together, micro, fetch, lanes, packed):
     """Pack blocks `first` to `last` of a weight (groups, filters, channels, ...) of any strides; `packed` is flat.
 
     `together` tells what lies side by side, and `micro` is the address of the micro-kernel for it, which takes no more than `lanes`
-    filters at once: `pack` for terms and taps, `short_rows` for filters, which then have one tap.
+    filters at once: `pack` for terms and taps, `short_rows` for filters, which then have one tap. `fetch` is that of another, or 0.
     """
     filters, channels = weight.shape[1], weight.shape[2]
     taps = weight.shape[3] * weight.shape[4] * weight.shape[5]
@@ -55,17 +55,28 @@ def jobs(first, last, weight, size, together, micro, lanes, packed):
                 if together == FILTERS:
                     call_kernel(micro, source, weight.strides[2], c_count, target, size * cell, rows)
                 elif together == TERMS:
-                    call_kernel(micro, source, weight.strides[1], rows, target, size * cell, channels * taps, 0)
+                    call_kernel(micro, source, weight.strides[1], rows, target, size * cell, channels * taps)
                 else:
                     for _ in range(c_count):
-                        call_kernel(
-                            micro, source, weight.strides[1], rows, target, size * cell, taps, source + rows * weight.strides[1]
-                        )
+                        if fetch != 0:
+                            call_kernel(fetch, source + rows * weight.strides[1], rows * weight.strides[1])
+                        call_kernel(micro, source, weight.strides[1], rows, target, size * cell, taps)
                         source, target = source + weight.strides[2], target + taps * size * cell
 
 
 @kernel(parallel=True)
-def parallel(run_jobs, threads, count, weight, size, together, micro, lanes, packed):
+def parallel(run_jobs, threads, count, weight, size, together, micro, fetch, lanes, packed):
     """Pack `count` blocks, an equal share on each thread; `run_jobs` is the address of `jobs`."""
     for thread in numba.prange(threads):
-        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, weight, size, together, micro, lanes, packed)
+        call(
+            run_jobs,
+            thread * count // threads,
+            (thread + 1) * count // threads,
+            weight,
+            size,
+            together,
+            micro,
+            fetch,
+            lanes,
+            packed,
+        )

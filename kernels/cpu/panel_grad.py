@@ -42,7 +42,7 @@ def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, targe
             count = min(blocks.lanes, rows - r)
             if not inside:
                 source = address_of(cells) + r * plane * size
-                call_kernel(micro[PACK], source, plane * size, count, block + r * size, pitch, plane, 0)
+                call_kernel(micro[PACK], source, plane * size, count, block + r * size, pitch, plane)
                 continue
             corner = address_of(x) + n * x.strides[0] + (c + r) * x.strides[1] + (o2 + w.offset) * size
             whole = x.strides[3] == w.extent * size
@@ -51,7 +51,7 @@ def stage_channels(x, n, c_first, c_last, o0, o1, o2, plane, micro, cells, targe
                 for j1 in range(0, h.extent, h.extent if whole else 1):
                     source = corner + (o0 + d.offset + j0) * x.strides[2] + (o1 + h.offset + j1) * x.strides[3]
                     length = h.extent * w.extent if whole else w.extent
-                    call_kernel(micro[PACK], source, x.strides[1], count, place, pitch, length, 0)
+                    call_kernel(micro[PACK], source, x.strides[1], count, place, pitch, length)
                     place += length * pitch
 
 
@@ -72,7 +72,7 @@ def stage_filters(dy, n, k_first, k_last, o0, o1, o2, t0, t1, t2, micro, target,
                 )
                 count = t1 * t2 if whole else t2
                 call_kernel(
-                    micro[PACK], source + o2 * size, dy.strides[1], min(blocks.lanes, k_last - k), place, across * size, count, 0
+                    micro[PACK], source + o2 * size, dy.strides[1], min(blocks.lanes, k_last - k), place, across * size, count
                 )
                 place += count * across * size
 

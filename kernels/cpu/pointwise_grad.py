@@ -34,7 +34,7 @@ def transpose(across, n, images, first, count, o, length, micro, target, blocks)
         place = target + (begin * images * length + k - begin) * size
         for i in range(images):
             source = address_of(across) + (n + i) * across.strides[0] + (first + k) * across.strides[1] + o * size
-            call_kernel(micro[PACK], source, across.strides[1], min(blocks.lanes, count - k), place, width * size, length, 0)
+            call_kernel(micro[PACK], source, across.strides[1], min(blocks.lanes, count - k), place, width * size, length)
             place += length * width * size
 
 

@@ -29,7 +29,7 @@ from .tile import Axis, stage, tile_of, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
 # the same for the last block; then transforms.
-LOAD, STORE, PACK, CELLS, WEIGHTS, OUTPUTS = range(4, 10)
+LOAD, STORE, PACK, FETCH, CELLS, WEIGHTS, OUTPUTS = range(4, 11)
 # Channels before whose turn their weights are fetched, where they lie far apart: dI of 512 filters takes 0.84 to 0.97 of the time.
 SOON = 4
 
@@ -178,11 +178,13 @@ def transform_weights(micro, offsets, weights, filters, channels, target, packed
         source, place = weights + p * r.row, packed + p * size
         rows = min(layout.lanes, filters - p)
         if whole:
-            call_kernel(micro[PACK], source, r.row, rows, place, row, channels * r.taps, 0)
+            call_kernel(micro[PACK], source, r.row, rows, place, row, channels * r.taps)
         else:
             for c in range(channels):
                 one = source + c * layout.channel
-                call_kernel(micro[PACK], one, r.row, rows, place + c * r.taps * row, row, r.taps, one + SOON * layout.channel)
+                if micro[FETCH] != 0:
+                    call_kernel(micro[FETCH], one + SOON * layout.channel, r.row * rows)
+                call_kernel(micro[PACK], one, r.row, rows, place + c * r.taps * row, row, r.taps)
         call_kernel(
             micro[WEIGHTS], place, address_of(offsets) + r.tap_table * 8, target + p * size, r.weight_plane * size, 1, 0, 0,
             channels, r.taps * row, row,
