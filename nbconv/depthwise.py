@@ -92,7 +92,7 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
     flat = np.arange(math.prod(problem.kernel)).reshape(problem.kernel)
     runs, tables, order = [], [np.empty(0, np.intp)], [np.empty(0, np.intp)]
     first = weight = 0
-    turns = range(-(-plan.sweep.channels // schedule.channels))
+    turns = range(1 if plan.direction == "weight_grad" else -(-plan.sweep.channels // schedule.channels))
     for d in phases[0]:
         for h in phases[1]:
             slices, rows = (-(-(y[a] - phase.start) // spread[a]) for a, phase in enumerate((d, h)))
@@ -212,17 +212,17 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
 
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
-    """out = gradient for the weight of a depthwise convolution."""
+    """out = gradient for the weight where each group has one filter."""
     prepared, dtype, splits = _prepare(plan), out.dtype, plan.schedule.splits
     dy, x = contiguous(dy, dtype), contiguous(x, dtype)
 
     def fill(sums: Array) -> None:
-        arrays = dy, x, sums, prepared.runs, prepared.table, prepared.zeros
-        _grad_driver(dtype).run(plan.parallel, splits * len(out), prepared.cells, arrays, (prepared.frame,))
+        arrays = dy, x, sums.reshape(splits, x.shape[1], prepared.taps), prepared.runs, prepared.table, prepared.zeros
+        _grad_driver(dtype).run(plan.parallel, splits * x.shape[1], prepared.cells, arrays, (prepared.frame,))
 
     if prepared.order.size == 0:
         add_splits(splits, fill, out)
         return
     sums = out if out.flags.c_contiguous else scratch(out.shape, dtype)
     add_splits(splits, fill, sums)
-    assign(out, _taken(sums.reshape(len(out), -1), prepared.order).reshape(out.shape))
+    assign(out, _taken(sums.reshape(x.shape[1], -1), prepared.order).reshape(out.shape))

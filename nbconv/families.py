@@ -158,13 +158,13 @@ def one_output(ask: Ask) -> bool:
 
 
 def one_result(ask: Ask) -> bool:
-    """One filter on each channel, or between borders of zeros for forward and dI several channels for each result."""
-    p, forward = ask.problem, ask.direction == "forward"
-    one = (p.filters if forward else p.channels) == p.groups
-    several = (p.channels if forward else p.filters) > p.groups
-    if not products(ask) or not one or (several and not _broad_rows(ask)):
+    """One filter on each channel, or where it pays on several; in dI, one channel for several filters."""
+    p, turned, grad = ask.problem, ask.direction == "input_grad", ask.direction == "weight_grad"
+    one = (p.channels if turned else p.filters) == p.groups
+    several = (p.filters if turned else p.channels) > p.groups
+    if not products(ask) or not one or (several and not (_whole_planes_pay(ask) if grad else _broad_rows(ask))):
         return False
-    if p.mode != "zeros" and (several or not _framed(ask)):
+    if p.mode != "zeros" and ((several and not grad) or not _framed(ask)):
         return False
     padded = [p.size[a] + p.before[a] + p.after[a] + p.dilation[a] * p.kernel[a] for a in range(3)]
     rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded[1]
@@ -256,11 +256,22 @@ def _framed(ask: Ask) -> bool:
     return (not whole or p.batch * p.channels >= JOBS) and planes(ask)[0].thread <= FRAME
 
 
+def _whole_planes_pay(ask: Ask) -> bool:
+    """dW of one filter on several channels in less time than by dot products of staged rows."""
+    p, machine, ask = ask.problem, ask.machine, ask._replace(limits=DOTS)
+    assert machine is not None
+    if not few_taps(ask):
+        return False
+    dot = dotted(ask)[0]
+    by_rows = p.groups * dots_time(dot.sweep, dot.schedule, machine, p.batch)
+    return ask.tried or depthwise_grad_time(planes(ask)[0].schedule, p, machine) < by_rows
+
+
 def _broad_rows(ask: Ask) -> bool:
     """Rows that fill vectors, and taps that share what they load."""
     p = ask.problem
     width = p.out[2] if ask.direction == "forward" else p.size[2] // p.stride[2]
-    return ask.direction != "weight_grad" and math.prod(p.kernel) > 1 and 2 * width >= ask.lanes
+    return math.prod(p.kernel) > 1 and 2 * width >= ask.lanes
 
 
 def short_filters(ask: Ask) -> bool:

@@ -61,6 +61,18 @@ SUMS = [
 ]
 
 
+# One filter on several channels, for dW: one run of taps and several, groups, strides, dilation, copied borders, three axes.
+SHARED = [
+    ((1, 5, 40, 50), (1, 5, 3, 3), {"padding": 1}),
+    ((2, 6, 9, 60), (2, 3, 4, 5), {"padding": (3, 2), "groups": 2, "dilation": (2, 1)}),
+    ((3, 7, 400), (1, 7, 15), {}),
+    ((1, 3, 30, 41), (1, 3, 6, 5), {"padding": 2, "stride": (2, 3)}),
+    ((2, 4, 30, 17), (2, 2, 3, 5), {"padding": 1, "groups": 2, "padding_mode": "reflect"}),
+    ((2, 3, 31, 40), (1, 3, 4, 5), {"padding": 1, "padding_mode": "circular"}),
+    ((2, 3, 7, 12, 40), (1, 3, 3, 3, 2), {"padding": 1}),
+]
+
+
 @pytest.fixture(autouse=True)
 def along_rows(monkeypatch):
     """No small planes for the kernels across planes."""
@@ -136,6 +148,21 @@ def test_sums_over_channels(problem, dtype, in_turn, monkeypatch):
     wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w)
     for got, want in zip((y, dx), wanted, strict=True):
         np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(initial=0), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", SHARED, ids=str)
+def test_weight_gradient_of_channels_that_share_a_filter(problem, dtype):
+    """On planes in place, of one thread and of all, into arrays of any strides."""
+    p, x, w, dy, _ = operands(problem, dtype)
+    options = {**problem[2], "algorithm": "direct"}
+    assert nbconv.plan("weight_grad", x.shape, w.shape, dtype, **options).kernel == "depthwise_grad"
+    got, want = nbconv.conv_weight_grad(dy, x, w.shape, **options), oracle.weight_grad(p, dy, x)
+    np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(initial=0), rtol=0)
+    with nbconv.num_threads(1):
+        np.testing.assert_array_equal(nbconv.conv_weight_grad(dy, x, w.shape, **options), got)
+    apart = np.empty((*w.shape, 2), dtype)[..., 0]
+    np.testing.assert_array_equal(nbconv.conv_weight_grad(dy, x, w.shape, **options, out=apart), got)
 
 
 @pytest.mark.parametrize("size", [(250, 301), (3, 25000), (25000,)], ids=str)

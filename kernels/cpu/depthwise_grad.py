@@ -1,6 +1,6 @@
-"""dW where each group has one filter on one channel, in place on whole planes.
+"""dW where each group has one filter, in place on whole planes.
 
-    dw[c, t] = sum_n sum_o dy[n, c, o] * x[n, c, position of o and t]
+    dw[c, t] = sum_n sum_o dy[n, c's group, o] * x[n, c, position of o and t]
 
 The micro-kernel `depthwise_grad` does it, a block of taps in one run. A job is a block of rows of all images of a channel, with
 sums of its own, which the caller adds in order; where there is one row, a part of it. Copied borders are staged as in `depthwise`.
@@ -24,6 +24,7 @@ def jobs(first, last, dy, x, sums, runs, table, zeros, room, frame):
     width = frame[COLUMNS] if staged else x.shape[4]
     size = x.itemsize
     splits, channels, taps = sums.shape
+    share = channels // dy.shape[1]  # channels of a filter
     parts = splits if dy.shape[3] == 1 else 1
     x_plane, dy_plane = x.shape[2] * x.shape[3] * x.shape[4], dy.shape[2] * dy.shape[3] * dy.shape[4]
     most = channels if runs.shape[0] == 1 else max(1, NEAR // ((x_plane + dy_plane) * x.shape[0] * size))
@@ -32,7 +33,7 @@ def jobs(first, last, dy, x, sums, runs, table, zeros, room, frame):
     job = first
     while job < last:
         split, c = job // channels, job % channels
-        planes = min(last - job, channels - c, most)
+        planes = min(last - job, channels - c, most, share - c % share if share > 1 else channels)
         base, image = address_of(x) + c * x_plane * size, channels * x_plane * size
         if staged:
             row, end = rows_of(split, splits // parts, runs[0, 6], runs[0, 13])
@@ -45,7 +46,8 @@ def jobs(first, last, dy, x, sums, runs, table, zeros, room, frame):
             row, end = rows_of(split, splits // parts, runs[i, 6], runs[i, 13])
             call_kernel(
                 runs[i, 0], base, x_plane * size, image,
-                address_of(dy) + (c * dy_plane + row * runs[i, 9]) * size, dy_plane * size, channels * dy_plane * size,
+                address_of(dy) + (c // share * dy_plane + row * runs[i, 9]) * size, dy_plane * size if share == 1 else 0,
+                dy.shape[1] * dy_plane * size,
                 runs[i, 8] * size, runs[i, 9] * size,
                 address_of(sums) + (job * taps + runs[i, 10]) * size, taps * size, planes, x.shape[0],
                 address_of(table) + runs[i, 1] * 8 + row * runs[i, 4], runs[i, 2], runs[i, 3], runs[i, 5], end - row,
