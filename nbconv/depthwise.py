@@ -57,7 +57,7 @@ def _kernel(
     machine, s = plan.machine, plan.schedule
     assert machine is not None
     itemsize = machine.vector // s.lanes
-    ahead = fetched(plan.direction, plan.problem, itemsize, machine)
+    ahead = fetched(plan.direction, plan.problem, itemsize, machine, s.splits)
     at = functools.partial(kernel_address, machine, itemsize)
     shape = taps, stride[1], apart, stride[2]
     if plan.direction == "weight_grad":

@@ -132,9 +132,12 @@ def depthwise_grad_time(schedule: Schedule, problem: ConvProblem, machine: Machi
     return p.channels * (lines * (each + met * taps[0] * taps[2] * runs * each_load) + sums + staged)
 
 
-def fetched(direction: str, problem: ConvProblem, itemsize: int, machine: Machine) -> int:
-    """What is fetched ahead of where it is read, of planes that lie in memory: nothing, the next block or plane; see `LARGE`."""
-    plane, total = math.prod(problem.size) * itemsize, problem.cells * itemsize
+def fetched(direction: str, problem: ConvProblem, itemsize: int, machine: Machine, splits: int) -> int:
+    """What is fetched ahead of where it is read, of planes that lie in memory: nothing, the next block or plane; see `LARGE`.
+
+    Of a plane so many parts are read with those of other images.
+    """
+    plane, total = math.prod(problem.size) * itemsize // splits, problem.cells * itemsize
     large = plane >= LARGE
     if direction != "weight_grad":
         return NEXT_BLOCK if large and not machine.holds(total) else 0
@@ -168,6 +171,8 @@ def row_blocks(direction: str, problem: ConvProblem, sweep: Sweep, schedule: Sch
     images, planes = (problem.batch, problem.channels) if direction == "weight_grad" else (1, problem.batch * problem.groups)
     cells = (math.prod(problem.size) + math.prod(problem.out)) * images
     again = cells * itemsize // NEAR if copied or schedule.taps != sweep.kernel or schedule.channels < sweep.channels else 1
+    if direction == "weight_grad" and problem.channels > problem.groups:  # dy is read for each channel
+        again = max(again, math.prod(problem.out) * images * itemsize // NEAR)
     wanted = max(again, JOBS // max(1, planes))
     return max(1, min(wanted, sweep.out[axis] // schedule.tile[axis]))
 
