@@ -65,7 +65,7 @@ def _kernel(
     held = math.prod(taps) * sum(map(len, columns)) + s.tile[1] * s.vectors * len(columns)
     hoisted = held + AROUND + (MERGING if len(columns) > 1 else 0) <= machine.registers
     summed = ALONE if plan.sweep.channels == 1 else AT_ONCE if s.channels > 1 else IN_TURN
-    return at("depthwise", s.tile[1], s.vectors, hoisted, *shape, columns, adds, summed, ahead if summed == ALONE else 0, formula)
+    return at("depthwise", s.tile[1], s.vectors, hoisted, *shape, columns, adds, summed, ahead, formula)
 
 
 @functools.lru_cache(maxsize=512)

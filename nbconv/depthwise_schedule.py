@@ -26,8 +26,8 @@ MANY_TAPS, STAGED_CELLS = 128, 1 << 17
 # the second-level cache: the rows of one plane follow one another in memory, those of all channels drive one another out of the
 # cache. On a Granite Rapids 64 channels of 3x3 on 250x250 take 0.3 (float64) to 0.5 of the time of sums in registers, 8 on
 # 1000x1000 0.3 to 0.4; but 256 on 14x14 take 1.2 to 1.6 times as long, 64 in one row of 40,000 with 3 taps 1.5, with 31 taps 0.5
-# to 0.9.
-ROWS, LONG = 4, 24
+# to 0.9. Beyond last-level cache, and one output after another, 9 taps take 0.5 to 0.8 (Zen 4).
+ROWS, LONG, LONG_AFAR = 4, 24, 9
 # Nanoseconds of dW, fitted to 410 layers: of a product of vectors and of a vector of x, each without a stride and with one, of a
 # vector of dy in a run of taps, of the sum of a tap, and of a run over a plane; by vectors of 64 bytes, whose loads cross lines of
 # cache, and others. Then of a cell of a plane that is staged within its border: of 109 layers with copied borders the choice takes
@@ -46,17 +46,18 @@ LEAST_CACHE = 512 * 1024
 AROUND, MERGING, MANY = 4, 5, 32
 
 
-def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int, plane: int) -> Schedule:
+def depthwise(sweep: Sweep, itemsize: int, machine: Machine, phases: int, plane: int, total: int) -> Schedule:
     """Micro-kernel of one filter: a block of rows, or where they are few of vectors, for each of `phases`.
 
-    Channels, whose planes are of `plane` bytes, are summed in registers, or in memory one after another. A block has sums enough to
-    hide the latency of additions, and its unrolled taps are not too much code. Where one row of taps makes a run, rows would share
-    nothing, but neighbouring vectors do.
+    Channels, whose planes are of `plane` bytes out of `total`, are summed in registers, or in memory one after another. A block has
+    sums enough to hide the latency of additions, and its unrolled taps are not too much code. Where one row of taps makes a run,
+    rows would share nothing, but neighbouring vectors do.
     """
     lanes = machine.vector // itemsize
     part = min(UNROLLED // phases, HELD * lanes)
     taps = _taps_of_a_run(sweep.kernel, part if sweep.kernel[:2] == (1, 1) else UNROLLED // phases, part)
-    channels = 1 if _in_turn(sweep, plane, machine) else sweep.channels
+    long = LONG if machine.holds(total) or phases > 1 else LONG_AFAR
+    channels = 1 if _in_turn(sweep, plane, machine, long) else sweep.channels
     most = 8 if channels == 1 else 16  # the weights of a channel are loaded for each block
     room = machine.registers // 2 // phases
     beside = machine.registers - math.prod(taps) - AROUND
@@ -79,10 +80,13 @@ def _rows(count: int, most: int) -> int:
     return min(range(min(most, max(count, 1)), most // 2, -1), key=lambda rows: count % rows, default=max(count, 1))
 
 
-def _in_turn(sweep: Sweep, plane: int, machine: Machine) -> bool:
-    """Whether channels, whose planes are of `plane` bytes, are added to a block of results one after another; see `ROWS`."""
+def _in_turn(sweep: Sweep, plane: int, machine: Machine, long: int) -> bool:
+    """Whether channels, whose planes are of `plane` bytes, are added to a block of results one after another; see `ROWS`.
+
+    So they are in a single row if taps are as many as `long`.
+    """
     much = sweep.channels * plane > (machine.cache or LEAST_CACHE) // 2
-    return much and (sweep.out[1] >= ROWS or math.prod(sweep.kernel) >= LONG)
+    return much and (sweep.out[1] >= ROWS or math.prod(sweep.kernel) >= long)
 
 
 def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvProblem) -> Schedule:

@@ -327,7 +327,7 @@ def planes(ask: Ask) -> list[Design]:
         shared += _split_bytes(ask, schedule) + ask.weight_bytes * reordered(p.kernel, schedule.taps)
     else:
         read = p.out if turned else p.size
-        schedule = depthwise(sweep, size, machine, p.stride[2] if turned else 1, math.prod(read) * size)
+        schedule = depthwise(sweep, size, machine, p.stride[2] if turned else 1, math.prod(read) * size, p.cells * size)
     return [Design(sweep, schedule, shared, _frame_bytes(ask, sweep, schedule))]
 
 
