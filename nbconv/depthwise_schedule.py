@@ -177,8 +177,6 @@ def row_blocks(direction: str, problem: ConvProblem, sweep: Sweep, schedule: Sch
     images, planes = (problem.batch, problem.channels) if direction == "weight_grad" else (1, problem.batch * problem.groups)
     cells = (math.prod(problem.size) + math.prod(problem.out)) * images
     again = cells * itemsize // NEAR if copied or schedule.taps != sweep.kernel or schedule.channels < sweep.channels else 1
-    if direction == "weight_grad" and problem.channels > problem.groups:  # dy is read for each channel
-        again = max(again, math.prod(problem.out) * images * itemsize // NEAR)
     wanted = max(again, JOBS // max(1, planes))
     return max(1, min(wanted, sweep.out[axis] // schedule.tile[axis]))
 

@@ -79,7 +79,7 @@ PINNED = [
     ("weight_grad", "small images", "float32", "avx512", ("winograd_grad", (4, 8, 8), 96, 98, 1, 14, 2, True)),
     ("weight_grad", "depthwise", "float32", "avx512", ("depthwise_grad", (1, 8, 16), 1, 1, 1, 1, 1, True)),
     ("weight_grad", "one channel", "float32", "avx512", ("depthwise_grad", (1, 4, 16), 1, 1, 64, 1, 1, True)),
-    ("weight_grad", "one filter", "float32", "avx512", ("depthwise_grad", (1, 8, 16), 1, 1, 2, 1, 1, True)),
+    ("weight_grad", "one filter", "float32", "avx512", ("depthwise_grad", (1, 8, 16), 1, 1, 4, 1, 1, True)),
     ("weight_grad", "3x3", "float64", "avx2", ("winograd_grad", (1, 4, 56), 64, 66, 4, 6, 2, True)),
     ("weight_grad", "3x3", "uint8", "avx512", ("direct_weight_grad", (1, 28, 56), 16, 64, 8, 0, 1, True)),
 ]
