@@ -35,10 +35,10 @@ ROWS, LONG, LONG_AFAR = 4, 24, 9
 WIDE_TIMES, TIMES = ((0.08, 0.21), (0.41, 0.58), 1.7, 1.5, 4.0), ((0.25, 0.62), (0.1, 0.0), 0.0, 1.7, 15.0)
 STAGED = 0.2
 # Rows of a later block are fetched while one is computed, which has too many for the machine to foresee them: where forward and dI
-# exceed the last-level cache those of the next block (32 channels of 3x3 on 112x112 in float64 take 0.35 to 0.5
-# of the time, 96 in float32 0.6), and in dW of the next plane, which lies elsewhere if images are several, or where planes are so
-# large that cache would not hold it, of the next block (0.3 to 0.7 of the time). dW does so in last-level cache too, if planes have
-# so many bytes (0.3 to 1.05); smaller ones would take up to 1.4 times as long, as would forward and dI.
+# exceed the last-level cache those of the next block (32 channels of 3x3 on 112x112 in float64 take 0.35 to 0.5 of the time, 96 in
+# float32 0.6), and in dW of the next plane, which lies elsewhere if images are several, or where planes are so large that cache
+# would not hold it, of the next block (0.3 to 0.7 of the time). dW does so in last-level cache too, if planes have so many bytes
+# (0.3 to 1.05); smaller ones would take up to 1.4 times as long, as would forward and dI.
 LARGE = 8 * 1024
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024

@@ -68,15 +68,5 @@ def jobs(first, last, weight, size, together, micro, fetch, lanes, packed):
 def parallel(run_jobs, threads, count, weight, size, together, micro, fetch, lanes, packed):
     """Pack `count` blocks, an equal share on each thread; `run_jobs` is the address of `jobs`."""
     for thread in numba.prange(threads):
-        call(
-            run_jobs,
-            thread * count // threads,
-            (thread + 1) * count // threads,
-            weight,
-            size,
-            together,
-            micro,
-            fetch,
-            lanes,
-            packed,
-        )
+        first, last = thread * count // threads, (thread + 1) * count // threads
+        call(run_jobs, first, last, weight, size, together, micro, fetch, lanes, packed)
