@@ -4,7 +4,7 @@ ResNet-50 (He et al. 2016), VGG-16 (Simonyan & Zisserman 2015), MobileNetV2 (San
 U-Net (Ronneberger et al. 2015, padded), WaveNet-like and wav2vec-like 1-D stacks, C3D (Tran et al. 2015), 3-D U-Net
 (Çiçek et al. 2016), I3D (Carreira & Zisserman 2017), shapes that libraries tend to be slow on, and large kernels; then depthwise
 layers of ConvNeXt-T (Liu et al. 2022) and EfficientNet-B0 (Tan & Le 2019), last layers of one filter, and those of ResNet-18 on
-images of 32x32.
+images of 32x32; batches of which no cache holds the arrays.
 """
 
 import ast
@@ -122,6 +122,18 @@ def _modern() -> list[Layer]:
     return [*layers, _layer("3x3 512 4", (4, 4), 512, 512, 3, batch=16, padding=1)]
 
 
+def _batches() -> list[Layer]:
+    planes = [(56, 144, 3, 1, 32), (28, 192, 3, 2, 64), (14, 384, 7, 1, 64), (7, 960, 3, 1, 128)]
+    layers = [
+        _layer(f"depthwise {k}x{k}/{s} {c} {n} batch {b}", (n, n), c, c, k, batch=b, stride=s, padding=k // 2, groups=c)
+        for n, c, k, s, b in planes
+    ]
+    points = [(112, 32, 16), (56, 24, 144)]
+    layers += [_layer(f"1x1 {c}-{k} {n} batch 32", (n, n), c, k, 1, batch=32) for n, c, k in points]
+    layers += [_layer("3x3 64-1 256 batch 8", (256, 256), 64, 1, 3, batch=8, padding=1)]
+    return [*layers, _layer("9 taps 256-1 batch 16", (4000,), 256, 1, 9, batch=16, padding=4)]
+
+
 SUITES = {
     "resnet50": _resnet50(),
     "vgg16": _vgg16(),
@@ -132,6 +144,7 @@ SUITES = {
     "awkward": _awkward(),
     "large": _large(),
     "modern": _modern(),
+    "batches": _batches(),
 }
 
 
