@@ -9,7 +9,8 @@ from oracle import random
 
 import nbconv
 from nbconv import depthwise, depthwise_schedule, dispatch, engine, families
-from nbconv.kernels.cpu.machine import host
+from nbconv.kernels.cpu.depthwise_emitters import NEXT_BLOCK, NEXT_PLANE
+from nbconv.kernels.cpu.machine import AVX512, host
 from nbconv.kernels.jit import DISABLED
 
 pytestmark = [
@@ -176,6 +177,36 @@ def test_large_planes_are_summed_in_turn(size):
     assert channels == [64 if size[0] == 3 else 1, 64]
     whole, some = nbconv.conv(x, w, **options), nbconv.conv(x[corner], w, **options)
     np.testing.assert_array_equal(whole[inside], some[inside])
+
+
+@pytest.mark.parametrize(
+    ("direction", "shape", "last", "kind"),
+    [
+        ("forward", (4, 144, 56, 56), 32 << 20, 0),
+        ("forward", (32, 144, 56, 56), 32 << 20, NEXT_BLOCK),
+        ("forward", (32, 144, 56, 56), 0, 0),
+        ("forward", (512, 144, 14, 14), 32 << 20, 0),
+        ("weight_grad", (4, 192, 28, 28), 32 << 20, 0),
+        ("weight_grad", (64, 192, 28, 28), 32 << 20, NEXT_PLANE),
+        ("weight_grad", (4, 144, 56, 56), 32 << 20, NEXT_PLANE),
+        ("weight_grad", (1, 16, 500, 500), 32 << 20, NEXT_BLOCK),
+        ("weight_grad", (1, 4, 56, 56), 32 << 20, 0),
+    ],
+)
+def test_rows_to_come_are_fetched_from_memory(direction, shape, last, kind):
+    """Where the caches do not hold all planes: rows of the next block, or in dW of the next plane, if that fits cache."""
+    p = nbconv.ConvProblem.make(shape, (shape[1], 1, 3, 3), padding=1, groups=shape[1])
+    machine = AVX512._replace(cache=1 << 20, last=last)
+    assert depthwise_schedule.fetched(direction, p, 4, machine, 1) == kind
+
+
+def test_channels_of_a_long_row_in_memory_are_summed_in_turn():
+    p = nbconv.ConvProblem.make((1, 512, 16000), (1, 512, 10))
+    channels = [
+        dispatch.select.__wrapped__("forward", p, np.dtype("float32"), AVX512._replace(cache=1 << 20, last=last)).schedule.channels
+        for last in (0, 32 << 20)
+    ]
+    assert channels == [512, 1]
 
 
 @pytest.mark.parametrize("problem", [((1, 1, 9000), (1, 1, 31), {"padding": 15}), SUMS[4], SUMS[5]], ids=str)
