@@ -412,17 +412,16 @@ def depthwise_grad(
     begin, chunks = _part_of(f, b.sdiv(f.add(a["dy_width"], f.lanes - 1), f.word(f.lanes)))
     slid = slides(f, stride, 1, (columns,), SLID_GRAD)
     nothing, width = f.zero, _width(f) if f.wide else None
-    further: list[Any] = []  # bytes to the next planes of x and dy
 
-    def block(size: int, plane: Any, table: Any, source: Any, sums: list[Any]) -> list[Any]:
+    def block(size: int, plane: Any, table: Any, source: Any, next_plane: list[Any], sums: list[Any]) -> list[Any]:
         met = _meetings(size, tall, step, apart)
         lines = _row_addresses(f, table, a["span"], depth, met[-1][0] + 1, plane)
         addresses = [[b.select(outside, a["zeros"], row) for row, outside in line] for line in lines]
         beyond = [b.mul(a["dy_row"], f.word(i)) for i in range(size)]
         shares = []
         if fetched:
-            next_block = [b.mul(row, f.word(size)) for row in (b.mul(a["width"], f.word(step * itemsize)), a["dy_row"])]
-            x_ahead, dy_ahead = further if fetched == NEXT_PLANE else next_block
+            next_block = [b.mul(a["width"], f.word(size * step * itemsize)), b.mul(a["dy_row"], f.word(size))]
+            x_ahead, dy_ahead = next_plane if fetched == NEXT_PLANE else next_block
             shares = [(b.add(_new_row(lines, size * step), x_ahead), size * step * stride), (b.add(source, dy_ahead), size)]
 
         def compute(cell: Any, place: Any, sums: list[Any], masked: bool) -> list[Any]:
@@ -457,10 +456,12 @@ def depthwise_grad(
 
         def one_image(values: list[Any]) -> list[Any]:
             plane, source, *sums = values
-            images, operands = f.add(a["images"], -1), ("x", "dy")
-            last = b.icmp_signed("==", plane, b.add(x_plane, b.mul(images, a["x_image"])))
-            back = [b.sub(a[f"{each}_plane"], b.mul(images, a[f"{each}_image"])) for each in operands]
-            further[:] = [b.select(last, first, a[f"{each}_image"]) for each, first in zip(operands, back, strict=True)]
+            before = f.add(a["images"], -1)
+            last = b.icmp_signed("==", plane, b.add(x_plane, b.mul(before, a["x_image"])))
+            next_plane = [
+                b.select(last, b.sub(a[f"{each}_plane"], b.mul(before, a[f"{each}_image"])), a[f"{each}_image"])
+                for each in ("x", "dy")
+            ]
 
             def one_slice(values: list[Any]) -> list[Any]:
                 table, source, *sums = values
@@ -468,7 +469,7 @@ def depthwise_grad(
                 def advance(size: int) -> Any:
                     def body(values: list[Any]) -> list[Any]:
                         table, source, *sums = values
-                        sums = block(size, plane, table, source, sums)
+                        sums = block(size, plane, table, source, next_plane, sums)
                         return [f.add(table, 8 * size * step), b.add(source, b.mul(a["dy_row"], f.word(size))), *sums]
 
                     return body
