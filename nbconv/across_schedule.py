@@ -23,13 +23,16 @@ ALONG, TAP, CELL, PRODUCT = 2.0, 0.35, 4.5, 0.19
 # Bytes of a thread's scratch, and of a weight gradient's: its sums and what is transposed stay within MOST each, but one plane's or
 # one row's, and one filter's sums, may be more.
 MOST, GRAD_MOST = 256 * 1024, 1 << 20
+# Bytes of transposed planes for which images share a call in dW. More are no faster in cache, and where memory holds them what is
+# fetched is not spread over the work: 960 of 7x7, 3x3, batch 128 take 2.0 times as long by 32 images, 5x5 1.6.
+FEW_BYTES = 8 * 1024
 # Of a weight gradient, operations from which a layer is worth code of its own, of some 40 ms a micro-kernel; pairs of taps and
 # outputs of a row, and entries of tables, up to which plans are made in some 100 ms. Nanoseconds, fitted to 500 layers drawn at
 # random on a Zen 4, in AVX-512 and AVX2 code alike: of a product over those of `grad_schedule`, of what it waits where sums are too
 # few to hide its latency; of a byte that is transposed, and that is added to the sums of a group; of a piece of a row for a row of
 # taps; of a call. By them the choice takes 1.02 of the time of the better kernel, of which without this one it took 1.77.
 LEAST, LONGEST, LISTED = 200_000, 50_000, 100_000
-GRAD_PRODUCT, WAITING, LATENCY, TRANSPOSED, ADDED, PIECE, CALL = 1.12, 0.18, 8, 0.034, 0.024, 0.5, 2_000.0
+GRAD_PRODUCT, WAITING, LATENCY, TRANSPOSED, ADDED, PIECE, CALL = 1.12, 0.18, 8, 0.034, 0.006, 0.5, 2_000.0
 
 
 def across(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, machine: Machine) -> Schedule:
@@ -120,7 +123,7 @@ def across_grad(problem: ConvProblem, itemsize: int, limits: Limits, machine: Ma
     filters = even(p.filters // p.groups, max(1, MOST // (channels * math.prod(p.kernel) * machine.vector)))
     jobs = -(-p.groups // lanes) * -(-p.filters // p.groups // filters)
     whole = (channels * math.prod(p.size) + filters * math.prod(p.out)) * machine.vector
-    images = even(p.batch, min(max(1, MOST // whole), max(1, p.batch * jobs // limits.jobs)))
+    images = even(p.batch, min(max(1, FEW_BYTES // whole), max(1, p.batch * jobs // limits.jobs)))
     parts, window = -(-whole // MOST), math.prod(p.out)
     if parts > 1 and p.size[0] == p.out[0] == 1 < p.out[1]:
         window = even(p.out[1], -(-p.out[1] // parts)) * p.out[2]
