@@ -203,11 +203,12 @@ def test_shapes_decide_on_weight_grad(groups, each, size, taps, options, kernel)
 
 
 @pytest.mark.parametrize(
-    ("direction", "kernel", "limit"), [("forward", "depthwise", 20_000), ("weight_grad", "depthwise_grad", 60_000)]
+    ("direction", "size", "taps", "kernel", "limit"),
+    [("forward", 14, 7, "depthwise", 20_000), ("weight_grad", 7, 3, "depthwise_grad", 6_000)],
 )
-def test_where_scratch_is_limited_rows_are_computed(direction, kernel, limit):
+def test_where_scratch_is_limited_rows_are_computed(direction, size, taps, kernel, limit):
     """Planes in place need none."""
-    shapes, options = ((4, 384, 14, 14), (384, 1, 7, 7)), {"padding": 3, "groups": 384}
+    shapes, options = ((4, 384, size, size), (384, 1, taps, taps)), {"padding": taps // 2, "groups": 384}
     assert nbconv.plan(direction, *shapes, **options).kernel in ("across", "across_grad", kernel)
     plan = nbconv.plan(direction, *shapes, **options, workspace_limit=limit)
     assert plan.kernel == kernel
