@@ -112,8 +112,8 @@ def grad_cells(problem: ConvProblem, schedule: Schedule) -> int:
 def across_grad(problem: ConvProblem, itemsize: int, limits: Limits, machine: Machine) -> Schedule:
     """Micro-kernel of dW over pieces of rows, for so many taps of a row and channels of a group as registers hold the sums of.
 
-    Filters, images and bands of outputs, which `window` counts, are as many as scratch holds and leave jobs enough; pieces of rows,
-    of equal length, as long as code allows.
+    Filters, and bands of outputs, which `window` counts, are as many as scratch holds, images as many as leave a call little, and
+    all leave jobs enough; pieces of rows, of equal length, are as long as code allows.
     """
     p, lanes = problem, machine.vector // itemsize
     channels = p.channels // p.groups

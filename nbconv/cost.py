@@ -86,7 +86,7 @@ def direct_cost(ask: Ask, design: Design) -> float:
         return _total(DIRECT, ask, terms) * (1 + 1.5 / register)
     vectors = math.prod(design.schedule.tile) / lanes
     whole = math.ceil(vectors) / vectors if vectors else 1.0
-    far = design.schedule.packed and ask.machine is not None and ask.weight_bytes > ask.machine.cache
+    far = design.schedule.packed and ask.machine is not None and 0 < ask.machine.cache < ask.weight_bytes
     packing = PACKED_HALVED * math.prod(p.weight_shape) / lanes if far else 0.0
     at_once = (design.schedule.by_rows or design.schedule.tile[:2] == (1, 1)) and not design.sweep.apart
     product, alone, channel, afterwards, directly = DIRECT_HALVED

@@ -38,7 +38,8 @@ STAGED = 0.2
 # exceed the last-level cache those of the next block (32 channels of 3x3 on 112x112 in float64 take 0.35 to 0.5 of the time, 96 in
 # float32 0.6), and in dW of the next plane, which lies elsewhere if images are several, or where planes are so large that cache
 # would not hold it, of the next block (0.3 to 0.7 of the time). dW does so in last-level cache too, if planes have so many bytes
-# (0.3 to 1.05); smaller ones would take up to 1.4 times as long, as would forward and dI.
+# (0.3 to 1.05); smaller ones would take up to 1.4 times as long, as would forward and dI. Planes of fewer bytes are fetched in dW
+# from memory alone.
 LARGE = 8 * 1024
 # Bytes of second-level cache of a machine that does not tell.
 LEAST_CACHE = 512 * 1024
@@ -90,7 +91,7 @@ def _in_turn(sweep: Sweep, plane: int, machine: Machine, long: int) -> bool:
 
 
 def depthwise_grad(sweep: Sweep, itemsize: int, machine: Machine, problem: ConvProblem) -> Schedule:
-    """Micro-kernel of dW of one filter on one channel: sums for the taps of a run, and as many rows of dy as leave them registers.
+    """Micro-kernel of dW of one filter of a group: sums for the taps of a run, and as many rows of dy as leave them registers.
 
     Taps of several rows share what is read of a row, if rows of dy are many: 15x15 takes 158 us by 5 x 3 taps and 8 rows of dy, 304
     by 1 x 15 and 3, 7x7 40 by 4 x 4 instead of 49 by 3 x 7 and 3; AVX2 code likes long columns of taps. Rows that fall on the same
@@ -141,8 +142,10 @@ def depthwise_grad_time(schedule: Schedule, problem: ConvProblem, machine: Machi
 def fetched(direction: str, problem: ConvProblem, itemsize: int, machine: Machine, splits: int) -> int:
     """What is fetched ahead of where it is read, of planes that lie in memory: nothing, the next block or plane; see `LARGE`.
 
-    Of a plane so many parts are read with those of other images.
+    Of a plane so many parts are read with those of other images. What is staged is in cache.
     """
+    if staged_border(direction, problem):
+        return 0
     plane, total = math.prod(problem.size) * itemsize // splits, problem.cells * itemsize
     large = plane >= LARGE
     if direction != "weight_grad":

@@ -10,7 +10,7 @@ from oracle import random
 import nbconv
 from nbconv import depthwise, depthwise_schedule, dispatch, engine, families
 from nbconv.kernels.cpu.depthwise_emitters import NEXT_BLOCK, NEXT_PLANE
-from nbconv.kernels.cpu.machine import AVX512, host
+from nbconv.kernels.cpu.machine import AVX512, Machine, host
 from nbconv.kernels.jit import DISABLED
 
 pytestmark = [
@@ -72,6 +72,10 @@ SHARED = [
     ((2, 3, 31, 40), (1, 3, 4, 5), {"padding": 1, "padding_mode": "circular"}),
     ((2, 3, 7, 12, 40), (1, 3, 3, 3, 2), {"padding": 1}),
 ]
+
+
+# dI of slices that no tap reaches.
+APART = (1, 4, 8, 20, 20), (4, 1, 1, 3, 3), {"groups": 4, "stride": (2, 1, 1), "padding": (0, 1, 1)}
 
 
 @pytest.fixture(autouse=True)
@@ -153,8 +157,9 @@ def test_sums_over_channels(problem, dtype, in_turn, monkeypatch):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("problem", SHARED, ids=str)
-def test_weight_gradient_of_channels_that_share_a_filter(problem, dtype):
-    """On planes in place, of one thread and of all, into arrays of any strides."""
+def test_weight_gradient_of_channels_that_share_a_filter(problem, dtype, monkeypatch):
+    """On planes in place, of one thread and of all, into arrays of any strides; whether it pays depends on the machine."""
+    monkeypatch.setattr(families, "_whole_planes_pay", lambda ask: True)
     p, x, w, dy, _ = operands(problem, dtype)
     options = {**problem[2], "algorithm": "direct"}
     assert nbconv.plan("weight_grad", x.shape, w.shape, dtype, **options).kernel == "depthwise_grad"
@@ -198,6 +203,20 @@ def test_rows_to_come_are_fetched_from_memory(direction, shape, last, kind):
     p = nbconv.ConvProblem.make(shape, (shape[1], 1, 3, 3), padding=1, groups=shape[1])
     machine = AVX512._replace(cache=1 << 20, last=last)
     assert depthwise_schedule.fetched(direction, p, 4, machine, 1) == kind
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("problem", [*PROBLEMS[::2], *STAGED[:1], *SUMS[::2], *SHARED[::2], APART], ids=str)
+def test_results_are_right_while_rows_are_fetched(problem, dtype, monkeypatch):
+    """As of planes that no cache holds."""
+    monkeypatch.setattr(Machine, "holds", lambda machine, count: False)
+    monkeypatch.setattr(depthwise_schedule, "LARGE", 0)
+    depthwise._prepare.cache_clear()
+    p, x, w, dy, bias = operands(problem, dtype)
+    wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
+    for got, want in zip(results(problem, dtype), wanted, strict=True):
+        np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(initial=0), rtol=0)
+    depthwise._prepare.cache_clear()
 
 
 def test_channels_of_a_long_row_in_memory_are_summed_in_turn():

@@ -227,7 +227,7 @@ def depthwise(
     fetched: int,
     formula: str = "",
 ) -> None:
-    """Emit `depthwise` for blocks of `rows` x `vectors`; `fetched` is NEXT_BLOCK where planes lie in memory, else 0.
+    """Emit `depthwise` for blocks of `rows` x `vectors`; `fetched` is NEXT_BLOCK where large planes lie in memory, else 0.
 
     `hoisted` keeps a plane's weights in registers, `adds` begins with y; `summed` is `AT_ONCE` where all channels of a plane are,
     `IN_TURN` where other calls add them. Results are run through `formula`.
@@ -273,7 +273,7 @@ def depthwise(
         read_from = [[b.select(out, a["zeros"], row) for row, out in line] for line in addresses] if summed != AT_ONCE else []
         beyond = [b.mul(a["y_row"], f.word(i)) for i in range(count)]
         shares = []
-        if fetched and met and summed == ALONE:
+        if fetched and addresses and met and summed == ALONE:
             new = b.add(_new_row(addresses, count * step), b.mul(a["width"], f.word(count * step * itemsize)))
             shares = [(new, count * step * stride), (b.add(target, b.mul(a["y_row"], f.word(count))), count * phases)]
 
