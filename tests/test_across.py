@@ -224,13 +224,15 @@ def test_shapes_decide_on_weight_grad(groups, each, size, taps, options, kernel)
 
 
 @pytest.mark.parametrize(
-    ("direction", "size", "taps", "kernel", "limit"),
-    [("forward", 14, 7, "depthwise", 20_000), ("weight_grad", 7, 3, "depthwise_grad", 6_000)],
+    ("direction", "size", "taps", "kernel"), [("forward", 14, 7, "depthwise"), ("weight_grad", 7, 3, "depthwise_grad")]
 )
-def test_where_scratch_is_limited_rows_are_computed(direction, size, taps, kernel, limit):
+def test_where_scratch_is_limited_rows_are_computed(direction, size, taps, kernel):
     """Planes in place need none."""
     shapes, options = ((4, 384, size, size), (384, 1, taps, taps)), {"padding": taps // 2, "groups": 384}
-    assert nbconv.plan(direction, *shapes, **options).kernel in ("across", "across_grad", kernel)
-    plan = nbconv.plan(direction, *shapes, **options, workspace_limit=limit)
-    assert plan.kernel == kernel
-    assert plan.shared_bytes + host().threads * plan.thread_bytes <= limit
+    plan = nbconv.plan(direction, *shapes, **options)
+    assert plan.kernel in ("across", "across_grad", kernel)
+    if plan.kernel != kernel:  # this machine's vectors lie across planes
+        limit = plan.shared_bytes + host().threads * plan.thread_bytes - 1
+        plan = nbconv.plan(direction, *shapes, **options, workspace_limit=limit)
+        assert plan.kernel == kernel
+        assert plan.shared_bytes + host().threads * plan.thread_bytes <= limit
