@@ -5,7 +5,7 @@ import math
 
 from .kernels.cpu.builder import WIDEST
 from .kernels.cpu.depthwise import NEAR
-from .kernels.cpu.depthwise_emitters import NEXT_BLOCK, NEXT_PLANE
+from .kernels.cpu.depthwise_rows import NEXT_BLOCK, NEXT_PLANE
 from .kernels.cpu.machine import Machine
 from .phases import input_grad_border, triple
 from .problem import ConvProblem, Triple

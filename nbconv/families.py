@@ -144,10 +144,19 @@ def broad(ask: Ask) -> bool:
     p, machine = ask.problem, ask.machine
     if machine is None or not wide(ask):
         return False
-    if ask.tried or p.filters > FITTED * ask.lanes * p.groups or not few_taps(ask._replace(limits=DOTS)):
+    if ask.tried or p.filters > FITTED * ask.lanes * p.groups:
         return True
-    (panel,), (dot,) = panelled(ask), dotted(ask._replace(limits=DOTS))
-    return panels_time(panel.sweep, panel.schedule, machine, p.batch) < dots_time(dot.sweep, dot.schedule, machine, p.batch)
+    panel = panelled(ask)[0]
+    return p.groups * panels_time(panel.sweep, panel.schedule, machine, p.batch) < _by_dots(ask, machine)
+
+
+def _by_dots(ask: Ask, machine: Machine) -> float:
+    """Nanoseconds of dW by dot products of staged rows, which have no room for the sums of many taps."""
+    p, ask = ask.problem, ask._replace(limits=DOTS)
+    if not few_taps(ask):
+        return math.inf
+    dot = dotted(ask)[0]
+    return p.groups * dots_time(dot.sweep, dot.schedule, machine, p.batch)
 
 
 def one_output(ask: Ask) -> bool:
@@ -207,10 +216,7 @@ def _along(ask: Ask, machine: Machine) -> float:
     if wide(ask) and (broad(ask._replace(limits=PANELS)) or not few_taps(ask)):
         panel = panelled(ask._replace(limits=PANELS))[0]
         return p.groups * panels_time(panel.sweep, panel.schedule, machine, p.batch)
-    if not few_taps(ask):
-        return math.inf
-    dot = dotted(ask)[0]
-    return p.groups * dots_time(dot.sweep, dot.schedule, machine, p.batch)
+    return _by_dots(ask, machine)
 
 
 def stacked_grad(ask: Ask) -> list[Design]:
@@ -258,13 +264,11 @@ def _framed(ask: Ask) -> bool:
 
 def _whole_planes_pay(ask: Ask) -> bool:
     """dW of one filter on several channels in less time than by dot products of staged rows."""
-    p, machine, ask = ask.problem, ask.machine, ask._replace(limits=DOTS)
+    p, machine = ask.problem, ask.machine
     assert machine is not None
-    if not few_taps(ask):
-        return False
-    dot = dotted(ask)[0]
-    by_rows = p.groups * dots_time(dot.sweep, dot.schedule, machine, p.batch)
-    return ask.tried or depthwise_grad_time(planes(ask)[0].schedule, p, machine) < by_rows
+    by_dots = _by_dots(ask, machine)
+    pays = ask.tried or depthwise_grad_time(planes(ask)[0].schedule, p, machine) < by_dots
+    return pays and by_dots < math.inf
 
 
 def _broad_rows(ask: Ask) -> bool:

@@ -8,7 +8,8 @@ from cases import CASES
 from hypothesis import HealthCheck, settings
 from numba import config, types
 
-from nbconv import dispatch, replay, tuned
+from nbconv import across, depthwise, depthwise_schedule, dispatch, replay, tuned
+from nbconv.kernels.cpu.machine import Machine
 from nbconv.record import Unrecordable
 
 # `--hypothesis-profile long` draws as many calls as a night allows
@@ -68,6 +69,19 @@ def nothing_is_known():
 def first_calls(monkeypatch):
     """Each call is computed as the first of its kind: for tests that change plans or kernels between two."""
     monkeypatch.setattr(replay, "_learn", lambda *given: None)
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    """No cache holds the planes of any call, and so those to come are fetched."""
+    monkeypatch.setattr(Machine, "holds", lambda machine, count: False)
+    monkeypatch.setattr(depthwise_schedule, "LARGE", 0)
+    prepared = across._prepare, across._prepare_grad, depthwise._prepare
+    for each in prepared:
+        each.cache_clear()
+    yield
+    for each in prepared:
+        each.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="session")

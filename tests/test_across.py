@@ -9,8 +9,8 @@ import pytest
 from small import MODES, across_groups, check_borders, check_directions, near, operands
 
 import nbconv
-from nbconv import across, across_schedule, dispatch, families
-from nbconv.kernels.cpu.machine import AVX512, Machine, host
+from nbconv import across_schedule, dispatch, families
+from nbconv.kernels.cpu.machine import AVX512, host
 from nbconv.kernels.jit import DISABLED
 
 pytestmark = [
@@ -45,17 +45,6 @@ def paying(monkeypatch):
 @pytest.mark.parametrize("problem", PROBLEMS, ids=str)
 def test_as_the_reference(problem, dtype, paying):
     check_directions(problem, dtype, "across")
-
-
-@pytest.fixture
-def memory(monkeypatch):
-    """No cache holds the planes, and so those to come are fetched."""
-    monkeypatch.setattr(Machine, "holds", lambda machine, count: False)
-    across._prepare.cache_clear()
-    across._prepare_grad.cache_clear()
-    yield
-    across._prepare.cache_clear()
-    across._prepare_grad.cache_clear()
 
 
 @pytest.mark.parametrize("problem", PROBLEMS[::3], ids=str)

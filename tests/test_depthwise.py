@@ -9,8 +9,8 @@ from oracle import random
 
 import nbconv
 from nbconv import depthwise, depthwise_schedule, dispatch, engine, families
-from nbconv.kernels.cpu.depthwise_emitters import NEXT_BLOCK, NEXT_PLANE
-from nbconv.kernels.cpu.machine import AVX512, Machine, host
+from nbconv.kernels.cpu.depthwise_rows import NEXT_BLOCK, NEXT_PLANE
+from nbconv.kernels.cpu.machine import AVX512, host
 from nbconv.kernels.jit import DISABLED
 
 pytestmark = [
@@ -207,16 +207,11 @@ def test_rows_to_come_are_fetched_from_memory(direction, shape, last, kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("problem", [*PROBLEMS[::2], *STAGED[:1], *SUMS[::2], *SHARED[::2], APART], ids=str)
-def test_results_are_right_while_rows_are_fetched(problem, dtype, monkeypatch):
-    """As of planes that no cache holds."""
-    monkeypatch.setattr(Machine, "holds", lambda machine, count: False)
-    monkeypatch.setattr(depthwise_schedule, "LARGE", 0)
-    depthwise._prepare.cache_clear()
+def test_results_are_right_while_rows_are_fetched(problem, dtype, memory):
     p, x, w, dy, bias = operands(problem, dtype)
     wanted = np.maximum(oracle.forward(p, x, w, bias), 0), oracle.input_grad(p, dy, w), oracle.weight_grad(p, dy, x)
     for got, want in zip(results(problem, dtype), wanted, strict=True):
         np.testing.assert_allclose(got, want, atol=tolerance(dtype, p) * np.abs(want).max(initial=0), rtol=0)
-    depthwise._prepare.cache_clear()
 
 
 def test_channels_of_a_long_row_in_memory_are_summed_in_turn():

@@ -15,7 +15,7 @@ import nbconv
 from nbconv import across, clipped, depthwise, dispatch, engine, outer, packing, schedule, weight_grad, winograd
 from nbconv.kernels import jit
 from nbconv.kernels.cpu import microkernel, pack
-from nbconv.kernels.cpu.depthwise_emitters import NEXT_BLOCK, NEXT_PLANE
+from nbconv.kernels.cpu.depthwise_rows import NEXT_BLOCK, NEXT_PLANE
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
 from nbconv.packing import packed
 from nbconv.phases import border_slabs, interior

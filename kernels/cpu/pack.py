@@ -22,7 +22,8 @@ def jobs(first, last, weight, size, together, micro, fetch, lanes, packed):
     """Pack blocks `first` to `last` of a weight (groups, filters, channels, ...) of any strides; `packed` is flat.
 
     `together` tells what lies side by side, and `micro` is the address of the micro-kernel for it, which takes no more than `lanes`
-    filters at once: `pack` for terms and taps, `short_rows` for filters, which then have one tap. `fetch` is that of another, or 0.
+    filters at once: `pack` for terms and taps, `short_rows` for filters, which then have one tap. `fetch` is the address of the one
+    that fetches filters to come, or 0.
     """
     filters, channels = weight.shape[1], weight.shape[2]
     taps = weight.shape[3] * weight.shape[4] * weight.shape[5]
