@@ -136,4 +136,4 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
         arrays = dy, x, sums, prepared.table, prepared.micro, prepared.bands
         _grad_driver(dtype).run(plan.parallel, jobs, prepared.cells, arrays, (prepared.numbers,))
 
-    add_splits(s.splits, fill, out)
+    add_splits(s.splits, fill, out, plan.parallel)

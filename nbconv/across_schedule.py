@@ -4,7 +4,7 @@ import functools
 import math
 from typing import NamedTuple
 
-from .grad_schedule import product
+from .grad_schedule import product, splits_of
 from .kernels.cpu.machine import Machine
 from .phases import triple
 from .problem import ConvProblem
@@ -123,7 +123,8 @@ def across_grad(problem: ConvProblem, itemsize: int, limits: Limits, machine: Ma
     filters = even(p.filters // p.groups, max(1, MOST // (channels * math.prod(p.kernel) * machine.vector)))
     jobs = -(-p.groups // lanes) * -(-p.filters // p.groups // filters)
     whole = (channels * math.prod(p.size) + filters * math.prod(p.out)) * machine.vector
-    images = even(p.batch, min(max(1, FEW_BYTES // whole), max(1, p.batch * jobs // limits.jobs)))
+    wanted = splits_of(jobs, p.batch * math.prod(p.out), limits)
+    images = even(p.batch, min(max(1, FEW_BYTES // whole), max(1, p.batch // wanted)))
     parts, window = -(-whole // MOST), math.prod(p.out)
     if parts > 1 and p.size[0] == p.out[0] == 1 < p.out[1]:
         window = even(p.out[1], -(-p.out[1] // parts)) * p.out[2]
@@ -131,7 +132,7 @@ def across_grad(problem: ConvProblem, itemsize: int, limits: Limits, machine: Ma
         window = -(-p.out[2] // parts // length) * length
     places = -(-p.batch // images) * -(-math.prod(p.out) // window)
     return Schedule(
-        (images, 1, length), filters, channels, max(1, min(places, -(-limits.jobs // jobs))), register=together, lanes=lanes,
+        (images, 1, length), filters, channels, max(1, min(places, wanted)), register=together, lanes=lanes,
         taps=triple((1, 1, columns)), window=window,
     )  # fmt: skip
 

@@ -16,6 +16,8 @@ CODE, ROW, TABLED = 320, 1024, 20_000
 ALONE = 8
 # Operations from which a layer is worth code of its own, of some 40 ms a micro-kernel: below, a call takes some 20 us.
 LEAST = 1_000_000
+# Rows of all jobs that threads may share at the least, however many there are: the choice does not depend on them.
+SHARED = 4
 # Bytes of a thread's results; of second-level cache where the machine's is not known.
 MOST, UNKNOWN = 256 * 1024, 256 * 1024
 # Nanoseconds on a Granite Rapids, fitted to 404 layers drawn at random, and on a Zen 4, to 210. Across filters: of a product, and
@@ -82,7 +84,7 @@ def possible(sweep: Sweep, problem: ConvProblem, direction: str, itemsize: int, 
 
 
 def cost(sweep: Sweep, schedule: Schedule, problem: ConvProblem, direction: str, machine: Machine) -> float:
-    """Nanoseconds of vectors across filters; infinite for too much code, rows too long or too few for the threads."""
+    """Nanoseconds of vectors across filters; infinite for too much code, rows too long or too few for threads to share."""
     images, _, columns = schedule.tile
     pairs = [sums_of(direction, problem, axis) for axis in range(3)]
     deep, high, wide = (sum(map(len, axis)) for axis in pairs)
@@ -90,7 +92,7 @@ def cost(sweep: Sweep, schedule: Schedule, problem: ConvProblem, direction: str,
     blocks = problem.groups * -(-sweep.filters // schedule.register)
     jobs = blocks * -(-problem.batch // images)
     long = images * width * schedule.vectors * machine.vector > MOST
-    if long or jobs * rows < machine.threads or code(pairs[2], columns) * images * schedule.vectors > ROW:
+    if long or jobs * rows < SHARED or code(pairs[2], columns) * images * schedule.vectors > ROW:
         return math.inf
     calls = jobs * -(-width // columns)
     sums = min(images * columns * schedule.vectors, LATENCY)

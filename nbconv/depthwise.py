@@ -121,7 +121,7 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
     table = np.concatenate(tables)
     zeros = np.zeros(max(1, x[2]) if table.size and table.min() < 0 else 1, accumulator(plan.dtype))
     runs.sort(key=lambda run: run[-1])  # those of a channel stay in their order
-    count = row_blocks(plan.direction, plan.problem, plan.sweep, schedule, itemsize)
+    count = row_blocks(plan.direction, plan.problem, plan.sweep, schedule, itemsize, machine.threads)
     border = _frame(plan, count)
     cells = int(border[frame.CELLS]) if border.size else 0
     p = plan.problem
@@ -221,8 +221,8 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
         _grad_driver(dtype).run(plan.parallel, splits * x.shape[1], prepared.cells, arrays, (prepared.frame,))
 
     if prepared.order.size == 0:
-        add_splits(splits, fill, out)
+        add_splits(splits, fill, out, plan.parallel)
         return
     sums = out if out.flags.c_contiguous else scratch(out.shape, dtype)
-    add_splits(splits, fill, sums)
+    add_splits(splits, fill, sums, plan.parallel)
     assign(out, _taken(sums.reshape(x.shape[1], -1), prepared.order).reshape(out.shape))

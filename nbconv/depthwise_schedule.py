@@ -17,6 +17,8 @@ CODE = 1024
 # one row, whose cells stay in registers; jobs below which planes are divided into blocks of rows.
 UNROLLED, HELD = 128, 8
 JOBS = 8
+# Jobs of a thread, from which on they are shared evenly enough.
+EACH = 4
 # Vectors of a row up to which an odd number is not taken two by two. Pairs take 0.91 to 0.98 of the time, AVX2's 0.8 to 0.9.
 FEW = 12
 # Taps from which, and cells of a padded plane up to which, borders of zeros that are a quarter of rows are staged. In place most
@@ -166,8 +168,10 @@ def _taps_of_a_run(kernel: Triple, most: int, part: int) -> Triple:
     return 1, 1, even(kernel[2], part)
 
 
-def row_blocks(direction: str, problem: ConvProblem, sweep: Sweep, schedule: Schedule, itemsize: int) -> int:
+def row_blocks(direction: str, problem: ConvProblem, sweep: Sweep, schedule: Schedule, itemsize: int, threads: int = 1) -> int:
     """Blocks of rows, where planes are one slice: so many that what is read again stays in cache, and few planes make jobs enough.
+
+    Forward and dI have jobs for some threads; dW, whose blocks are splits of its sum, as many whatever the threads are.
 
     A job is a block of one plane of results, or for dW of all images. One row is divided too, but not between copied borders, nor
     are planes whose gradient is folded.
@@ -180,7 +184,8 @@ def row_blocks(direction: str, problem: ConvProblem, sweep: Sweep, schedule: Sch
     images, planes = (problem.batch, problem.channels) if direction == "weight_grad" else (1, problem.batch * problem.groups)
     cells = (math.prod(problem.size) + math.prod(problem.out)) * images
     again = cells * itemsize // NEAR if copied or schedule.taps != sweep.kernel or schedule.channels < sweep.channels else 1
-    wanted = max(again, JOBS // max(1, planes))
+    jobs = JOBS if direction == "weight_grad" else max(JOBS, EACH * threads)
+    wanted = max(again, jobs // max(1, planes))
     return max(1, min(wanted, sweep.out[axis] // schedule.tile[axis]))
 
 

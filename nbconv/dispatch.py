@@ -16,7 +16,7 @@ import numpy.typing as npt
 from . import families, tuned
 from .arrays import accumulator, check_dtype
 from .cost import cost
-from .families import ONES, Ask, Design, Direction
+from .families import ONES, WORKSPACE, Ask, Design, Direction
 from .fft_schedule import SPECTRA, Spectra
 from .grad_schedule import DOTS, PANELS, POINTS
 from .kernels.cpu.machine import Machine, host
@@ -198,10 +198,9 @@ PORTABLE = ("direct", "direct_weight_grad", "fft")
 ROOMY = ("across", "across_grad", "clipped")
 # Kernels that compute what they take faster than any other algorithm, at least in one run.
 SPECIAL = ("across", "depthwise", "depthwise_grad", "matrix")
-# Workspace of other algorithms that "auto" never exceeds: this many bytes a thread, this many times those of a kernel's cells, or
+# Workspace of other algorithms that "auto" never exceeds: `WORKSPACE` a thread, this many times those of a kernel's cells, or
 # this many times the input's. A tile of frequencies that is 1.5 times as long as the kernel on each axis takes, with all that its
 # transforms hold, 8 to 24 times the bytes of the kernel's cells on one thread; one that is twice as long 20 (two axes) or 48 times.
-WORKSPACE = 4 << 20
 KERNELS = 32
 INPUTS = 2
 # Bytes that a thread of the direct algorithm may take within limits other than a row's own.
@@ -300,49 +299,67 @@ def select(
 def by_rule(
     direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None, wish: Wish = AUTO
 ) -> Plan:
-    """The plan that the cost model chooses."""
+    """The plan that the cost model chooses, for one thread: kernel and tiles do not depend on how many there are."""
     machine = None if DISABLED else machine or host()
     acc = accumulator(dtype)
     threads = machine.threads if machine else host().threads
-    room = _room(problem, acc, threads) if wish.workspace_limit is None else wish.workspace_limit
+    alone = machine and machine._replace(threads=1)
+    limited = wish.workspace_limit is not None
+    # the choice is made by the least room, for all numbers of threads alike
+    critical = threads if limited else _critical(problem, acc)
+    given = wish.workspace_limit
+    room, least = (_room(problem, acc, count) if given is None else given for count in (threads, critical))
+
+    def offers_of(algorithm: str) -> list[tuple[float, Row, Ask, Design]]:
+        found = []
+        for row in TABLE:
+            ask = Ask(direction, problem, acc, row.limits, alone, least, critical)
+            if row.algorithm == algorithm and _serves(row, ask):
+                found += [(cost(algorithm, ask, offer), row, ask, offer) for offer in row.make(ask)]
+                if algorithm == "direct" and (row.name not in ROOMY or not limited):
+                    break
+        return found
+
+    def shared(row: Row, ask: Ask, offer: Design) -> Design:
+        """The same for the threads that there are."""
+        if threads == 1 and row.algorithm != "fft":
+            return offer
+        tile = tuned.tile_of(offer.outputs, offer.spectra)
+        return row.make(ask._replace(machine=machine, room=room, threads=threads, only=tile))[0]
 
     def bytes_of(design: Design) -> int:
         return design.shared + threads * design.thread
 
-    def designs(algorithm: str) -> list[tuple[float, Row, Design]]:
-        found = []
-        for row in TABLE:
-            ask = Ask(direction, problem, acc, row.limits, machine, room)
-            if row.algorithm == algorithm and _serves(row, ask):
-                found += [(cost(algorithm, ask, design), row, design) for design in row.make(ask)]
-                if algorithm == "direct" and (row.name not in ROOMY or wish.workspace_limit is None):
-                    break
-        return found
-
-    direct = designs("direct")
-    fits = (offer for offer in direct if wish.workspace_limit is None or bytes_of(offer[2]) <= wish.workspace_limit)
-    least, row, design = next(fits, min(direct, key=lambda offer: bytes_of(offer[2])))
+    direct = [(price, row, shared(row, ask, offer)) for price, row, ask, offer in offers_of("direct")]
+    fits = (offer for offer in direct if not limited or bytes_of(offer[2]) <= room)
+    lowest, row, design = next(fits, min(direct, key=lambda offer: bytes_of(offer[2])))
     others: tuple[str, ...] = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
     if wish.algorithm in others:
-        others, least = (wish.algorithm,), math.inf
+        others = (wish.algorithm,)
     elif row.name in SPECIAL and design.schedule.taps in (None, design.sweep.kernel):
         others = ()
-    offers = list(itertools.chain(*map(designs, others)))
-    if wish.algorithm == "auto":
-        offers = [offer for offer in offers if not _coarse(direction, problem, row.name, offer[2].outputs)]
-    fitting = [offer for offer in offers if bytes_of(offer[2]) <= room]
+    offers = sorted(itertools.chain(*map(offers_of, others)), key=lambda offer: offer[0])
     if wish.algorithm in others:
         if not offers:
             raise ValueError(_unserved(wish.algorithm, problem, dtype))
-        if not fitting and wish.workspace_limit is not None:
+        made = [(other, shared(other, ask, offer)) for _, other, ask, offer in offers]
+        fitting = [found for found in made if bytes_of(found[1]) <= room]
+        if not fitting and limited:
             raise ValueError(
-                f"algorithm {wish.algorithm!r} needs {min(bytes_of(found) for _, _, found in offers)} bytes of workspace for this "
+                f"algorithm {wish.algorithm!r} needs {min(bytes_of(found) for _, found in made)} bytes of workspace for this "
                 f"problem on {threads} threads, workspace_limit is {wish.workspace_limit}"
             )
-        fitting = fitting or offers  # whoever asks for an algorithm gets it, whatever it takes
-    for price, other, found in fitting:
-        if price < least:
-            least, row, design = price, other, found
+        row, design = (fitting or made)[0]  # whoever asks for an algorithm gets it, whatever it takes
+    for price, other, ask, offer in offers if wish.algorithm == "auto" else ():
+        if price >= lowest:
+            break
+        small = limited or offer.shared + critical * offer.thread <= least
+        if not small or _coarse(direction, problem, row.name, offer.outputs):
+            continue
+        found = shared(other, ask, offer)
+        if bytes_of(found) <= room:
+            row, design = other, found
+            break
     if wish.workspace_limit is not None and bytes_of(design) > wish.workspace_limit:
         raise ValueError(
             f"workspace_limit must be at least {bytes_of(design)} bytes for this problem on {threads} "
@@ -373,15 +390,27 @@ def _unserved(algorithm: str, problem: ConvProblem, dtype: np.dtype[Any]) -> str
     )
 
 
-def _room(problem: ConvProblem, acc: np.dtype[Any], threads: int) -> int:
+def _room(problem: ConvProblem, acc: np.dtype[Any], threads: float) -> int:
     """Bytes of workspace that algorithms other than the direct one may take where the choice is left to `auto`."""
+    each, whole = _bounds(problem, acc)
+    return max(int(threads * each), whole)
+
+
+def _critical(problem: ConvProblem, acc: np.dtype[Any]) -> float:
+    """How many threads leave one another the least room: what fits then does with any number of them."""
+    each, whole = _bounds(problem, acc)
+    return max(1.0, whole / each)
+
+
+def _bounds(problem: ConvProblem, acc: np.dtype[Any]) -> tuple[int, int]:
+    """Bytes of workspace of each thread, and of all of them; the larger counts."""
     p, kernel = problem, KERNELS * math.prod(problem.kernel) * acc.itemsize
     cells = p.batch * p.channels * math.prod(p.size)
     if kernel > WORKSPACE and all(
         2 * taps >= size for taps, size in zip(p.kernel, p.size, strict=True)
     ):  # as for two signals of like size
         kernel, cells = 2 * kernel, cells + p.filters * p.taps + p.batch * p.filters * math.prod(p.out)
-    return max(threads * max(WORKSPACE, kernel), INPUTS * cells * acc.itemsize)
+    return max(WORKSPACE, kernel), INPUTS * cells * acc.itemsize
 
 
 def _serves(row: Row, ask: Ask) -> bool:
@@ -411,7 +440,7 @@ def possible(
     """The plans that a row of the table can make on this machine, within limits other than its own if given."""
     machine, acc, limits = host(), accumulator(dtype), limits or row.limits
     room = _room(problem, acc, machine.threads)
-    ask = Ask(direction, problem, acc, limits, machine, room, True)
+    ask = Ask(direction, problem, acc, limits, machine, room, machine.threads, True)
     designs = row.make(ask) if _serves(row, ask) else []
     if row.algorithm == "winograd" and designs:
         direct = by_rule(direction, problem, dtype, None, Wish("direct")).kernel

@@ -50,6 +50,10 @@ class Twin:
     def parallel(self) -> Callable[..., Any]:
         return functools.partial(entry(self._parallel, types.intp, *self._types), address(self._jobs, *self._types))
 
+    def compile(self) -> None:
+        """Compile both, for no later call to do so whose jobs are the first that threads are worth."""
+        _ = self.serial, self.parallel
+
     def run(self, many: bool, count: int, *arguments: Any) -> None:
         """Run `count` jobs, on all threads if `many` and if a launch is safe."""
         if record := recorder():

@@ -24,7 +24,7 @@ from .grad_schedule import (
     unit,
     weight_grad_cells,
 )
-from .kernels.cpu.machine import LINE, Machine, host
+from .kernels.cpu.machine import LINE, Machine
 from .phases import border_slabs, with_borders
 from .problem import ConvProblem, Triple
 from .schedule import (
@@ -69,14 +69,16 @@ BROAD = 8
 # Vectors of filters up to which the model of panels' times holds, and dot products may beat them: beyond, 1x1 of 64 to 256 filters
 # would take up to 1.3 times as long.
 FITTED = 4
+# Bytes of a thread's workspace by another algorithm.
+WORKSPACE = 4 << 20
 # Bytes of a micro-kernel's sums in registers, in a weight gradient, for each of its taps.
 TAP = 64
 
 
 class Ask(NamedTuple):
-    """What a family is asked: one direction of a problem, in a dtype, within limits and bytes of workspace, on a machine.
+    """What a family is asked: one direction of a problem, in a dtype, within limits, and bytes of workspace of some threads.
 
-    `tried` asks for what is possible, not for what pays: time will tell.
+    `tried` asks for what is possible, not for what pays: time will tell. `only` is the one tile that is of interest.
     """
 
     direction: Direction
@@ -85,7 +87,9 @@ class Ask(NamedTuple):
     limits: Limits
     machine: Machine | None
     room: int
+    threads: float
     tried: bool = False
+    only: Triple | None = None
 
     @property
     def itemsize(self) -> int:
@@ -337,7 +341,8 @@ def planes(ask: Ask) -> list[Design]:
 
 def _frame_bytes(ask: Ask, sweep: Sweep, schedule: Schedule) -> int:
     """Scratch of a thread for planes whose borders are staged or folded."""
-    blocks = row_blocks(ask.direction, ask.problem, sweep, schedule, ask.itemsize)
+    threads = ask.machine.threads if ask.machine else 1
+    blocks = row_blocks(ask.direction, ask.problem, sweep, schedule, ask.itemsize, threads)
     return framed_cells(ask.direction, ask.problem, schedule.tile[1], blocks) * ask.itemsize
 
 
@@ -427,12 +432,17 @@ def portable_grad(ask: Ask) -> list[Design]:
     return [Design(sweep, schedule, _split_bytes(ask, schedule), weight_grad_cells(sweep, schedule) * ask.itemsize)]
 
 
+def _choices(ask: Ask) -> list[Triple]:
+    """Outputs of a tile that could serve."""
+    return [outputs for outputs in winograd_schedule.choices(ask.problem) if ask.only in (None, outputs)]
+
+
 def winograd(ask: Ask) -> list[Design]:
     """Forward and dI by Winograd's algorithm, for each choice of its tile."""
     p, size, machine = ask.problem, ask.itemsize, ask.machine
     assert machine is not None
     designs = []
-    for outputs in winograd_schedule.choices(p):
+    for outputs in _choices(ask):
         sweep = winograd_schedule.tile_sweep(winograd_schedule.of_phase(_sweep(ask), p), outputs)
         sweep = winograd_schedule.merged(sweep, p, size, ask.limits, machine)
         if 2 * math.prod(sweep.out) <= winograd_schedule.tile_limits(sweep, size, ask.limits, machine).sums:
@@ -440,6 +450,10 @@ def winograd(ask: Ask) -> list[Design]:
         batch = math.prod(winograd_schedule.separate(sweep, p)) * (1 if sweep.folded else p.batch)
         schedule = winograd_schedule.tiles(sweep, size, ask.limits, machine, p.groups, batch)
         thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
+        if thread > WORKSPACE:
+            limits = ask.limits._replace(staged=ask.limits.staged * WORKSPACE // thread * 9 // 10)
+            schedule = winograd_schedule.tiles(sweep, size, limits, machine, p.groups, batch)
+            thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
         designs.append(Design(sweep, schedule, _border_bytes(ask), thread, outputs))
     return designs
 
@@ -456,7 +470,7 @@ def winograd_grad(ask: Ask) -> list[Design]:
     p, size, machine = ask.problem, ask.itemsize, ask.machine
     assert machine is not None
     designs = []
-    for outputs in winograd_schedule.choices(p):
+    for outputs in _choices(ask):
         sweep = winograd_schedule.of_phase(forward_sweep(p), p)
         few = 2 * math.prod(winograd_schedule.tile_sweep(sweep, outputs).out) <= ask.limits.sums
         room = winograd_schedule.grad_blocks(sweep, outputs, size, ask.limits, machine).room
@@ -479,8 +493,9 @@ def fft(ask: Ask) -> list[Design]:
     """Any direction in the frequency domain, for each size of tiles."""
     p = ask.problem
     designs = []
-    threads = (ask.machine or host()).threads
-    for found in fft_schedule.spectra(ask.direction, p, ask.itemsize, ask.dtype.kind == "c", ask.room, threads):
+    borders = _border_bytes(ask)
+    complex_, room = ask.dtype.kind == "c", ask.room - borders
+    for found in fft_schedule.spectra(ask.direction, p, ask.itemsize, complex_, room, ask.threads, ask.only):
         schedule = Schedule(found.valid, found.filters, p.channels // p.groups)
-        designs.append(Design(forward_sweep(p), schedule, found.bytes + _border_bytes(ask), found.thread, ONES, found))
+        designs.append(Design(forward_sweep(p), schedule, found.bytes + borders, found.thread, ONES, found))
     return designs

@@ -27,7 +27,7 @@ from .kernels.cpu.tile import Axis
 from .kernels.jit import DISABLED
 from .kernels.padding import MODES, ZEROS
 from .phases import input_grad_phases, triple
-from .problem import ConvProblem, Triple
+from .problem import Triple
 from .record import recorder
 
 
@@ -118,6 +118,16 @@ def _count(x: Array, axes: list[Axis]) -> int:
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
     """Forward or dI; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
+    assert plan.spectra is not None
+    filters, channels = weight.shape[1:3]
+    for first in range(0, len(weight), plan.spectra.groups):
+        last = min(first + plan.spectra.groups, len(weight))
+        of_x, of_out = slice(first * channels, last * channels), slice(first * filters, last * filters)
+        _run(plan, x[:, of_x], weight[first:last], bias[of_out], out[:, of_out], apply)
+
+
+def _run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any) -> None:
+    """The same for groups whose spectra are held at once."""
     with _watched() as failed:
         call = _Call(plan, failed)
         problem, s = plan.problem, call.spectra
@@ -149,11 +159,21 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """dW; a complex x is conjugated."""
+    assert plan.spectra is not None
+    groups = plan.problem.groups
+    filters, channels = plan.problem.filters // groups, plan.problem.channels // groups
+    for first in range(0, groups, plan.spectra.groups):
+        last = min(first + plan.spectra.groups, groups)
+        of_x, of_dy = slice(first * channels, last * channels), slice(first * filters, last * filters)
+        _weight_grad(plan, dy[:, of_dy], x[:, of_x], out[of_dy], last - first)
+
+
+def _weight_grad(plan: Plan, dy: Array, x: Array, out: Array, groups: int) -> None:
+    """The same for groups whose spectra are held at once."""
     with _watched() as failed:
         call = _Call(plan, failed)
         problem, s = plan.problem, call.spectra
-        groups = problem.groups
-        filters, channels = problem.filters // groups, problem.channels // groups
+        filters, channels = problem.filters // problem.groups, problem.channels // problem.groups
         size: Triple = triple(dy.shape[2:])
         of_x = _axes(x, triple(-side for side in problem.before), size, s)
         of_dy = _axes(dy, (0, 0, 0), size, s)
@@ -164,7 +184,7 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
         bias = np.zeros(len(out), out.dtype)
         for k in range(0, filters, some):
             ks = min(some, filters - k)
-            chosen = _of_filters(dy, problem, k, ks)
+            chosen = _of_filters(dy, groups, k, ks)
             for begin in range(0, count, tiles):
                 ts = min(tiles, count - begin)
                 part, of_k = cells[: ts * groups * channels], w[: groups * ts * ks]
@@ -177,9 +197,9 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
                 call.synthesise(of_k, part, sums[: groups * ks * channels], bias, out, of_out, of)
 
 
-def _of_filters(dy: Array, problem: ConvProblem, first: int, count: int) -> Array:
+def _of_filters(dy: Array, groups: int, first: int, count: int) -> Array:
     """A view (groups, N, filters, ...) of some filters of each group."""
-    filters = problem.filters // problem.groups
+    filters = dy.shape[1] // groups
     steps = filters * dy.strides[1], *dy.strides
-    shape = problem.groups, dy.shape[0], filters, *dy.shape[2:]
+    shape = groups, dy.shape[0], filters, *dy.shape[2:]
     return np.lib.stride_tricks.as_strided(dy, shape, steps, writeable=False)[:, :, first : first + count]

@@ -29,7 +29,7 @@ class Spectra(NamedTuple):
 
     size : cells of a tile on each axis
     valid : outputs of one
-    tiles, filters : tiles, and filters of each group, whose spectra are held at once
+    tiles, filters, groups : tiles, filters of each group, and groups whose spectra are held at once
     bytes : of all spectra that are held at once
     thread : bytes of each thread besides
     transforms, cells : of tiles, of taps and of sums, and their real numbers, or as many as take the same time
@@ -40,6 +40,7 @@ class Spectra(NamedTuple):
     valid: Triple
     tiles: int
     filters: int
+    groups: int
     bytes: int
     thread: int
     transforms: int
@@ -107,16 +108,16 @@ def _halves(count: int) -> list[int]:
 
 
 def spectra(
-    direction: str, problem: ConvProblem, itemsize: int, complex_: bool, limit: int, threads: int = 1
+    direction: str, problem: ConvProblem, itemsize: int, complex_: bool, limit: int, threads: float = 1, only: Triple | None = None
 ) -> list[Spectra]:  # fmt: skip
-    """A design for each size of tiles that is worth a look, within `limit` bytes on so many threads if that can be."""
+    """A design for each size of tiles that is worth a look, or one, within `limit` bytes on so many threads if that can be."""
     p = problem
     span = reach(p)
     out = p.size if direction == "input_grad" else p.out
     value = itemsize * (1 if complex_ else 2)
     found = []
     whole = [_whole(direction, p, axis) for axis in range(3)]
-    for size in itertools.product(*map(_sizes, out, span, whole)):
+    for size in [only] if only else itertools.product(*map(_sizes, out, span, whole)):
         size = triple(size)
         valid = triple(o if s >= most else s - k + 1 for o, s, k, most in zip(out, size, span, whole, strict=True))
         count = p.batch * math.prod(-(-o // v) for o, v in zip(out, valid, strict=True))
@@ -126,7 +127,7 @@ def spectra(
         if direction == "input_grad":
             inner, outer = outer, inner
         options = []
-        for tiles, filters in itertools.product(_halves(count), _halves(outer)):
+        for tiles, filters, groups in itertools.product(_halves(count), _halves(outer), _halves(p.groups)):
             blocks = -(-outer // filters)
             if direction == "weight_grad":
                 kept = tiles * inner + tiles * filters + filters * inner
@@ -134,13 +135,15 @@ def spectra(
             else:
                 kept = tiles * inner + inner * filters + tiles * filters
                 transforms = count * inner * blocks + inner * outer + count * outer
-            options.append((p.groups * kept * spectrum * value, transforms, tiles, filters))
+            options.append((groups * kept * spectrum * value, transforms, tiles, filters, groups))
         fitting = [option for option in options if option[0] + threads * thread <= limit] or [min(options)]
-        total, transforms, tiles, filters = min(fitting, key=lambda option: (option[1], -min(option[2], MANY), option[0]))
+        total, transforms, tiles, filters, groups = min(
+            fitting, key=lambda option: (option[1], -min(option[2] * option[4], MANY), option[0])
+        )
         transforms *= p.groups
         products = p.groups * count * inner * outer * spectrum
         numbers = float(transforms * cells * (2 if complex_ else 1))
-        if max(size[:2]) == 1 and min(thread_rows(size, itemsize), p.groups * tiles * min(inner, filters)) < LANES:
+        if max(size[:2]) == 1 and min(thread_rows(size, itemsize), groups * tiles * min(inner, filters)) < LANES:
             numbers *= ALONE
-        found.append(Spectra(size, valid, tiles, filters, total, thread, transforms, numbers, products))
+        found.append(Spectra(size, valid, tiles, filters, groups, total, thread, transforms, numbers, products))
     return found

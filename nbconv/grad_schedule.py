@@ -1,7 +1,10 @@
 """Schedules of weight gradients: the direct kernels, of which each splits the sum over (n, o) until there are jobs enough."""
 
 import dataclasses
+import itertools
 import math
+
+import numpy as np
 
 from .kernels.cpu.machine import Machine
 from .schedule import (
@@ -17,6 +20,7 @@ from .schedule import (
     staged_cells,
     tile_within,
 )
+from .turns import Turn, block_sizes, shortest, turn
 
 # From cache sizes; DOTS was then chosen from some dozens of values on 3x3 layers of 256 and 512 channels, on Zen 4.
 PANELS = Limits(sums=256, staged=320 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
@@ -27,8 +31,13 @@ DOTS = Limits(sums=1024, staged=96 * 1024, filters=0, held=448 * 1024, jobs=4, p
 TAPS = 48
 # Products that take as long as transposing a cell of a weight gradient's operand, on a Granite Rapids.
 TRANSPOSED = 18
+# The same for a cell that is staged as it is.
+READ = 4
 # The same for storing a sum and adding it to those of other splits.
 ADDED = 48
+# Jobs that keep the threads of larger machines busy; cells of a split from which on splits cost up to 1 % on one thread, and those
+# of 1x1, whose weights are few.
+JOBS, EACH, EACH_POINT = 32, 2500, 1500
 # Nanoseconds on a Zen 4 of a product of two vectors, where it takes them whole (in AVX2 code) and where in halves. Then, fitted to
 # 670 layers drawn at random of 8 to 64 filters and 8 to 256 channels, in AVX-512 and AVX2 code alike: of `panels`, 4 bytes of a
 # staged cell, a staged row, a vector of sums of a tile, a transposed cell of dy; of `dots`, its products over those, the same of
@@ -63,7 +72,9 @@ def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: 
     filters = -(-even(sweep.filters, block) // register) * register
     schedule = dataclasses.replace(schedule, filters=filters, channels=channels, vectors=vectors)
     schedule = bundled(sweep, schedule, itemsize, limits, groups, groups)
-    return with_splits(sweep, schedule, limits, -(-groups // schedule.bundle), 1 if sweep.folded else batch)
+    bundles = -(-groups // schedule.bundle)
+    schedule = with_splits(sweep, schedule, limits, bundles, 1 if sweep.folded else batch)
+    return shared(sweep, schedule, machine, bundles, (register, channels), (0, READ)) if schedule.bundle == 1 else schedule
 
 
 def panels(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
@@ -87,7 +98,8 @@ def panels(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups
     )
     channels = register * even(-(-sweep.channels // register), max(1, held // register))
     schedule = dataclasses.replace(schedule, filters=filters, channels=channels)
-    return with_splits(sweep, schedule, limits, groups, 1 if sweep.folded else batch)
+    schedule = with_splits(sweep, schedule, limits, groups, 1 if sweep.folded else batch)
+    return shared(sweep, schedule, machine, groups, (wide, register), (TRANSPOSED, TRANSPOSED))
 
 
 def panel_cells(sweep: Sweep, schedule: Schedule) -> int:
@@ -173,7 +185,7 @@ def points(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups
 
     def splits(count: int) -> int:
         """Of `count` blocks of rows: what the jobs still need."""
-        return max(1, min(positions, -(-limits.jobs // (blocks * count))))
+        return max(1, min(positions, splits_of(blocks * count, positions, limits, EACH_POINT)))
 
     def cost(count: int) -> int:
         """Of `count` blocks of rows: what is transposed for each, and sums of splits."""
@@ -183,11 +195,14 @@ def points(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups
     most = max(least, min(least + limits.jobs, -(-along // register)))
     count = min(range(least, most + 1), key=cost)
     rows = register * -(-even(along, -(-along // count)) // register)
-    room = min(limits.staged // (columns * itemsize), -(-positions // splits(-(-along // rows))))
+    room = even(-(-positions // splits(-(-along // rows))), limits.staged // (columns * itemsize))
     tile = tile_within(sweep, limits._replace(sums=room), NOWHERE)
     filters, channels = (rows, columns) if swapped else (columns, rows)
     schedule = Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes, in_place=not swapped)
-    return with_splits(sweep, schedule, limits, groups, 1)
+    schedule = with_splits(sweep, schedule, limits, groups, 1, EACH_POINT)
+    if swapped:
+        return shared(sweep, schedule, machine, groups, (register, wide), (0, TRANSPOSED))
+    return shared(sweep, schedule, machine, groups, (wide, register), (TRANSPOSED, 0))
 
 
 def point_cells(sweep: Sweep, schedule: Schedule) -> int:
@@ -197,10 +212,45 @@ def point_cells(sweep: Sweep, schedule: Schedule) -> int:
     return -(-across // schedule.lanes) * schedule.lanes * (along + math.prod(schedule.tile))
 
 
-def with_splits(sweep: Sweep, schedule: Schedule, limits: Limits, groups: int, batch: int) -> Schedule:
+def with_splits(sweep: Sweep, schedule: Schedule, limits: Limits, groups: int, batch: int, each: int = EACH) -> Schedule:
+    """The schedule with the sum over images and tiles split until there are `limits.jobs` jobs, or `JOBS` where that is cheap."""
     blocks = groups * -(-max(sweep.channels, 1) // schedule.channels) * -(-max(sweep.filters, 1) // schedule.filters)
     places = batch * math.prod(-(-out // size) for out, size in zip(sweep.out, schedule.tile, strict=True))
-    return dataclasses.replace(schedule, splits=max(1, min(places, -(-limits.jobs // blocks))))
+    cells = batch * math.prod(sweep.out)
+    return dataclasses.replace(schedule, splits=max(1, min(places, splits_of(blocks, cells, limits, each))))
+
+
+def splits_of(blocks: int, cells: int, limits: Limits, each: int = EACH) -> int:
+    """Splits of a sum over `cells` in so many blocks: what the jobs need, or more that cost little, a power of two."""
+    cheap = min(JOBS // blocks, cells // each)
+    return max(-(-limits.jobs // blocks), 1 << cheap.bit_length() - 1 if cheap > 0 else 1)
+
+
+def shared(
+    sweep: Sweep, schedule: Schedule, machine: Machine, groups: int, units: tuple[int, int], prepared: tuple[float, float]
+) -> Schedule:
+    """The schedule with smaller blocks of filters and channels, where the longest turn of a thread is shorter by them.
+
+    Tile and splits stay as they are, and so does the order of sums. Blocks are of some `units` of filters and channels; for each of
+    a block, a cell takes as long to prepare as so many products.
+    """
+    sizes, blocks, taps = (sweep.filters, sweep.channels), (schedule.filters, schedule.channels), math.prod(sweep.kernel)
+
+    def turn_of(found: tuple[int, int]) -> Turn:
+        filters, channels = found
+        k, c = block_sizes(sizes[0], filters, units[0]), block_sizes(sizes[1], channels, units[1])
+        jobs = np.outer(k, c) * taps + np.add.outer(k * prepared[0], c * prepared[1])
+        return turn(machine.threads, np.tile(jobs, (schedule.splits * groups, 1)))
+
+    def fewer(axis: int) -> set[int]:
+        count, unit = -(-sizes[axis] // units[axis]), units[axis]
+        most = max(1, blocks[axis] // unit)
+        return {unit * even(count, room) for room in range(1, most)} | {blocks[axis]}
+
+    if machine.threads == 1:
+        return schedule
+    filters, channels = shortest(blocks, itertools.product(fewer(0), fewer(1)), turn_of)
+    return dataclasses.replace(schedule, filters=filters, channels=channels)
 
 
 def weight_grad_cells(sweep: Sweep, schedule: Schedule) -> int:

@@ -14,6 +14,7 @@ from .drivers import (
     BLOCKS,
     INTEGER,
     ScratchTwin,
+    Twin,
     any_array,
     assign,
     between,
@@ -22,7 +23,6 @@ from .drivers import (
     is_run,
     last_block,
     loaded,
-    run_once,
     scratch,
 )
 from .grad_schedule import panel_cells, point_cells, weight_grad_cells
@@ -30,6 +30,7 @@ from .kernels.cpu import panel_grad, pointwise_grad, transfer, weight_grad
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES
+from .packing import PARALLEL
 from .phases import triple
 from .schedule import axes_of, cell_offsets
 
@@ -119,16 +120,24 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
         arrays, rest = (dy, x, sums, prepared.offsets, prepared.micro), (*prepared.axes, prepared.blocks)
         _driver(plan.kernel, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, rest)
 
-    add_splits(s.splits, fill, out)
+    add_splits(s.splits, fill, out, plan.parallel)
 
 
-def add_splits(splits: int, fill: Callable[[Array], None], out: Array) -> None:
+@functools.cache
+def _adding(dtype: np.dtype[Any]) -> Twin:
+    return Twin(transfer.add, transfer.parallel_add, dense_array(dtype, 3), dense_array(dtype, 2))
+
+
+def add_splits(splits: int, fill: Callable[[Array], None], out: Array, many: bool) -> None:
     """Have `fill` write the sums of all splits, (splits, K, C / groups * taps), and add them in order to `out`."""
     whole = out.flags.c_contiguous
     sums = (out if whole and splits == 1 else scratch((splits, *out.shape), out.dtype)).reshape(splits, len(out), -1)
     fill(sums)
     total = out.reshape(sums.shape[1:]) if whole else sums[0]
     if splits > 1:
-        run_once(transfer.add, (dense_array(out.dtype, 3), dense_array(out.dtype, 2)), sums, total)
+        adding = _adding(out.dtype)
+        if many:
+            adding.compile()
+        adding.run(many and sums.size >= PARALLEL, len(total), sums, total)
     if not whole:
         assign(out, total.reshape(out.shape))

@@ -214,4 +214,4 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
         arrays = dy, x, sums, prepared.offsets, prepared.micro
         _grad_driver(out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (prepared.numbers,))
 
-    add_splits(plan.schedule.splits, fill, out)
+    add_splits(plan.schedule.splits, fill, out, plan.parallel)

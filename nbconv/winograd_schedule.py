@@ -6,21 +6,35 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from .grad_schedule import with_splits
+import numpy as np
+
+from .grad_schedule import shared, with_splits
 from .kernels.cpu.machine import LINE, Machine
 from .phases import triple
 from .problem import ConvProblem, Triple
-from .schedule import LEAST, NOWHERE, Limits, Schedule, Sweep, even, staged_cells, tile_within
+from .schedule import NOWHERE, Limits, Schedule, Sweep, even, staged_cells, tile_within
+from .turns import Turn, block_sizes, shortest, tile_cells, turn
 
 TILES = Limits(sums=256, staged=3000 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
 GRAD_TILES = Limits(sums=256, staged=1000 * 1024, filters=0, held=1700 * 1024, jobs=4, parallel=1_000_000)
 
+# Tiles of a split of dW from which on splits cost up to 1 % on one thread.
+EACH = 350
+# Bytes of the sums of all splits, which leave most of the workspace to threads.
+SPLIT = 2 << 20
+# Products of dW that take as long as transforming a cell, or an output.
+TRANSFORMED = 8
 # Outputs of a tile by the taps of an axis. More of them need fewer products and lose accuracy: F(6x6, 3x3) has 64 products for 36
 # outputs, where F(4x4, 3x3) has 36 for 16, and four times its error.
 OUTPUTS = {1: (1,), 2: (3, 5), 3: (2, 4), 5: (2, 4), 7: (2,)}
 # Products of a tile, whose transforms a micro-kernel unrolls.
 PRODUCTS = 144
 
+# Products that take as long as a vector of transformed cells of a channel, and if they are gathered, of transformed weights, and of
+# outputs of a filter.
+PREPARED = 8.0, 40.0, 10.0, 10.0
+# Parts of a block of tiles that threads may share.
+PARTS = 1, 2, 3, 4, 6, 8, 12, 16
 # Phases of a dilated convolution, each of which is a job, even without outputs.
 PHASES = 4096
 # Part of a vector that a row of tiles fills, below which tiles are gathered: gathering takes as long for a full one (25 cycles).
@@ -104,14 +118,31 @@ def tiles(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups:
     lanes = machine.vector // itemsize
     register = even(sweep.filters, (machine.registers - 3) // 2)
     tile = _block(sweep, tile_limits(sweep, itemsize, limits, machine))
+    block = -(-sweep.filters // register) * register
+    if machine.threads > 1:
+        tile, block = shared_tiles(sweep, tile, register, lanes, machine.threads, groups * batch)
     vectors = 2 if math.prod(tile) > lanes else 1
-    schedule = Schedule(tile, register, 1, 1, NOWHERE, 1, register, vectors, lanes, True, lined=True)
-    places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(sweep.out, tile, strict=True)))
-    parts = min(-(-machine.threads // places), -(-sweep.filters // LEAST))
-    block = -(-even(sweep.filters, -(-sweep.filters // parts)) // register) * register
     wide = -(-register // lanes) * lanes
     channels = even(sweep.channels, max(1, limits.held // (math.prod(sweep.kernel) * wide * itemsize)))
-    return dataclasses.replace(schedule, filters=block, channels=channels)
+    return Schedule(tile, block, channels, 1, NOWHERE, 1, register, vectors, lanes, True, lined=True)
+
+
+def shared_tiles(sweep: Sweep, tile: Triple, register: int, lanes: int, threads: int, images: int) -> tuple[Triple, int]:
+    """Tiles of a block, `tile` or fewer, and its filters, by which the longest turn of a thread is shortest."""
+    cell, gather, weight, output = PREPARED
+
+    def turn_of(found: tuple[Triple, int]) -> Turn:
+        vectors = np.tile(-(-tile_cells(sweep.out, found[0]) // lanes), images)
+        filters = block_sizes(sweep.filters, found[1], register)
+        each = vectors * (sweep.channels + output) + weight * sweep.channels / lanes
+        return turn(threads, np.outer(each, filters), vectors * sweep.channels * (gather if rows_gathered(sweep, lanes) else cell))
+
+    parts = PARTS if sweep.dilation == (1, 1, 1) else (1,)  # tiles of several phases stay side by side
+    tiles = dict.fromkeys(_block(sweep, TILES._replace(sums=-(-math.prod(tile) // part))) for part in parts)
+    units = -(-sweep.filters // register)
+    blocks = {even(units, room) * register for room in range(1, units + 1)}
+    offers: list[tuple[Triple, int]] = [(tile, units * register), *itertools.product(tiles, blocks)]
+    return shortest(offers[0], offers[1:], turn_of)
 
 
 def _block(sweep: Sweep, limits: Limits) -> Triple:
@@ -121,7 +152,12 @@ def _block(sweep: Sweep, limits: Limits) -> Triple:
 
 def gathered(sweep: Sweep, schedule: Schedule) -> bool:
     """Whether rows of tiles are too short for vectors of neighbouring ones, or tiles of several phases lie side by side."""
-    return sweep.out[2] < NARROW * schedule.lanes or sweep.dilation != (1, 1, 1)
+    return rows_gathered(sweep, schedule.lanes)
+
+
+def rows_gathered(sweep: Sweep, lanes: int) -> bool:
+    """The same, for vectors of so many lanes."""
+    return sweep.out[2] < NARROW * lanes or sweep.dilation != (1, 1, 1)
 
 
 def tile_slots(sweep: Sweep, schedule: Schedule) -> Triple:
@@ -209,7 +245,15 @@ def grad_tiles(sweep: Sweep, outputs: Triple, itemsize: int, limits: Limits, mac
     few = math.prod(tile)
     tile = triple(t * m for t, m in zip(tile, outputs, strict=True))
     lanes = machine.vector // itemsize
-    schedule = with_splits(sweep, Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes), limits, groups, batch)
+    schedule = Schedule(tile, filters, channels, 1, NOWHERE, 1, register, vectors, lanes)
+    schedule = with_splits(sweep, schedule, limits, groups, batch, EACH * math.prod(outputs))
+    weights = groups * sweep.filters * sweep.channels * math.prod(sweep.kernel) * itemsize
+    most = max(1, SPLIT // max(1, weights))
+    schedule = dataclasses.replace(schedule, splits=min(schedule.splits, 1 << most.bit_length() - 1))
+    ones = sweep._replace(kernel=(1, 1, 1))  # each product of a tile is that of one tap
+    schedule = shared(ones, schedule, machine, groups, (vectors * lanes, register), (TRANSFORMED, TRANSFORMED))
+    products = math.prod(k + m - 1 for k, m in zip(sweep.kernel, outputs, strict=True))
+    room = max(1, limits.staged // (products * (schedule.filters + schedule.channels) * itemsize))
     places = batch * math.prod(-(-out // size) for out, size in zip(sweep.out, tile, strict=True))
     return dataclasses.replace(schedule, together=max(1, min(room // few, -(-places // schedule.splits))))
 

@@ -128,7 +128,7 @@ def test_the_least_limit_is_accepted():
         plan(least - 1)
 
 
-@pytest.mark.parametrize(("batch", "threads", "kernel"), [(1, 1, "clipped"), (1, 2, "outer"), (8, 2, "clipped")])
+@pytest.mark.parametrize(("batch", "threads", "kernel"), [(1, 1, "outer"), (1, 2, "outer"), (8, 1, "clipped"), (8, 2, "clipped")])
 def test_long_rows_are_no_single_job(batch, threads, kernel):
     p = nbconv.ConvProblem.make((batch, 16, 2000), (16, 16, 9), padding=4)
     machine = AVX512._replace(threads=threads, cache=2 << 20)

@@ -11,10 +11,10 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import calls, dispatch, engine, fft, fft_schedule
+from nbconv import calls, dispatch, engine, families, fft, fft_schedule
 from nbconv.dispatch import DIRECTIONS, Wish
 from nbconv.kernels.cpu import fourier
-from nbconv.kernels.cpu.machine import host
+from nbconv.kernels.cpu.machine import AVX512, host
 from nbconv.kernels.jit import DISABLED
 from nbconv.kernels.program import HEAD
 
@@ -65,7 +65,7 @@ def test_all_directions(problem, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 def test_tiles_filters_and_threads_in_chunks(dtype, monkeypatch):
-    """One tile and one filter at a time, on one thread and on all, for each size of tiles; chunks of filters change no bit."""
+    """One tile, filter and group at a time, on one thread and on all, for each size of tiles; chunks change no bit."""
     options = {"padding": 3, "groups": 2}
     p = nbconv.ConvProblem.make((2, 4, 40, 41), (6, 2, 7, 7), **options)
     x, w, dy = operands(p, dtype)
@@ -80,17 +80,18 @@ def test_tiles_filters_and_threads_in_chunks(dtype, monkeypatch):
     item = np.dtype(dtype).itemsize
     for number in range(len(fft_schedule.spectra("forward", p, item, dtype[0] == "c", 1 << 30))):
         seen = []
-        for tiles, filters, parallel in ((1, 1, False), (1, 2, True), (1, 1, True), (100, 3, True)):
+        for tiles, filters, groups, parallel in ((1, 1, 1, False), (1, 2, 2, True), (1, 1, 1, True), (100, 3, 2, True)):
+            chunks = {"tiles": tiles, "filters": filters, "groups": groups}
 
-            def change(plan, direction, number=number, tiles=tiles, filters=filters, parallel=parallel):
+            def change(plan, direction, number=number, chunks=chunks, parallel=parallel):
                 found = fft_schedule.spectra(direction, p, item, dtype[0] == "c", 1 << 30)[number]
-                return {"parallel": parallel, "spectra": found._replace(tiles=tiles, filters=filters)}
+                return {"parallel": parallel, "spectra": found._replace(**chunks)}
 
             chosen["change"] = change
             seen.append(results(options, x, w, dy))
             for got, want in zip(seen[-1], wanted, strict=True):
                 assert_close(got, want, dtype)
-        for first, *others in zip(*seen[:3], strict=True):
+        for first, *others in zip(*seen, strict=True):
             for other in others:
                 np.testing.assert_array_equal(other, first)
 
@@ -105,6 +106,16 @@ def test_bias_activation_and_output(monkeypatch):
     assert_close(out, want, "float32")
     memory[:, :, 1:51, 2:122:2] = 7
     assert (memory == 7).all()
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_groups_whose_spectra_do_not_fit_follow_one_another(direction):
+    """31x31 on 64 channels in float64 takes half as long as directly, within the workspace of one thread."""
+    p = nbconv.ConvProblem.make((1, 64, 56, 56), (64, 1, 31, 31), padding=15, groups=64)
+    plan = dispatch.select(direction, p, np.dtype("float64"), AVX512._replace(threads=1))
+    assert (plan.algorithm, plan.spectra.size) == ("fft", (1, 72, 72))
+    assert 1 <= plan.spectra.groups < 64
+    assert plan.shared_bytes + plan.thread_bytes <= families.WORKSPACE
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -140,7 +151,7 @@ def test_workspace_is_what_the_plan_says(direction, shapes, limit):
     tracemalloc.stop()
     stated = plan.shared_bytes + host().threads * plan.thread_bytes
     assert peak <= stated + 50_000
-    bound = max(dispatch.WORKSPACE * host().threads, 2 * x.nbytes)
+    bound = max(families.WORKSPACE * host().threads, 2 * x.nbytes)
     assert stated <= (bound if limit is None else limit)
 
 

@@ -10,7 +10,7 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import dispatch, schedule
+from nbconv import dispatch, families, schedule
 from nbconv.dispatch import DIRECTIONS
 from nbconv.kernels.cpu.machine import AVX2, AVX512, host
 
@@ -44,9 +44,9 @@ PINNED = [
     ("forward", "3x3", "float32", "roomy", ("winograd", (1, 7, 14), 65, 64, 1, 13, 2, True)),
     ("forward", "small images", "float32", "roomy", ("winograd", (4, 2, 2), 140, 103, 1, 14, 1, True)),
     ("forward", "small images", "float32", "avx512", ("winograd", (4, 2, 2), 140, 103, 1, 14, 1, True)),
-    ("forward", "first layer", "float32", "avx512", ("outer", (1, 9, 112), 65, 3, 1, 13, 2, True)),
+    ("forward", "first layer", "float32", "avx512", ("outer", (1, 7, 112), 65, 3, 1, 13, 2, True)),
     ("forward", "depthwise", "float32", "avx512", ("depthwise", (1, 8, 16), 1, 1, 1, 1, 1, True)),
-    ("forward", "dilated 1-D", "float32", "avx512", ("outer", (1, 1, 480), 16, 16, 1, 8, 3, True)),
+    ("forward", "dilated 1-D", "float32", "avx512", ("outer", (1, 1, 336), 16, 16, 1, 8, 3, True)),
     ("forward", "one channel", "float32", "avx512", ("depthwise", (1, 4, 32), 1, 1, 1, 1, 2, True)),
     ("forward", "3x3", "float64", "avx512", ("winograd", (1, 7, 14), 65, 32, 1, 13, 2, True)),
     ("forward", "3x3", "float32", "avx2", ("winograd", (1, 14, 14), 66, 64, 1, 6, 2, True)),
@@ -57,7 +57,7 @@ PINNED = [
     ("forward", "1x1 of few filters", "float64", "avx512", ("outer", (1, 1, 128), 65, 256, 1, 13, 2, True)),
     ("forward", "strided", "float32", "avx512", ("outer", (1, 14, 14), 261, 29, 1, 9, 3, True)),
     ("forward", "1x1 of 16 filters", "float32", "avx512", ("outer", (1, 1, 196), 16, 128, 1, 16, 1, True)),
-    ("forward", "heavy, small", "float32", "avx512", ("outer", (8, 4, 4), 32, 48, 1, 8, 3, True)),
+    ("forward", "heavy, small", "float32", "avx512", ("outer", (2, 4, 4), 64, 128, 1, 8, 3, True)),
     ("forward", "light, small", "float32", "avx512", ("clipped", (3, 2, 4), 32, 16, 1, 32, 2, True)),
     ("forward", "strided", "float32", "roomy", ("clipped", (1, 14, 14), 32, 256, 1, 32, 2, True)),
     ("input_grad", "strided", "float64", "roomy", ("clipped", (1, 28, 14), 16, 256, 1, 16, 2, True)),
@@ -73,10 +73,10 @@ PINNED = [
     ("weight_grad", "heavy, small", "float32", "avx512", ("panels", (8, 4, 4), 64, 98, 1, 14, 2, True)),
     ("input_grad", "one output", "float32", "avx512", ("matrix", (1, 1, 3168), 4, 512, 1, 4, 6, True)),
     ("input_grad", "3x3", "float32", "avx512", ("winograd", (1, 14, 14), 65, 64, 1, 13, 2, True)),
-    ("input_grad", "first layer", "float32", "avx512", ("outer", (1, 8, 112), 3, 32, 1, 3, 7, True)),
+    ("input_grad", "first layer", "float32", "avx512", ("outer", (1, 7, 112), 3, 32, 1, 3, 7, True)),
     ("input_grad", "small images", "float32", "avx512", ("winograd", (4, 2, 2), 140, 103, 1, 14, 1, True)),
     ("weight_grad", "3x3", "float32", "avx512", ("winograd_grad", (1, 12, 56), 64, 65, 4, 13, 2, True)),
-    ("weight_grad", "small images", "float32", "avx512", ("winograd_grad", (4, 8, 8), 96, 98, 1, 14, 2, True)),
+    ("weight_grad", "small images", "float32", "avx512", ("winograd_grad", (4, 8, 8), 64, 98, 1, 14, 2, True)),
     ("weight_grad", "depthwise", "float32", "avx512", ("depthwise_grad", (1, 8, 16), 1, 1, 1, 1, 1, True)),
     ("weight_grad", "one channel", "float32", "avx512", ("depthwise_grad", (1, 4, 16), 1, 1, 64, 1, 1, True)),
     ("weight_grad", "one filter", "float32", "avx512", ("depthwise_grad", (1, 8, 16), 1, 1, 4, 1, 1, True)),
@@ -117,9 +117,9 @@ assert not any(kernel.overloads for kernel in kernels)
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize(("x", "w"), [((1, 2, 10**6), (16, 2, 50_001)), ((1, 1, 3000, 3000), (32, 1, 501, 501))])
 def test_many_taps_do_not_multiply_the_workspace(direction, x, w):
-    """Staged input stays near the size of a padded tile, however large the kernel."""
+    """Staged input stays near the size of a padded tile, however large the kernel; tiles of frequencies, near that of a kernel."""
     plan = nbconv.plan(direction, x, w, padding="same")
-    assert plan.thread_bytes < 16 * 2**20
+    assert plan.thread_bytes < max(16 * 2**20, 32 * 4 * np.prod(w[2:]))
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -222,7 +222,7 @@ def test_an_algorithm_that_is_asked_for_takes_what_it_needs():
     plan = nbconv.plan("forward", x.shape, w.shape, algorithm="fft", **options)
     assert plan.algorithm == "fft"
     stated = plan.shared_bytes + host().threads * plan.thread_bytes
-    assert stated > dispatch.WORKSPACE * host().threads > 2 * x.nbytes
+    assert stated > families.WORKSPACE * host().threads > 2 * x.nbytes
     got = nbconv.conv2d(x, w, algorithm="fft", **options)
     np.testing.assert_allclose(got, nbconv.conv2d(x, w, algorithm="direct", **options), atol=1e-4)
 
@@ -233,6 +233,3 @@ def test_blocks_of_filters_are_shared_evenly():
     for threads, blocks in ((1, 3), (2, 4), (3, 3), (4, 4)):
         plan = dispatch.select("forward", p, np.dtype("float32"), AVX512._replace(threads=threads))
         assert -(-p.filters // plan.schedule.filters) == blocks
-    assert schedule.shared_evenly(1, 3, 2, 5) == 2
-    assert schedule.shared_evenly(1, 5, 2, 5) == 1
-    assert schedule.shared_evenly(1, 3, 2, 1) == 1

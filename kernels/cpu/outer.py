@@ -26,7 +26,7 @@ from ..jit import address_of, call, kernel
 from .epilogue import run_at, stores
 from .machine import LINE
 from .microkernel import call_kernel
-from .tile import stage, unpack_axes
+from .tile import block_of, stage, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors, with those at the end of a tile, and
 # with one; then the same for the last block.
@@ -206,8 +206,8 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
     staged = -1
     for job in range(first, last):
         place = job // filter_blocks
-        k_first = job % filter_blocks * layout.filters
-        k_count = min(layout.filters, filters - k_first)
+        k_first, k_last = block_of(job % filter_blocks, filters, layout.filters, layout.register)
+        k_count = k_last - k_first
         o2 = place % tiles2 * w.tile
         o1 = place // tiles2 % tiles1 * h.tile
         o0 = place // (tiles2 * tiles1) % tiles0 * d.tile

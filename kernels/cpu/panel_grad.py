@@ -7,14 +7,14 @@ transposed too: panels of neighbouring filters.
 Compute: `microkernel.panel`, which broadcasts channels over vectors of filters, one tap at a time.
 Store: the sums of each split, transposed, which the caller adds in order, so that the result does not depend on threads.
 
-A job is one (split, group, block of channels, block of filters). A split is a run of the list of (image, tile); how many there are
+A job is one (split, group, block of filters, block of channels). A split is a run of the list of (image, tile); how many there are
 follows from the shapes alone. `weight_grad.parallel` launches the jobs.
 """
 
 from ..helper import helper
 from ..jit import address_of, kernel
 from .microkernel import call_kernel
-from .tile import stage
+from .tile import block_of, stage
 
 # Places in the array of micro-kernels: `panel` for a whole block of channels by a whole panel of filters, by the last panel; then
 # the same for the last block of channels.
@@ -134,11 +134,11 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     if filters % blocks.lanes != 0:
         dys[:] = 0  # see `winograd.clear_spare`
     for job in range(first, last):
-        k_first = job % filter_blocks * blocks.filters
-        c_first = job // filter_blocks % channel_blocks * blocks.channels
+        c_first, c_last = block_of(job % channel_blocks, channels, blocks.channels, blocks.register)
+        k_first, k_last = block_of(job // channel_blocks % filter_blocks, filters, blocks.filters, blocks.vectors * blocks.lanes)
         g = job // (filter_blocks * channel_blocks) % blocks.groups
         split = job // (filter_blocks * channel_blocks * blocks.groups)
-        k_count, c_count = min(blocks.filters, filters - k_first), min(blocks.channels, channels - c_first)
+        k_count, c_count = k_last - k_first, c_last - c_first
         k, c = g * filters + k_first, g * channels + c_first
         begin = split * places // sums.shape[0]
         for place in range(begin, (split + 1) * places // sums.shape[0]):

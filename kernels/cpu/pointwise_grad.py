@@ -6,7 +6,7 @@ One of the two, `across`, is transposed in panels of neighbouring channels of it
 Compute: `microkernel.rows`, which broadcasts cells of several rows of `along` over vectors of a panel.
 Store: the sums of each split, which the caller adds in order. They are added up in the order of `panel_grad`.
 
-A job is one (split, group, block of along, block of across). A split is a run of the list of (images, tile). `weight_grad.parallel`
+A job is one (split, group, block of across, block of along). A split is a run of the list of (images, tile). `weight_grad.parallel`
 launches them.
 """
 
@@ -14,6 +14,7 @@ from ..helper import helper
 from ..jit import address_of, kernel
 from .microkernel import call_kernel
 from .panel_grad import PACK, store_sums
+from .tile import block_of
 
 COPY = 7  # after the micro-kernels of `panel_grad`, whose places are shared
 
@@ -86,11 +87,11 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     if columns % blocks.lanes != 0:
         scratch[totals.size :] = 0  # see `winograd.clear_spare`
     for job in range(first, last):
-        k_first = job % column_blocks * column_block
-        c_first = job // column_blocks % row_blocks * row_block
+        c_first, c_last = block_of(job % row_blocks, rows, row_block, blocks.register)
+        k_first, k_last = block_of(job // row_blocks % column_blocks, columns, column_block, blocks.vectors * blocks.lanes)
         g = job // (column_blocks * row_blocks) % blocks.groups
         split = job // (column_blocks * row_blocks * blocks.groups)
-        k_count, c_count = min(column_block, columns - k_first), min(row_block, rows - c_first)
+        k_count, c_count = k_last - k_first, c_last - c_first
         k, c = g * columns + k_first, g * rows + c_first
         begin = split * places // sums.shape[0]
         for place in range(begin, (split + 1) * places // sums.shape[0]):

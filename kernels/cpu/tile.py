@@ -77,6 +77,13 @@ def unpack_axes(a):
 
 
 @helper
+def block_of(place, size, block, unit):
+    """Where a block begins and ends: of `size`, in blocks of some units each, as equal as can be, of at the most `block`."""
+    units, count = -(-size // unit), -(-size // block)
+    return place * units // count * unit, min((place + 1) * units // count * unit, size)
+
+
+@helper
 def tile_of(place, d, h, w, gaps):
     """A place of a list of tiles as (the rest, phase on each axis, first output on each axis).
 

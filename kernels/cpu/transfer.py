@@ -1,6 +1,8 @@
 """What NumPy does between kernels, as kernels, for programs that run without Python: copies, gathers, conjugates, sums."""
 
-from ..jit import kernel
+import numba
+
+from ..jit import call, kernel
 
 
 @kernel
@@ -40,11 +42,18 @@ def add_bias(values, bias):
 
 
 @kernel
-def add(sums, target):
-    """target = sums[0] + sums[1] + sums[2] ..., in this order, rows of two and more: sums has three axes, the target two."""
-    for row in range(target.shape[0]):
+def add(first, last, sums, target):
+    """target = sums[0] + sums[1] + sums[2] ..., in this order, two and more, rows `first` to `last`: three axes, and two."""
+    for row in range(first, last):
         for i in range(target.shape[1]):
             target[row, i] = sums[0, row, i] + sums[1, row, i]
         for split in range(2, sums.shape[0]):
             for i in range(target.shape[1]):
                 target[row, i] += sums[split, row, i]
+
+
+@kernel(parallel=True)
+def parallel_add(run_jobs, threads, count, sums, target):
+    """Add `count` rows, an equal share on each thread; `run_jobs` is the address of `add`."""
+    for thread in numba.prange(threads):
+        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, sums, target)

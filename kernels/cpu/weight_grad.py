@@ -16,7 +16,7 @@ import numba
 from ..helper import helper
 from ..jit import address_of, call, kernel
 from .microkernel import call_kernel
-from .tile import stage
+from .tile import block_of, stage
 
 # Places in the array of micro-kernels: `dots` for a whole block of filters, by a whole block of taps, by what is left of them in a
 # block of channels, and in the last block of channels; then the same for the last block of filters.
@@ -98,8 +98,7 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
         g_first = job // (filter_blocks * channel_blocks) % bundles * blocks.bundle
         g_last = min(g_first + blocks.bundle, blocks.groups)
         split = job // (filter_blocks * channel_blocks * bundles)
-        k_first = job % filter_blocks * blocks.filters
-        k_last = min(k_first + blocks.filters, filters)
+        k_first, k_last = block_of(job % filter_blocks, filters, blocks.filters, max(blocks.register, 1))
         begin, count = c_first * taps, (c_last - c_first) * taps
         held = (k_last - k_first) * count * blocks.lanes
         if blocks.register:

@@ -25,7 +25,7 @@ from ..jit import address_of, call, kernel
 from .epilogue import run_at, stores
 from .microkernel import call_kernel
 from .outer import finish, layout_of
-from .tile import Axis, stage, tile_of, unpack_axes
+from .tile import Axis, block_of, stage, tile_of, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
 # the same for the last block; then transforms.
@@ -220,8 +220,7 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
     staged = -1
     for job in range(first, last):
         place = job // filter_blocks
-        k_first = job % filter_blocks * layout.filters
-        k_last = min(k_first + layout.filters, filters)
+        k_first, k_last = block_of(job % filter_blocks, filters, layout.filters, layout.register)
         image_group, q0, q1, q2, o0, o1, o2 = tile_of(place, every0, every1, every2, gaps)
         g = image_group % layout.groups
         n = image_group // layout.groups

@@ -10,7 +10,7 @@ Compute: for each product of a tile, `microkernel.panel`, which broadcasts chann
 block, or of several that have few, since all sums are loaded and stored each time.
 Store: the sums of each split, transformed once, which the caller adds in order.
 
-A job is one (split, group, block of channels, block of filters), as in `panel_grad`.
+A job is one (split, group, block of filters, block of channels), as in `panel_grad`.
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from ..jit import address_of, call, kernel
 from ..padding import ZEROS
 from .microkernel import call_kernel
 from .panel_grad import stage_channels, store_sums
-from .tile import Axis, Blocks, tile_of, unpack_axes
+from .tile import Axis, Blocks, block_of, tile_of, unpack_axes
 
 # Places in the array of micro-kernels, behind those of `panel_grad`.
 CELLS, DY, SUMS = 7, 8, 9
@@ -139,11 +139,11 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, numbers):
     if channels % lanes != 0 or filters % lanes != 0:
         staged[:] = 0  # see `winograd.clear_spare`
     for job in range(first, last):
-        k_first = job % filter_blocks * blocks.filters
-        c_first = job // filter_blocks % channel_blocks * blocks.channels
+        c_first, c_last = block_of(job % channel_blocks, channels, blocks.channels, blocks.register)
+        k_first, k_last = block_of(job // channel_blocks % filter_blocks, filters, blocks.filters, wide)
         group = job // (filter_blocks * channel_blocks) % blocks.groups
         split = job // (filter_blocks * channel_blocks * blocks.groups)
-        k_count, c_count = min(blocks.filters, filters - k_first), min(blocks.channels, channels - c_first)
+        k_count, c_count = k_last - k_first, c_last - c_first
         k_base, c_base = group * filters + k_first, group * channels + c_first
         begin, end = split * places // sums.shape[0], (split + 1) * places // sums.shape[0]
         done, fresh = 0, True
