@@ -123,7 +123,7 @@ def across_grad(problem: ConvProblem, itemsize: int, limits: Limits, machine: Ma
     filters = even(p.filters // p.groups, max(1, MOST // (channels * math.prod(p.kernel) * machine.vector)))
     jobs = -(-p.groups // lanes) * -(-p.filters // p.groups // filters)
     whole = (channels * math.prod(p.size) + filters * math.prod(p.out)) * machine.vector
-    wanted = splits_of(jobs, p.batch * math.prod(p.out), limits)
+    wanted = splits_of(jobs, p.batch * math.prod(p.out), math.prod(p.weight_shape), limits)
     images = even(p.batch, min(max(1, FEW_BYTES // whole), max(1, p.batch // wanted)))
     parts, window = -(-whole // MOST), math.prod(p.out)
     if parts > 1 and p.size[0] == p.out[0] == 1 < p.out[1]:

@@ -299,13 +299,17 @@ def select(
 def by_rule(
     direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None, wish: Wish = AUTO
 ) -> Plan:
-    """The plan that the cost model chooses, for one thread: kernel and tiles do not depend on how many there are."""
+    """The plan that the cost model chooses.
+
+    Which kernel serves, with which tiles of Winograd's or of frequencies and which splits, is chosen as for one thread: the order
+    of sums follows from these. The threads decide over blocks, and over tiles that no sum's order follows from.
+    """
     machine = None if DISABLED else machine or host()
     acc = accumulator(dtype)
     threads = machine.threads if machine else host().threads
     alone = machine and machine._replace(threads=1)
     limited = wish.workspace_limit is not None
-    # the choice is made by the least room, for all numbers of threads alike
+    # the choice is made by what fits any number of threads
     critical = threads if limited else _critical(problem, acc)
     given = wish.workspace_limit
     room, least = (_room(problem, acc, count) if given is None else given for count in (threads, critical))
@@ -320,17 +324,21 @@ def by_rule(
                     break
         return found
 
-    def shared(row: Row, ask: Ask, offer: Design) -> Design:
-        """The same for the threads that there are."""
-        if threads == 1 and row.algorithm != "fft":
-            return offer
-        tile = tuned.tile_of(offer.outputs, offer.spectra)
-        return row.make(ask._replace(machine=machine, room=room, threads=threads, only=tile))[0]
-
     def bytes_of(design: Design) -> int:
         return design.shared + threads * design.thread
 
-    direct = [(price, row, shared(row, ask, offer)) for price, row, ask, offer in offers_of("direct")]
+    def fits_any(offer: Design) -> bool:
+        return limited or offer.shared + critical * offer.thread <= least
+
+    def for_threads(row: Row, ask: Ask, offer: Design) -> Design:
+        """The same design for the threads that there are, unless one thread's alone stays within a given limit."""
+        if threads == 1 and row.algorithm != "fft":
+            return offer
+        tile = tuned.tile_of(offer.outputs, offer.spectra)
+        found = row.make(ask._replace(machine=machine, room=room, threads=threads, only=tile))[0]
+        return offer if limited and bytes_of(offer) <= room < bytes_of(found) else found
+
+    direct = [(price, row, for_threads(row, ask, offer)) for price, row, ask, offer in offers_of("direct")]
     fits = (offer for offer in direct if not limited or bytes_of(offer[2]) <= room)
     lowest, row, design = next(fits, min(direct, key=lambda offer: bytes_of(offer[2])))
     others: tuple[str, ...] = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
@@ -338,11 +346,11 @@ def by_rule(
         others = (wish.algorithm,)
     elif row.name in SPECIAL and design.schedule.taps in (None, design.sweep.kernel):
         others = ()
-    offers = sorted(itertools.chain(*map(offers_of, others)), key=lambda offer: offer[0])
+    offers = sorted(itertools.chain(*map(offers_of, others)), key=lambda offer: (not fits_any(offer[3]), offer[0]))
     if wish.algorithm in others:
         if not offers:
             raise ValueError(_unserved(wish.algorithm, problem, dtype))
-        made = [(other, shared(other, ask, offer)) for _, other, ask, offer in offers]
+        made = [(other, for_threads(other, ask, offer)) for _, other, ask, offer in (offers if limited else offers[:1])]
         fitting = [found for found in made if bytes_of(found[1]) <= room]
         if not fitting and limited:
             raise ValueError(
@@ -351,12 +359,11 @@ def by_rule(
             )
         row, design = (fitting or made)[0]  # whoever asks for an algorithm gets it, whatever it takes
     for price, other, ask, offer in offers if wish.algorithm == "auto" else ():
-        if price >= lowest:
+        if price >= lowest or not fits_any(offer):
             break
-        small = limited or offer.shared + critical * offer.thread <= least
-        if not small or _coarse(direction, problem, row.name, offer.outputs):
+        if _coarse(direction, problem, row.name, offer.outputs):
             continue
-        found = shared(other, ask, offer)
+        found = for_threads(other, ask, offer)
         if bytes_of(found) <= room:
             row, design = other, found
             break

@@ -51,8 +51,8 @@ class Twin:
         return functools.partial(entry(self._parallel, types.intp, *self._types), address(self._jobs, *self._types))
 
     def compile(self) -> None:
-        """Compile both, for no later call to do so whose jobs are the first that threads are worth."""
-        _ = self.serial, self.parallel
+        """Compile what there are threads for: no later call is to do so whose jobs are the first that they are worth."""
+        _ = self.serial, numba.config.NUMBA_NUM_THREADS > 1 and self.parallel
 
     def run(self, many: bool, count: int, *arguments: Any) -> None:
         """Run `count` jobs, on all threads if `many` and if a launch is safe."""

@@ -78,7 +78,8 @@ TAP = 64
 class Ask(NamedTuple):
     """What a family is asked: one direction of a problem, in a dtype, within limits, and bytes of workspace of some threads.
 
-    `tried` asks for what is possible, not for what pays: time will tell. `only` is the one tile that is of interest.
+    The workspace is that of `threads`, which may be others than those of the machine, that share the work. `tried` asks for what is
+    possible, not for what pays: time will tell. `only` is the one tile that is of interest.
     """
 
     direction: Direction
@@ -450,7 +451,7 @@ def winograd(ask: Ask) -> list[Design]:
         batch = math.prod(winograd_schedule.separate(sweep, p)) * (1 if sweep.folded else p.batch)
         schedule = winograd_schedule.tiles(sweep, size, ask.limits, machine, p.groups, batch)
         thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
-        if thread > WORKSPACE:
+        if thread > WORKSPACE:  # fewer tiles in a block, and some less for what does not grow with them
             limits = ask.limits._replace(staged=ask.limits.staged * WORKSPACE // thread * 9 // 10)
             schedule = winograd_schedule.tiles(sweep, size, limits, machine, p.groups, batch)
             thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size

@@ -2,8 +2,8 @@
 
     y = F^-1 [ sum_c conj(F w_c) * F x_c ]          for each tile of the input; see `kernels.cpu.spectral`
 
-The transforms are NumPy's (pocketfft). Tiles and filters are taken in chunks, so that what is held stays within a bound; sums over
-channels, and in dW over tiles, run in one order whatever the chunks of filters are.
+The transforms are NumPy's (pocketfft). Tiles, filters and groups are taken in chunks, so that what is held stays within a bound;
+sums over channels, and in dW over tiles, run in one order whatever the chunks are.
 """
 
 import contextlib
@@ -118,20 +118,10 @@ def _count(x: Array, axes: list[Axis]) -> int:
 
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
     """Forward or dI; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
-    assert plan.spectra is not None
-    filters, channels = weight.shape[1:3]
-    for first in range(0, len(weight), plan.spectra.groups):
-        last = min(first + plan.spectra.groups, len(weight))
-        of_x, of_out = slice(first * channels, last * channels), slice(first * filters, last * filters)
-        _run(plan, x[:, of_x], weight[first:last], bias[of_out], out[:, of_out], apply)
-
-
-def _run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any) -> None:
-    """The same for groups whose spectra are held at once."""
     with _watched() as failed:
         call = _Call(plan, failed)
         problem, s = plan.problem, call.spectra
-        groups, filters, channels = weight.shape[:3]
+        filters, channels = weight.shape[1:3]
         if plan.direction == "input_grad":
             weight = weight[..., ::-1, ::-1, ::-1]
             offset = triple(input_grad_phases(problem, a, problem.before[a], problem.size[a])[0].offset for a in range(3))
@@ -141,60 +131,61 @@ def _run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: An
         axes = _axes(x, offset, triple(out.shape[2:]), s)
         count = _count(x, axes)
         tiles, some = min(s.tiles, count), min(s.filters, filters)
-        w, cells, sums = call.rows(groups * some * channels, groups * tiles * channels, groups * some * tiles)
-        for k in range(0, filters, some):
-            ks = min(some, filters - k)
-            taps = w[: groups * ks * channels]
-            call.taps(weight, taps, k, ks)
-            for begin in range(0, count, tiles):
-                ts = min(tiles, count - begin)
-                part = cells[: ts * groups * channels]
-                call.analyse(x[None], part, axes, begin, ts, mode)
-                of = synthesis.Sums(
-                    call.job, begin, ts, k, ks, filters, channels, ks * channels, channels, 1, channels, groups * channels, 1,
-                    fresh=1, last=1, conjugated=0, step0=1, step1=1, step2=1,
-                )  # fmt: skip
-                call.synthesise(taps, part, sums[: groups * ks * ts], bias, out.swapaxes(0, 1), axes, of, apply)
+        w, cells, sums = call.rows(s.groups * some * channels, s.groups * tiles * channels, s.groups * some * tiles)
+        for chosen, of_x, of_out in _groups(problem.groups, s.groups, channels, filters):
+            groups = chosen.stop - chosen.start
+            for k in range(0, filters, some):
+                ks = min(some, filters - k)
+                taps = w[: groups * ks * channels]
+                call.taps(weight[chosen], taps, k, ks)
+                for begin in range(0, count, tiles):
+                    ts = min(tiles, count - begin)
+                    part = cells[: ts * groups * channels]
+                    call.analyse(x[None, :, of_x], part, axes, begin, ts, mode)
+                    of = synthesis.Sums(
+                        call.job, begin, ts, k, ks, filters, channels, ks * channels, channels, 1, channels, groups * channels, 1,
+                        fresh=1, last=1, conjugated=0, step0=1, step1=1, step2=1,
+                    )  # fmt: skip
+                    target = out[:, of_out].swapaxes(0, 1)
+                    call.synthesise(taps, part, sums[: groups * ks * ts], bias[of_out], target, axes, of, apply)
 
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     """dW; a complex x is conjugated."""
-    assert plan.spectra is not None
-    groups = plan.problem.groups
-    filters, channels = plan.problem.filters // groups, plan.problem.channels // groups
-    for first in range(0, groups, plan.spectra.groups):
-        last = min(first + plan.spectra.groups, groups)
-        of_x, of_dy = slice(first * channels, last * channels), slice(first * filters, last * filters)
-        _weight_grad(plan, dy[:, of_dy], x[:, of_x], out[of_dy], last - first)
-
-
-def _weight_grad(plan: Plan, dy: Array, x: Array, out: Array, groups: int) -> None:
-    """The same for groups whose spectra are held at once."""
     with _watched() as failed:
         call = _Call(plan, failed)
         problem, s = plan.problem, call.spectra
         filters, channels = problem.filters // problem.groups, problem.channels // problem.groups
         size: Triple = triple(dy.shape[2:])
-        of_x = _axes(x, triple(-side for side in problem.before), size, s)
-        of_dy = _axes(dy, (0, 0, 0), size, s)
-        of_out = [Axis(taps, 1, 1, 0, taps, taps, 1, extent, 1) for taps, extent in zip(out.shape[2:], s.size, strict=True)]
-        count = _count(x, of_x)
+        of_tiles = _axes(x, triple(-side for side in problem.before), size, s)
+        of_grads = _axes(dy, (0, 0, 0), size, s)
+        of_taps = [Axis(taps, 1, 1, 0, taps, taps, 1, extent, 1) for taps, extent in zip(out.shape[2:], s.size, strict=True)]
+        count = _count(x, of_tiles)
         tiles, some = min(s.tiles, count), min(s.filters, filters)
-        w, cells, sums = call.rows(groups * tiles * some, groups * tiles * channels, groups * some * channels)
+        w, cells, sums = call.rows(s.groups * tiles * some, s.groups * tiles * channels, s.groups * some * channels)
         bias = np.zeros(len(out), out.dtype)
-        for k in range(0, filters, some):
-            ks = min(some, filters - k)
-            chosen = _of_filters(dy, groups, k, ks)
-            for begin in range(0, count, tiles):
-                ts = min(tiles, count - begin)
-                part, of_k = cells[: ts * groups * channels], w[: groups * ts * ks]
-                call.analyse(x[None], part, of_x, begin, ts, MODES.index(problem.mode))
-                call.analyse(chosen, of_k, of_dy, begin, ts, conjugated=True, kept=s.valid)
-                of = synthesis.Sums(
-                    call.job, 0, channels, k, ks, filters, ts, ts * ks, 1, ks, channels, 1, groups * channels,
-                    int(begin == 0), int(begin + ts == count), int(call.complex), *problem.dilation,
-                )  # fmt: skip
-                call.synthesise(of_k, part, sums[: groups * ks * channels], bias, out, of_out, of)
+        for chosen, of_x, of_dy in _groups(problem.groups, s.groups, channels, filters):
+            groups = chosen.stop - chosen.start
+            for k in range(0, filters, some):
+                ks = min(some, filters - k)
+                grads = _of_filters(dy[:, of_dy], groups, k, ks)
+                for begin in range(0, count, tiles):
+                    ts = min(tiles, count - begin)
+                    part, of_k = cells[: ts * groups * channels], w[: groups * ts * ks]
+                    call.analyse(x[None, :, of_x], part, of_tiles, begin, ts, MODES.index(problem.mode))
+                    call.analyse(grads, of_k, of_grads, begin, ts, conjugated=True, kept=s.valid)
+                    of = synthesis.Sums(
+                        call.job, 0, channels, k, ks, filters, ts, ts * ks, 1, ks, channels, 1, groups * channels,
+                        int(begin == 0), int(begin + ts == count), int(call.complex), *problem.dilation,
+                    )  # fmt: skip
+                    call.synthesise(of_k, part, sums[: groups * ks * channels], bias[of_dy], out[of_dy], of_taps, of)
+
+
+def _groups(groups: int, most: int, channels: int, filters: int) -> Iterator[tuple[slice, slice, slice]]:
+    """Some groups after others, their channels and their filters."""
+    for first in range(0, groups, most):
+        last = min(first + most, groups)
+        yield slice(first, last), slice(first * channels, last * channels), slice(first * filters, last * filters)
 
 
 def _of_filters(dy: Array, groups: int, first: int, count: int) -> Array:

@@ -138,7 +138,7 @@ def spectra(
             options.append((groups * kept * spectrum * value, transforms, tiles, filters, groups))
         fitting = [option for option in options if option[0] + threads * thread <= limit] or [min(options)]
         total, transforms, tiles, filters, groups = min(
-            fitting, key=lambda option: (option[1], -min(option[2] * option[4], MANY), option[0])
+            fitting, key=lambda option: (option[1], -min(option[2] * option[4], MANY), -option[4], option[0])
         )
         transforms *= p.groups
         products = p.groups * count * inner * outer * spectrum

@@ -38,6 +38,8 @@ ADDED = 48
 # Jobs that keep the threads of larger machines busy; cells of a split from which on splits cost up to 1 % on one thread, and those
 # of 1x1, whose weights are few.
 JOBS, EACH, EACH_POINT = 32, 2500, 1500
+# Sums of all splits, beyond what the jobs need.
+HELD = 1 << 19
 # Nanoseconds on a Zen 4 of a product of two vectors, where it takes them whole (in AVX2 code) and where in halves. Then, fitted to
 # 670 layers drawn at random of 8 to 64 filters and 8 to 256 channels, in AVX-512 and AVX2 code alike: of `panels`, 4 bytes of a
 # staged cell, a staged row, a vector of sums of a tile, a transposed cell of dy; of `dots`, its products over those, the same of
@@ -185,7 +187,7 @@ def points(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups
 
     def splits(count: int) -> int:
         """Of `count` blocks of rows: what the jobs still need."""
-        return max(1, min(positions, splits_of(blocks * count, positions, limits, EACH_POINT)))
+        return max(1, min(positions, splits_of(blocks * count, positions, groups * along * across, limits, EACH_POINT)))
 
     def cost(count: int) -> int:
         """Of `count` blocks of rows: what is transposed for each, and sums of splits."""
@@ -216,13 +218,13 @@ def with_splits(sweep: Sweep, schedule: Schedule, limits: Limits, groups: int, b
     """The schedule with the sum over images and tiles split until there are `limits.jobs` jobs, or `JOBS` where that is cheap."""
     blocks = groups * -(-max(sweep.channels, 1) // schedule.channels) * -(-max(sweep.filters, 1) // schedule.filters)
     places = batch * math.prod(-(-out // size) for out, size in zip(sweep.out, schedule.tile, strict=True))
-    cells = batch * math.prod(sweep.out)
-    return dataclasses.replace(schedule, splits=max(1, min(places, splits_of(blocks, cells, limits, each))))
+    cells, weights = batch * math.prod(sweep.out), groups * sweep.channels * sweep.filters * math.prod(sweep.kernel)
+    return dataclasses.replace(schedule, splits=max(1, min(places, splits_of(blocks, cells, weights, limits, each))))
 
 
-def splits_of(blocks: int, cells: int, limits: Limits, each: int = EACH) -> int:
-    """Splits of a sum over `cells` in so many blocks: what the jobs need, or more that cost little, a power of two."""
-    cheap = min(JOBS // blocks, cells // each)
+def splits_of(blocks: int, cells: int, weights: int, limits: Limits, each: int = EACH) -> int:
+    """Splits of sums over `cells` in so many blocks: what the jobs need, or more that cost little, a power of two."""
+    cheap = min(JOBS // blocks, cells // each, HELD // max(1, weights))
     return max(-(-limits.jobs // blocks), 1 << cheap.bit_length() - 1 if cheap > 0 else 1)
 
 

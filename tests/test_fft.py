@@ -118,6 +118,14 @@ def test_groups_whose_spectra_do_not_fit_follow_one_another(direction):
     assert plan.shared_bytes + plan.thread_bytes <= families.WORKSPACE
 
 
+def test_groups_are_held_at_once_while_threads_have_work():
+    """Of 256 groups, of which one would leave each launch a few rows."""
+    p = nbconv.ConvProblem.make((64, 256, 4096), (256, 1, 1025), groups=256)
+    for threads in (1, 16):
+        plan = dispatch.select("forward", p, np.dtype("float32"), AVX512._replace(threads=threads), Wish("fft"))
+        assert plan.spectra.groups >= 64
+
+
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_many_taps_choose_it(direction):
     shapes = (1, 1, 512, 512), (1, 1, 63, 63)

@@ -1,5 +1,7 @@
 """How work is shared among threads: the longest turn, blocks of equal size, and results that do not tell how many there were."""
 
+import contextlib
+
 import numpy as np
 import pytest
 from oracle import random
@@ -84,6 +86,19 @@ def test_threads_have_equal_work(direction, x, w, options, threads):
     assert busy(dispatch.by_rule(direction, p, np.dtype("float32"), AVX512._replace(threads=threads))) < 4 / 3
 
 
+@pytest.mark.parametrize(
+    ("direction", "x", "w", "padding", "threads"),
+    [("forward", (1, 256, 28, 512), (64, 256, 1, 11), (0, 5), 3), ("input_grad", (1, 16, 14, 224), (64, 16, 7, 3), 0, 16)],
+)
+def test_a_limit_that_blocks_of_one_thread_keep_is_enough(direction, x, w, padding, threads):
+    """Smaller blocks may stage more channels at once."""
+    p, dtype = nbconv.ConvProblem.make(x, w, padding=padding), np.dtype("float32")
+    alone = dispatch.by_rule(direction, p, dtype, AVX512._replace(threads=1), dispatch.Wish("direct"))
+    limit = alone.shared_bytes + threads * alone.thread_bytes
+    plan = dispatch.by_rule(direction, p, dtype, AVX512._replace(threads=threads), dispatch.Wish("direct", None, limit))
+    assert plan.shared_bytes + threads * plan.thread_bytes <= limit
+
+
 def drawn(rng):
     """A problem of one to three axes, small or large, with copied borders or few channels now and then."""
     axes = int(rng.choice([1, 2, 2, 3]))
@@ -118,7 +133,12 @@ def test_algorithm_tiles_and_splits_do_not_depend_on_threads():
         kinds = {(plan.kernel, plan.outputs, plan.spectra and plan.spectra.size) for plan in plans}
         assert len(kinds) == 1, (direction, p, kinds)
         if direction == "weight_grad":
-            assert len({plan.schedule.splits for plan in plans}) == 1, p
+            assert len({(plan.schedule.splits, plan.schedule.tile) for plan in plans}) == 1, p
+        for algorithm in ("winograd", "fft"):  # whoever asks for one
+            with contextlib.suppress(ValueError):  # it may not serve
+                wish = dispatch.Wish(algorithm)
+                asked = [dispatch.by_rule(direction, p, dtype, AVX512._replace(threads=threads), wish) for threads in (1, 5, 16)]
+                assert len({(plan.kernel, plan.outputs, plan.spectra and plan.spectra.size) for plan in asked}) == 1, (direction, p)
         seen.add((direction, p))
 
 

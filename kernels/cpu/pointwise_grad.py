@@ -6,8 +6,8 @@ One of the two, `across`, is transposed in panels of neighbouring channels of it
 Compute: `microkernel.rows`, which broadcasts cells of several rows of `along` over vectors of a panel.
 Store: the sums of each split, which the caller adds in order. They are added up in the order of `panel_grad`.
 
-A job is one (split, group, block of across, block of along). A split is a run of the list of (images, tile). `weight_grad.parallel`
-launches them.
+A job is one (split, group, block of filters, block of channels). A split is a run of the list of (images, tile).
+`weight_grad.parallel` launches them.
 """
 
 from ..helper import helper
@@ -87,8 +87,11 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     if columns % blocks.lanes != 0:
         scratch[totals.size :] = 0  # see `winograd.clear_spare`
     for job in range(first, last):
-        c_first, c_last = block_of(job % row_blocks, rows, row_block, blocks.register)
-        k_first, k_last = block_of(job // row_blocks % column_blocks, columns, column_block, blocks.vectors * blocks.lanes)
+        row, column = job % row_blocks, job // row_blocks % column_blocks
+        if not blocks.inside:
+            row, column = job // column_blocks % row_blocks, job % column_blocks
+        c_first, c_last = block_of(row, rows, row_block, blocks.register)
+        k_first, k_last = block_of(column, columns, column_block, blocks.vectors * blocks.lanes)
         g = job // (column_blocks * row_blocks) % blocks.groups
         split = job // (column_blocks * row_blocks * blocks.groups)
         k_count, c_count = k_last - k_first, c_last - c_first

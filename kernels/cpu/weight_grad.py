@@ -7,7 +7,7 @@ Compute: dot products of rows of dy with the staged rows under each tap; `microk
 taps at a time with a vector of sums for each pair, or the portable `dot`.
 Store: the sums of each split, which the caller adds in order, so that the result does not depend on threads.
 
-A job is one (split, group, block of channels, block of filters). A split is a run of the list of (image, tile); how many there are
+A job is one (split, group, block of filters, block of channels). A split is a run of the list of (image, tile); how many there are
 follows from the shapes alone. Where groups are small, a job takes a bundle of them.
 """
 
@@ -93,12 +93,12 @@ def jobs(first, last, dy, x, sums, offsets, micro, scratch, d, h, w, blocks):
     lanes = scratch[:vectors]
     cells = scratch[vectors + blocks.lanes * blocks.lanes :]
     for job in range(first, last):
-        c_first = job // filter_blocks % channel_blocks * blocks.channels
+        c_first = job % channel_blocks * blocks.channels
         c_last = min(c_first + blocks.channels, channels)
         g_first = job // (filter_blocks * channel_blocks) % bundles * blocks.bundle
         g_last = min(g_first + blocks.bundle, blocks.groups)
         split = job // (filter_blocks * channel_blocks * bundles)
-        k_first, k_last = block_of(job % filter_blocks, filters, blocks.filters, max(blocks.register, 1))
+        k_first, k_last = block_of(job // channel_blocks % filter_blocks, filters, blocks.filters, max(blocks.register, 1))
         begin, count = c_first * taps, (c_last - c_first) * taps
         held = (k_last - k_first) * count * blocks.lanes
         if blocks.register:
