@@ -8,8 +8,9 @@ from .grad_schedule import product, splits_of
 from .kernels.cpu.machine import Machine
 from .phases import triple
 from .problem import ConvProblem
-from .schedule import Limits, Schedule, Sweep, even
+from .schedule import Limits, Schedule, Sweep
 from .sums import Piece, pieces, sums_of
+from .turns import even
 
 # Multiplications that a micro-kernel unrolls, and those of all micro-kernels of a row, which are different ones; pairs of rows of
 # taps and of cells, which a table holds; outputs of a row that are summed at once.

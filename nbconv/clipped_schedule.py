@@ -6,8 +6,9 @@ import math
 from . import grad_schedule
 from .kernels.cpu.machine import Machine
 from .problem import ConvProblem, Triple
-from .schedule import FEW, Schedule, Sweep, even, sum_cells
+from .schedule import FEW, Schedule, Sweep, sum_cells
 from .sums import code, sums_of
+from .turns import even
 
 # Products that a micro-kernel unrolls, and those of all micro-kernels of a row, which are different ones; pairs of rows of taps and
 # of cells, which a table holds.

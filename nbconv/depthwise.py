@@ -21,7 +21,7 @@ from .kernels.padding import MODES, source_index
 from .phases import Phase, forward_phases, input_grad_phases, triple
 from .problem import Triple
 from .record import recorder
-from .schedule import even
+from .turns import even
 from .weight_grad import add_splits
 
 

@@ -9,7 +9,8 @@ from .kernels.cpu.depthwise_rows import NEXT_BLOCK, NEXT_PLANE
 from .kernels.cpu.machine import Machine
 from .phases import input_grad_border, triple
 from .problem import ConvProblem, Triple
-from .schedule import ALIASED, Schedule, Sweep, even
+from .schedule import ALIASED, Schedule, Sweep
+from .turns import even
 
 # Multiplications of a block of depthwise rows: more take too long to compile.
 CODE = 1024

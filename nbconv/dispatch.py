@@ -6,17 +6,16 @@ It is pure but for what `nbconv.tune` has measured: on this machine a record in 
 import dataclasses
 import functools
 import itertools
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from . import families, tuned
+from . import families, tuned, workspace
 from .arrays import accumulator, check_dtype
 from .cost import cost
-from .families import ONES, WORKSPACE, Ask, Design, Direction
+from .families import ONES, Ask, Design, Direction
 from .fft_schedule import SPECTRA, Spectra
 from .grad_schedule import DOTS, PANELS, POINTS
 from .kernels.cpu.machine import Machine, host
@@ -198,11 +197,6 @@ PORTABLE = ("direct", "direct_weight_grad", "fft")
 ROOMY = ("across", "across_grad", "clipped")
 # Kernels that compute what they take faster than any other algorithm, at least in one run.
 SPECIAL = ("across", "depthwise", "depthwise_grad", "matrix")
-# Workspace of other algorithms that "auto" never exceeds: `WORKSPACE` a thread, this many times those of a kernel's cells, or
-# this many times the input's. A tile of frequencies that is 1.5 times as long as the kernel on each axis takes, with all that its
-# transforms hold, 8 to 24 times the bytes of the kernel's cells on one thread; one that is twice as long 20 (two axes) or 48 times.
-KERNELS = 32
-INPUTS = 2
 # Bytes that a thread of the direct algorithm may take within limits other than a row's own.
 MOST_DIRECT = 2 << 20
 
@@ -310,9 +304,9 @@ def by_rule(
     alone = machine and machine._replace(threads=1)
     limited = wish.workspace_limit is not None
     # the choice is made by what fits any number of threads
-    critical = threads if limited else _critical(problem, acc)
+    critical = threads if limited else workspace.critical(problem, acc)
     given = wish.workspace_limit
-    room, least = (_room(problem, acc, count) if given is None else given for count in (threads, critical))
+    room, least = (workspace.room(problem, acc, count) if given is None else given for count in (threads, critical))
 
     def offers_of(algorithm: str) -> list[tuple[float, Row, Ask, Design]]:
         found = []
@@ -397,29 +391,6 @@ def _unserved(algorithm: str, problem: ConvProblem, dtype: np.dtype[Any]) -> str
     )
 
 
-def _room(problem: ConvProblem, acc: np.dtype[Any], threads: float) -> int:
-    """Bytes of workspace that algorithms other than the direct one may take where the choice is left to `auto`."""
-    each, whole = _bounds(problem, acc)
-    return max(int(threads * each), whole)
-
-
-def _critical(problem: ConvProblem, acc: np.dtype[Any]) -> float:
-    """How many threads leave one another the least room: what fits then does with any number of them."""
-    each, whole = _bounds(problem, acc)
-    return max(1.0, whole / each)
-
-
-def _bounds(problem: ConvProblem, acc: np.dtype[Any]) -> tuple[int, int]:
-    """Bytes of workspace of each thread, and of all of them; the larger counts."""
-    p, kernel = problem, KERNELS * math.prod(problem.kernel) * acc.itemsize
-    cells = p.batch * p.channels * math.prod(p.size)
-    if kernel > WORKSPACE and all(
-        2 * taps >= size for taps, size in zip(p.kernel, p.size, strict=True)
-    ):  # as for two signals of like size
-        kernel, cells = 2 * kernel, cells + p.filters * p.taps + p.batch * p.filters * math.prod(p.out)
-    return max(WORKSPACE, kernel), INPUTS * cells * acc.itemsize
-
-
 def _serves(row: Row, ask: Ask) -> bool:
     return ask.direction in row.directions and ask.dtype.kind in row.dtypes and row.takes(ask)
 
@@ -446,7 +417,7 @@ def possible(
 ) -> list[Plan]:
     """The plans that a row of the table can make on this machine, within limits other than its own if given."""
     machine, acc, limits = host(), accumulator(dtype), limits or row.limits
-    room = _room(problem, acc, machine.threads)
+    room = workspace.room(problem, acc, machine.threads)
     ask = Ask(direction, problem, acc, limits, machine, room, machine.threads, True)
     designs = row.make(ask) if _serves(row, ask) else []
     if row.algorithm == "winograd" and designs:

@@ -52,7 +52,9 @@ class Twin:
 
     def compile(self) -> None:
         """Compile what there are threads for: no later call is to do so whose jobs are the first that they are worth."""
-        _ = self.serial, numba.config.NUMBA_NUM_THREADS > 1 and self.parallel
+        _ = self.serial
+        if numba.config.NUMBA_NUM_THREADS > 1:
+            _ = self.parallel
 
     def run(self, many: bool, count: int, *arguments: Any) -> None:
         """Run `count` jobs, on all threads if `many` and if a launch is safe."""

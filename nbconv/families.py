@@ -49,6 +49,7 @@ from .schedule import (
     stored_together,
     together,
 )
+from .workspace import WORKSPACE
 
 Direction = Literal["forward", "input_grad", "weight_grad"]
 ONES = (1, 1, 1)
@@ -69,8 +70,6 @@ BROAD = 8
 # Vectors of filters up to which the model of panels' times holds, and dot products may beat them: beyond, 1x1 of 64 to 256 filters
 # would take up to 1.3 times as long.
 FITTED = 4
-# Bytes of a thread's workspace by another algorithm.
-WORKSPACE = 4 << 20
 # Bytes of a micro-kernel's sums in registers, in a weight gradient, for each of its taps.
 TAP = 64
 

@@ -133,21 +133,21 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
         tiles, some = min(s.tiles, count), min(s.filters, filters)
         w, cells, sums = call.rows(s.groups * some * channels, s.groups * tiles * channels, s.groups * some * tiles)
         for chosen, of_x, of_out in _groups(problem.groups, s.groups, channels, filters):
-            groups = chosen.stop - chosen.start
+            groups, given, images = chosen.stop - chosen.start, weight[chosen], x[None, :, of_x]
+            added, target = bias[of_out], out[:, of_out].swapaxes(0, 1)
             for k in range(0, filters, some):
                 ks = min(some, filters - k)
                 taps = w[: groups * ks * channels]
-                call.taps(weight[chosen], taps, k, ks)
+                call.taps(given, taps, k, ks)
                 for begin in range(0, count, tiles):
                     ts = min(tiles, count - begin)
                     part = cells[: ts * groups * channels]
-                    call.analyse(x[None, :, of_x], part, axes, begin, ts, mode)
+                    call.analyse(images, part, axes, begin, ts, mode)
                     of = synthesis.Sums(
                         call.job, begin, ts, k, ks, filters, channels, ks * channels, channels, 1, channels, groups * channels, 1,
                         fresh=1, last=1, conjugated=0, step0=1, step1=1, step2=1,
                     )  # fmt: skip
-                    target = out[:, of_out].swapaxes(0, 1)
-                    call.synthesise(taps, part, sums[: groups * ks * ts], bias[of_out], target, axes, of, apply)
+                    call.synthesise(taps, part, sums[: groups * ks * ts], added, target, axes, of, apply)
 
 
 def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
@@ -165,20 +165,20 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
         w, cells, sums = call.rows(s.groups * tiles * some, s.groups * tiles * channels, s.groups * some * channels)
         bias = np.zeros(len(out), out.dtype)
         for chosen, of_x, of_dy in _groups(problem.groups, s.groups, channels, filters):
-            groups = chosen.stop - chosen.start
+            groups, images, target, added = chosen.stop - chosen.start, x[None, :, of_x], out[of_dy], bias[of_dy]
             for k in range(0, filters, some):
                 ks = min(some, filters - k)
                 grads = _of_filters(dy[:, of_dy], groups, k, ks)
                 for begin in range(0, count, tiles):
                     ts = min(tiles, count - begin)
                     part, of_k = cells[: ts * groups * channels], w[: groups * ts * ks]
-                    call.analyse(x[None, :, of_x], part, of_tiles, begin, ts, MODES.index(problem.mode))
+                    call.analyse(images, part, of_tiles, begin, ts, MODES.index(problem.mode))
                     call.analyse(grads, of_k, of_grads, begin, ts, conjugated=True, kept=s.valid)
                     of = synthesis.Sums(
                         call.job, 0, channels, k, ks, filters, ts, ts * ks, 1, ks, channels, 1, groups * channels,
                         int(begin == 0), int(begin + ts == count), int(call.complex), *problem.dilation,
                     )  # fmt: skip
-                    call.synthesise(of_k, part, sums[: groups * ks * channels], bias[of_dy], out[of_dy], of_taps, of)
+                    call.synthesise(of_k, part, sums[: groups * ks * channels], added, target, of_taps, of)
 
 
 def _groups(groups: int, most: int, channels: int, filters: int) -> Iterator[tuple[slice, slice, slice]]:

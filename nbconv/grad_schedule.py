@@ -15,12 +15,11 @@ from .schedule import (
     bundled,
     copies_fit,
     direct,
-    even,
     most_filters,
     staged_cells,
     tile_within,
 )
-from .turns import Turn, block_sizes, shortest, turn
+from .turns import Turn, block_choices, block_sizes, even, shortest, turn
 
 # From cache sizes; DOTS was then chosen from some dozens of values on 3x3 layers of 256 and 512 channels, on Zen 4.
 PANELS = Limits(sums=256, staged=320 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
@@ -244,14 +243,10 @@ def shared(
         jobs = np.outer(k, c) * taps + np.add.outer(k * prepared[0], c * prepared[1])
         return turn(machine.threads, np.tile(jobs, (schedule.splits * groups, 1)))
 
-    def fewer(axis: int) -> set[int]:
-        count, unit = -(-sizes[axis] // units[axis]), units[axis]
-        most = max(1, blocks[axis] // unit)
-        return {unit * even(count, room) for room in range(1, most)} | {blocks[axis]}
-
     if machine.threads == 1:
         return schedule
-    filters, channels = shortest(blocks, itertools.product(fewer(0), fewer(1)), turn_of)
+    of_filters, of_channels = (block_choices(*each) for each in zip(sizes, blocks, units, strict=True))
+    filters, channels = shortest(blocks, itertools.product(of_filters, of_channels), turn_of)
     return dataclasses.replace(schedule, filters=filters, channels=channels)
 
 

@@ -18,7 +18,7 @@ from .kernels.cpu.machine import LINE, Machine
 from .kernels.cpu.tile import Axis
 from .phases import Phase, Slab, input_grad_phases, triple
 from .problem import LARGEST, ConvProblem, Triple
-from .turns import Turn, block_sizes, shortest, tile_cells, turn
+from .turns import Turn, block_choices, block_sizes, even, shortest, tile_cells, turn
 
 NOWHERE = (False, False, False)
 
@@ -256,12 +256,6 @@ def border_sweep(sweep: Sweep, problem: ConvProblem, slab: Slab) -> Sweep:
     return phased(sweep, problem, [input_grad_phases(problem, a, slab.low[a], slab.shape[a]) for a in range(3)])[0]
 
 
-def even(count: int, most: int) -> int:
-    """Size of the equal tiles, of at most `most` cells, that cover `count` cells."""
-    tiles = max(1, -(-count // max(most, 1)))
-    return max(1, -(-count // tiles))
-
-
 def direct(sweep: Sweep, itemsize: int, limits: Limits) -> Schedule:
     """Portable loop: tiles whose rows of sums stay within `limits.sums` cells, and the channels that `limits.staged` bytes hold."""
     schedule = Schedule(tile_within(sweep, limits, NOWHERE), max(1, min(sweep.filters, limits.filters)), 1)
@@ -302,7 +296,6 @@ def outer(
         elif sweep.filters <= register:
             room = STREAMED
         tile = 1, 1, min(out[2], max(block, room))
-        tiles = [(1, 1, min(out[2], -(-even(out[2], max(block, int(tile[2] / part))) // block) * block)) for part in PARTS]
     else:
         # channels enough for a call to add many terms to the sums that it loads and stores
         copies = math.prod(k[a] if dense[a] else 1 for a in range(3))
@@ -310,7 +303,6 @@ def outer(
         room = limits.staged // (wanted * copies * itemsize)
         limits = limits._replace(sums=max(min(limits.sums, room), min(limits.sums, 4 * vectors * lanes)))
         tile = tile_within(sweep, limits, dense)
-        tiles = [tile_within(sweep, limits._replace(sums=math.ceil(math.prod(tile) / part)), dense) for part in PARTS]
     together = vectors * lanes
 
     def tiled(tile: Triple) -> Schedule:
@@ -320,14 +312,22 @@ def outer(
         most = max(register, limits.held // (sum_cells(sweep, found) * itemsize) * register)
         return dataclasses.replace(found, filters=register * even(-(-sweep.filters // register), most // register))
 
+    def smaller() -> Iterator[Schedule]:
+        """The same with parts of the tile, and with all of it in tiles as equal as can be."""
+        cells = [math.prod(tile) / part for part in PARTS]
+        if in_place:
+            rows = (-(-even(out[2], max(together, int(room))) // together) * together for room in cells)
+            return map(tiled, dict.fromkeys((1, 1, min(out[2], row)) for row in rows))
+        return map(tiled, dict.fromkeys(tile_within(sweep, limits._replace(sums=math.ceil(room)), dense) for room in cells))
+
     schedule = tiled(tile)
     if not (in_place or gathered or sweep.apart) and schedule.filters < sweep.filters:
         moved = functools.partial(_moved, sweep, itemsize=itemsize, limits=limits)
-        small = min(map(tiled, dict.fromkeys(tiles)), key=moved)
+        small = min(smaller(), key=moved)
         products = math.prod(out) * math.prod(k) * sweep.filters / lanes
         schedule = small if moved(schedule) - moved(small) > SPARED * products else schedule
     if machine.threads > 1:
-        schedule = shared(sweep, schedule, map(tiled, dict.fromkeys(tiles)), machine.threads, groups * batch)
+        schedule = shared(sweep, schedule, smaller(), machine.threads, groups * batch)
     places = max(1, batch * groups * math.prod(-(-size // tile) for size, tile in zip(out, schedule.tile, strict=True)))
     channels = sweep.channels if in_place else _with_channels(sweep, schedule, itemsize, limits).channels
     if machine.registers < FEW and in_place and sweep.filters <= register:
@@ -387,8 +387,7 @@ def shared(sweep: Sweep, schedule: Schedule, others: Iterable[Schedule], threads
 
     def offers() -> Iterator[Schedule]:
         for found in others:
-            units = -(-sweep.filters // found.register)
-            for filters in {found.register * even(units, room) for room in range(1, found.filters // found.register + 1)}:
+            for filters in block_choices(sweep.filters, found.filters, found.register):
                 yield dataclasses.replace(found, filters=filters)
 
     return shortest(schedule, offers(), turn_of)

@@ -22,11 +22,23 @@ class Turn(NamedTuple):
     jobs: int
 
 
+def even(count: int, most: int) -> int:
+    """Size of the equal tiles, of at most `most` cells, that cover `count` cells."""
+    tiles = max(1, -(-count // max(most, 1)))
+    return max(1, -(-count // tiles))
+
+
 def block_sizes(size: int, block: int, unit: int) -> Array:
     """Sizes of the blocks of an axis; see `kernels.cpu.tile.block_of`."""
     units, count = -(-size // unit), -(-size // block)
     begins = np.arange(count + 1) * units // max(count, 1) * unit
     return np.diff(np.minimum(begins, size))
+
+
+def block_choices(size: int, block: int, unit: int) -> set[int]:
+    """Sizes of blocks of some units, `block` at the most, of which no two make equally many."""
+    units = -(-size // unit)
+    return {unit * even(units, room) for room in range(1, max(1, block // unit) + 1)}
 
 
 def tile_cells(out: Triple, tile: Triple) -> Array:

@@ -12,8 +12,8 @@ from .grad_schedule import shared, with_splits
 from .kernels.cpu.machine import LINE, Machine
 from .phases import triple
 from .problem import ConvProblem, Triple
-from .schedule import NOWHERE, Limits, Schedule, Sweep, even, staged_cells, tile_within
-from .turns import Turn, block_sizes, shortest, tile_cells, turn
+from .schedule import NOWHERE, Limits, Schedule, Sweep, staged_cells, tile_within
+from .turns import Turn, block_choices, block_sizes, even, shortest, tile_cells, turn
 
 TILES = Limits(sums=256, staged=3000 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
 GRAD_TILES = Limits(sums=256, staged=1000 * 1024, filters=0, held=1700 * 1024, jobs=4, parallel=1_000_000)
@@ -139,10 +139,9 @@ def shared_tiles(sweep: Sweep, tile: Triple, register: int, lanes: int, threads:
 
     parts = PARTS if sweep.dilation == (1, 1, 1) else (1,)  # tiles of several phases stay side by side
     tiles = dict.fromkeys(_block(sweep, TILES._replace(sums=-(-math.prod(tile) // part))) for part in parts)
-    units = -(-sweep.filters // register)
-    blocks = {even(units, room) * register for room in range(1, units + 1)}
-    offers: list[tuple[Triple, int]] = [(tile, units * register), *itertools.product(tiles, blocks)]
-    return shortest(offers[0], offers[1:], turn_of)
+    whole = -(-sweep.filters // register) * register
+    others: Iterator[tuple[Triple, int]] = itertools.product(tiles, block_choices(sweep.filters, whole, register))
+    return shortest((tile, whole), others, turn_of)
 
 
 def _block(sweep: Sweep, limits: Limits) -> Triple:

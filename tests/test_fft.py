@@ -11,7 +11,7 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import calls, dispatch, engine, families, fft, fft_schedule
+from nbconv import calls, dispatch, engine, fft, fft_schedule, workspace
 from nbconv.dispatch import DIRECTIONS, Wish
 from nbconv.kernels.cpu import fourier
 from nbconv.kernels.cpu.machine import AVX512, host
@@ -115,7 +115,7 @@ def test_groups_whose_spectra_do_not_fit_follow_one_another(direction):
     plan = dispatch.select(direction, p, np.dtype("float64"), AVX512._replace(threads=1))
     assert (plan.algorithm, plan.spectra.size) == ("fft", (1, 72, 72))
     assert 1 <= plan.spectra.groups < 64
-    assert plan.shared_bytes + plan.thread_bytes <= families.WORKSPACE
+    assert plan.shared_bytes + plan.thread_bytes <= workspace.WORKSPACE
 
 
 def test_groups_are_held_at_once_while_threads_have_work():
@@ -159,7 +159,7 @@ def test_workspace_is_what_the_plan_says(direction, shapes, limit):
     tracemalloc.stop()
     stated = plan.shared_bytes + host().threads * plan.thread_bytes
     assert peak <= stated + 50_000
-    bound = max(families.WORKSPACE * host().threads, 2 * x.nbytes)
+    bound = max(workspace.WORKSPACE * host().threads, 2 * x.nbytes)
     assert stated <= (bound if limit is None else limit)
 
 

@@ -10,7 +10,7 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import dispatch, families, schedule
+from nbconv import dispatch, schedule, workspace
 from nbconv.dispatch import DIRECTIONS
 from nbconv.kernels.cpu.machine import AVX2, AVX512, host
 
@@ -222,7 +222,7 @@ def test_an_algorithm_that_is_asked_for_takes_what_it_needs():
     plan = nbconv.plan("forward", x.shape, w.shape, algorithm="fft", **options)
     assert plan.algorithm == "fft"
     stated = plan.shared_bytes + host().threads * plan.thread_bytes
-    assert stated > families.WORKSPACE * host().threads > 2 * x.nbytes
+    assert stated > workspace.WORKSPACE * host().threads > 2 * x.nbytes
     got = nbconv.conv2d(x, w, algorithm="fft", **options)
     np.testing.assert_allclose(got, nbconv.conv2d(x, w, algorithm="direct", **options), atol=1e-4)
 

@@ -15,7 +15,7 @@ import pytest
 from oracle import assert_sums, random
 
 import nbconv
-from nbconv import dispatch, tuned, tuner
+from nbconv import dispatch, tuned, tuner, workspace
 from nbconv.bench import tuning
 from nbconv.kernels.cpu.machine import host
 from nbconv.kernels.jit import DISABLED
@@ -101,7 +101,7 @@ def test_every_candidate_computes_the_same(name, direction, kept, monkeypatch):
         dispatch.select.cache_clear()
         chosen = nbconv.plan(direction, shape, weight, **options)
         assert (chosen.kernel, chosen.schedule, chosen.reason) == (plan.kernel, plan.schedule, "tuned: by hand")
-        limit = dispatch.MOST_DIRECT if plan.algorithm == "direct" else dispatch._room(p, FLOAT32, host().threads)
+        limit = dispatch.MOST_DIRECT if plan.algorithm == "direct" else workspace.room(p, FLOAT32, host().threads)
         assert plan.thread_bytes <= limit
         # the bound of Winograd's algorithm and of transforms is that of more terms
         assert_sums(call(direction, x, w, dy, options), want, absolute, terms * (1 if plan.algorithm == "direct" else 40))
