@@ -191,11 +191,14 @@ def flatness(dtype: str, seconds: float) -> Iterator[Line]:
 
 
 def layouts(array: Array) -> dict[str, Array]:
-    """The array contiguous, at an address that is no multiple of its cells' size, as every second column, in Fortran's order."""
+    """The array contiguous, at an address that is no multiple of its cells' size, as every second column, with its channels last,
+    in Fortran's order."""
     unaligned = np.empty(array.nbytes + 1, np.uint8)[1:].view(array.dtype).reshape(array.shape)
     strided = np.empty((*array.shape[:-1], 2 * array.shape[-1]), array.dtype)[..., ::2]
-    found = {"contiguous": array, "unaligned": unaligned, "every second": strided, "Fortran": np.empty_like(array, order="F")}
-    for other in (unaligned, strided, found["Fortran"]):
+    last = np.moveaxis(np.empty((len(array), *array.shape[2:], array.shape[1]), array.dtype), -1, 1)
+    fortran = np.empty_like(array, order="F")
+    found = {"contiguous": array, "unaligned": unaligned, "every second": strided, "channels last": last, "Fortran": fortran}
+    for other in (unaligned, strided, last, fortran):
         other[...] = array
     return found
 

@@ -9,8 +9,9 @@ from numba import types
 
 from .arrays import Array
 from .clipped_schedule import scratch_cells
+from .copies import assign, contiguous
 from .dispatch import Plan
-from .drivers import INTEGER, ScratchTwin, assign, contiguous, dense_array, scratch
+from .drivers import INTEGER, ScratchTwin, dense_array, scratch
 from .kernels.cpu import clipped
 from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address

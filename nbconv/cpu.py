@@ -14,8 +14,9 @@ from numba import types
 from . import across, clipped, depthwise, fft, outer, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
+from .copies import assign, contiguous, dense_rows, has_dense_rows
 from .dispatch import Plan, Wish, matrix_plan, select
-from .drivers import INTEGER, Twin, any_array, assign, contiguous, dense_array, run_once, scratch
+from .drivers import INTEGER, Twin, any_array, dense_array, run_once, scratch
 from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu import transfer
 from .kernels.cpu.epilogue import Descriptor, Epilogue
@@ -70,6 +71,12 @@ def forward(
     """out = activation(bias + conv(x, weight)); `epilogue` is the activation; `forms`, what is kept of the weight."""
     if out.size == 0:
         return
+    if plan.kernel != "direct":
+        x = dense_rows(x, out.dtype)
+        if not has_dense_rows(out):
+            target = scratch(out.shape, out.dtype)
+            forward(plan, x, weight, bias, target, epilogue, forms)
+            return assign(out, target)
     formula = epilogue.formula if epilogue and plan.kernel in ("outer", "depthwise", "across", "clipped") else ""
     apply = epilogue.address if epilogue and not formula else 0
     if bias is None:
@@ -97,6 +104,12 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
     problem = plan.problem
     if out.size == 0:
         return
+    if plan.kernel != "direct":
+        grad_output = dense_rows(grad_output, out.dtype)
+        if not has_dense_rows(out):
+            target = scratch(out.shape, out.dtype)
+            input_grad(plan, grad_output, weight, bias, target, forms)
+            return assign(out, target)
     if plan.kernel == "matrix":
         return _matrix(plan, grad_output, weight, bias, out)
     if bias is None:
@@ -114,7 +127,7 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
         target = scratch((*out.shape[:2], *inner.problem.size), out.dtype)
         winograd.run(inner, grad_output, rotated, bias, target)
         sources = _sources(problem, Slab((0, 0, 0), inner.problem.size))
-        load = kernel_address(host(), out.itemsize, "load", 1, (0,)) if out.strides[4] == out.itemsize else 0
+        load = kernel_address(host(), out.itemsize, "load", 1, (0,))
         _cropper(out.dtype).run(plan.parallel, math.prod(out.shape[:2]), target, sources, problem.before, load, out)
         return
 
@@ -171,6 +184,8 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     """out = gradient of conv(x, weight) for the weight; a complex x is conjugated."""
     if out.size == 0:
         return
+    if plan.kernel != "direct_weight_grad":
+        grad_output, x = dense_rows(grad_output, out.dtype), dense_rows(x, out.dtype)
     _WEIGHT_GRADS.get(plan.kernel, tiled_weight_grad.run)(plan, grad_output, x, out)
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from numba import types
 
 from .arrays import Array, accumulator
+from .copies import assign, contiguous
 from .depthwise_schedule import AROUND, MERGING, fetched, framed, framed_cells, reordered, row_blocks, staged_border
 from .dispatch import Plan
-from .drivers import INTEGER, ScratchTwin, any_array, assign, contiguous, dense_array, run_once, scratch
+from .drivers import INTEGER, ScratchTwin, any_array, dense_array, run_once, scratch
 from .kernels.cpu import depthwise, depthwise_grad, frame, transfer
 from .kernels.cpu.depthwise_emitters import ALONE, AT_ONCE, IN_TURN
 from .kernels.cpu.epilogue import takes_results

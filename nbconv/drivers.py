@@ -10,11 +10,10 @@ import numpy as np
 from numba import types
 
 from .arrays import Array
-from .kernels.cpu import transfer
 from .kernels.cpu.machine import LINE
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.jit import address, entry
-from .record import Kernel, Unrecordable, recorder
+from .record import Kernel, recorder
 from .schedule import SHUFFLED
 from .threads import launch
 
@@ -116,43 +115,10 @@ def run_once(kernel: Any, kinds: tuple[types.Type, ...], *arguments: Any) -> Non
     entry(kernel, *kinds)(*arguments)
 
 
-def contiguous(array: Array, dtype: np.dtype[Any]) -> Array:
-    """`array` itself if it is contiguous and of `dtype`, else a copy that is."""
-    if array.dtype == dtype and array.flags.c_contiguous:
-        return array
-    if not recorder():
-        return np.ascontiguousarray(array, dtype)
-    target = scratch(array.shape, dtype)
-    assign(target, array)
-    return target
-
-
-def conjugated(array: Array) -> Array:
-    """The conjugate of `array`."""
-    if not recorder():
-        return np.conj(array)
-    source, target = contiguous(array, array.dtype), scratch(array.shape, array.dtype)
-    kinds = dense_array(array.dtype, 1, True), dense_array(array.dtype, 1)
-    run_once(transfer.conjugate, kinds, source.reshape(-1), target.reshape(-1))
-    return target
-
-
 def scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Uninitialised memory of a call."""
     record = recorder()
     return record.scratch(shape, dtype) if record else np.empty(shape, dtype)
-
-
-def assign(target: Array, source: Array) -> None:
-    """target[...] = source."""
-    if not recorder():
-        target[...] = source
-        return
-    if source.dtype != target.dtype:
-        raise Unrecordable(f"a conversion of {source.dtype} to {target.dtype}")
-    lift = (None,) * (6 - target.ndim)
-    kinds = any_array(source.dtype, 6, True), any_array(target.dtype, 6)
-    run_once(transfer.copy, kinds, np.broadcast_to(source, target.shape)[lift], target[lift])
 
 
 def aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -167,19 +133,12 @@ def aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return memory[start : start + count].reshape(cells)
 
 
-def between(x: Array, dtype: np.dtype[Any]) -> int | None:
-    """How `load` finds the cells of a row of x: 1 if they are neighbours in memory, 0 if not, None if it cannot convert them."""
-    return None if x.dtype != dtype else int(x.strides[-1] == x.itemsize)
-
-
-def loaded(near: int | None, axis: Axis, at: Callable[..., int]) -> int:
-    """Address of the `load` for rows as `between` says and the last axis; 0 for none. `at` gives addresses of micro-kernels."""
-    if near is None:
-        return 0
+def loaded(axis: Axis, at: Callable[..., int]) -> int:
+    """Address of the `load` for the last axis; `at` gives addresses of micro-kernels."""
     residues = tuple(q * axis.dilation % axis.period for q in range(axis.slots))
-    if near and axis.stride <= min(SHUFFLED * axis.slots, WIDEST) and axis.slots <= SLOTS:
+    if axis.stride <= min(SHUFFLED * axis.slots, WIDEST) and axis.slots <= SLOTS:
         return at("load", axis.stride, residues)
-    return at("load", axis.stride if near and axis.stride <= SHUFFLED else 0, ())
+    return at("load", axis.stride if axis.stride <= SHUFFLED else 0, ())
 
 
 def is_run(x: Array) -> bool:

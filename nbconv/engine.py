@@ -13,8 +13,8 @@ from numba.core.errors import NumbaError
 from . import cpu
 from .arrays import Array, accumulator, can_write_directly, check_out
 from .arrays import computable as converted
+from .copies import conjugated, contiguous
 from .dispatch import AUTO, Wish, select
-from .drivers import conjugated, contiguous
 from .kernels.cpu.epilogue import Descriptor, compile_epilogue
 from .problem import ConvProblem
 from .record import Unrecordable, recorder

@@ -17,7 +17,7 @@ from numba import types
 
 from .arrays import Array, accumulator
 from .dispatch import Plan
-from .drivers import INTEGER, ScratchTwin, aligned, any_array, between, dense_array, loaded
+from .drivers import INTEGER, ScratchTwin, aligned, any_array, dense_array, loaded
 from .fft_schedule import Spectra, frequencies, thread_cells, thread_rows
 from .kernels.cpu import analysis, synthesis
 from .kernels.cpu.fourier import loops
@@ -80,8 +80,9 @@ class _Call:
         conjugated: bool = False, kept: Triple | None = None,
     ) -> None:  # fmt: skip
         """Spectra of `count` tiles of cells (groups, N, C, ...)."""
-        near = between(cells, self._dtype) if self._dtype.kind == "f" and not DISABLED else None
-        load = loaded(near, axes[2], functools.partial(kernel_address, host(), self._dtype.itemsize))
+        load = 0
+        if self._dtype.kind == "f" and not DISABLED:
+            load = loaded(axes[2], functools.partial(kernel_address, host(), self._dtype.itemsize))
         of = analysis.Rows(self.job, begin, count, mode, load, 0, int(conjugated), 0, 0, 0, *(kept or self._size))
         self._run(analysis, cells, (target, self._none, self._none), self._no_bias, axes, of, len(target))
 

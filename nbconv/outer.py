@@ -10,13 +10,12 @@ import numpy as np
 from numba import types
 
 from .arrays import Array
+from .copies import contiguous
 from .dispatch import Plan
 from .drivers import (
     INTEGER,
     ScratchTwin,
     any_array,
-    between,
-    contiguous,
     dense_array,
     is_run,
     last_block,
@@ -107,16 +106,15 @@ def _prepare(
     slab: Slab | None,
     x: tuple[int, ...],
     out: tuple[int, ...],
-    near: int | None,
-    spread: bool,
+    alike: bool,
     plane: int,
     weights: tuple[int, ...],
     formula: str,
 ) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
-    `slab` tells which padded cells dI is sought for, None for a forward run; `near` is what `between` says of x; `spread` tells
-    whether the cells of a row of out are no neighbours in memory; `plane`, the bytes from channel to channel of x; `weights`, bytes
+    `slab` tells which padded cells dI is sought for, None for a forward run; `alike`, whether x is of the results' dtype;
+    `plane`, the bytes from channel to channel of x; `weights`, bytes
     from group to group, block to block of filters, filter to filter, channel to channel and tap to tap on each axis of the weights;
     `formula`, the activation, or "".
     """
@@ -161,8 +159,8 @@ def _prepare(
     micro = [
         at("outer", p, v, edged, row, fetched, apart, formula) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))
     ]
-    micro.append(loaded(near, w, at))
-    micro.append(at("store", int(spread or (merged == 1 and spacing[2] > 1)), merged, formula))
+    micro.append(loaded(w, at) if alike else 0)
+    micro.append(at("store", int(merged == 1 and spacing[2] > 1), merged, formula))
     micro.append(at("gather", s.vectors) if s.window else 0)
     tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))
     jobs = x[0] * -(-problem.groups // s.bundle) * tiles * -(-sweep.filters // s.filters)
@@ -220,8 +218,8 @@ def run(
         block = s.register * row
     if plan.sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
-    near, spread = between(x, out.dtype), out.strides[-1] != out.itemsize
+    alike = x.dtype == out.dtype
     steps = group, block, row, channel, *taps
-    prepared = _prepare(plan, slab, x.shape, out.shape, near, spread, x.strides[1] if s.in_place else 0, steps, formula)
+    prepared = _prepare(plan, slab, x.shape, out.shape, alike, x.strides[1] if s.in_place else 0, steps, formula)
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:3]
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))

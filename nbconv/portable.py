@@ -9,8 +9,9 @@ import numpy as np
 from numba import types
 
 from .arrays import Array
+from .copies import assign
 from .dispatch import Plan
-from .drivers import AXIS, BLOCKS, INTEGER, ScratchTwin, any_array, assign, dense_array
+from .drivers import AXIS, BLOCKS, INTEGER, ScratchTwin, any_array, dense_array
 from .kernels.cpu import direct
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES, ZEROS

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .arrays import Array
+from .copies import assign, contiguous
 from .dispatch import Plan
 from .drivers import (
     AXIS,
@@ -16,9 +17,6 @@ from .drivers import (
     ScratchTwin,
     Twin,
     any_array,
-    assign,
-    between,
-    contiguous,
     dense_array,
     is_run,
     last_block,
@@ -46,8 +44,8 @@ class _Run(NamedTuple):
     cells: int
 
 
-def _kernels(plan: Plan, near: int | None, axis: Axis) -> list[int]:
-    """Addresses of the micro-kernels in the order of the driver; `near` is what `between` says of x, `axis` the last one."""
+def _kernels(plan: Plan, axis: Axis) -> list[int]:
+    """Addresses of the micro-kernels in the order of the driver; `axis` is the last one."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     if machine is None:
         return [0] * 8
@@ -57,7 +55,7 @@ def _kernels(plan: Plan, near: int | None, axis: Axis) -> list[int]:
         scalars, last = (s.register, last_block(sizes[0], s.register)), -(-last_block(sizes[1], s.vectors * s.lanes) // s.lanes)
         panels = (at("rows", p, v) for p in scalars for v in (s.vectors, last))
         return [*panels, 0, at("pack", 0), at("pack", 1), at("store", 0, 1)]
-    row = loaded(near, axis, at)
+    row = loaded(axis, at)
     if plan.kernel == "panels":
         last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
         scalars = s.register, last_block(sweep.channels, s.register)
@@ -69,11 +67,10 @@ def _kernels(plan: Plan, near: int | None, axis: Axis) -> list[int]:
 
 
 @functools.lru_cache(maxsize=2048)
-def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int | None, inside: bool, plane: int) -> _Run:
+def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], inside: bool, plane: int) -> _Run:
     """Prepare a run over arrays of shapes `x` and `dy`.
 
-    `near` is what `between` says of x; `inside` tells whether x is read in place; `plane`, if so,
-    its bytes from channel to channel.
+    `inside` tells whether x is read in place; `plane`, if so, its bytes from channel to channel.
     """
     problem, s, sweep = plan.problem, plan.schedule, plan.sweep
     axes = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), triple(dy[2:]))
@@ -85,7 +82,7 @@ def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int | No
     offsets = np.arange(s.channels) * plane if inside else cell_offsets(sweep, s)
     if plan.kernel == "dots" and plan.machine is not None and not inside:
         offsets = offsets * (plan.machine.vector // s.lanes)
-    micro = _kernels(plan, near, axes[2])
+    micro = _kernels(plan, axes[2])
     return _Run(offsets, np.array(micro, np.intp), axes, blocks, jobs, cells)
 
 
@@ -114,7 +111,7 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     elif plan.sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
     inside = s.in_place and is_run(x)
-    prepared = _prepare(plan, x.shape, dy.shape, between(x, out.dtype), inside, x.strides[1] if inside else 0)
+    prepared = _prepare(plan, x.shape, dy.shape, inside, x.strides[1] if inside else 0)
 
     def fill(sums: Array) -> None:
         arrays, rest = (dy, x, sums, prepared.offsets, prepared.micro), (*prepared.axes, prepared.blocks)

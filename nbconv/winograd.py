@@ -9,8 +9,9 @@ import numpy as np
 from numba import types
 
 from .arrays import Array
+from .copies import contiguous
 from .dispatch import Plan
-from .drivers import INTEGER, ScratchTwin, any_array, between, contiguous, dense_array, last_block, loaded
+from .drivers import INTEGER, ScratchTwin, any_array, dense_array, last_block, loaded
 from .kernels.cpu import outer, winograd, winograd_grad
 from .kernels.cpu.emitters import OTHER_CALL
 from .kernels.cpu.microkernel import kernel_address
@@ -33,7 +34,7 @@ class _Run(NamedTuple):
     cells: int
 
 
-def _kernels(plan: Plan, near: int | None, apart: bool, distant: bool, axis: Axis) -> list[int]:
+def _kernels(plan: Plan, alike: bool, distant: bool, axis: Axis) -> list[int]:
     """Addresses of the micro-kernels in the order of the driver; `axis` is the last one."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     assert machine is not None
@@ -46,8 +47,8 @@ def _kernels(plan: Plan, near: int | None, apart: bool, distant: bool, axis: Axi
     micro = [at("outer", p, v, 0, itemsize, fetched, 0) for p in filters for v in (s.vectors, 1)]
     if gathered(sweep, s):
         axis = axis._replace(stride=axis.dilation, slots=1)
-    micro.append(loaded(near, axis, at))
-    micro.append(at("store", int(apart or axis.dilation > 1), 1 if sweep.dilation != (1, 1, 1) else sweep.stride[2]))
+    micro.append(loaded(axis, at) if alike else 0)
+    micro.append(at("store", int(axis.dilation > 1), 1 if sweep.dilation != (1, 1, 1) else sweep.stride[2]))
     spread = int(gathered(sweep, s))
     return [
         *micro,
@@ -58,13 +59,10 @@ def _kernels(plan: Plan, near: int | None, apart: bool, distant: bool, axis: Axi
 
 
 @functools.lru_cache(maxsize=2048)
-def _prepare(
-    plan: Plan, x: tuple[int, ...], out: tuple[int, ...], near: int | None, spread: bool, weights: tuple[int, ...]
-) -> _Run:
+def _prepare(plan: Plan, x: tuple[int, ...], out: tuple[int, ...], alike: bool, weights: tuple[int, ...]) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
-    `near` is what `between` says of x; `spread` tells whether the cells of a row of out are no neighbours in memory; `weights` are
-    bytes from group to group, filter to filter and channel to channel.
+    `alike` tells whether x is of the results' dtype; `weights` are bytes from group to group, filter to filter, channel to channel.
     """
     problem, s, sweep, machine = plan.problem, plan.schedule, plan.sweep, plan.machine
     assert machine is not None
@@ -114,7 +112,7 @@ def _prepare(
         lanes[: len(corners)] = corners * itemsize
         offsets = np.concatenate([offsets, lanes.view(np.intp)])
     distant = row == sizes["taps"] * itemsize != channel  # filters lie side by side, as in dI
-    return _Run(offsets, np.array(_kernels(plan, near, spread, distant, w), np.intp), numbers, jobs, cells)
+    return _Run(offsets, np.array(_kernels(plan, alike, distant, w), np.intp), numbers, jobs, cells)
 
 
 @functools.cache
@@ -132,8 +130,8 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
         weight = contiguous(weight, weight.dtype)
     if plan.sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
-    near = between(x, out.dtype)
-    prepared = _prepare(plan, x.shape, out.shape, near, out.strides[-1] != out.itemsize, weight.strides[:3])
+    alike = x.dtype == out.dtype
+    prepared = _prepare(plan, x.shape, out.shape, alike, weight.strides[:3])
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:2]
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))
 
@@ -158,7 +156,7 @@ def _order(sweep: Sweep, schedule: Schedule, pitch: int, counts: list[int]) -> A
     return order.reshape(-1)
 
 
-def _grad_kernels(plan: Plan, near: int | None, axis: Axis) -> list[int]:
+def _grad_kernels(plan: Plan, axis: Axis) -> list[int]:
     """Addresses of the micro-kernels in the order of the driver of dW; `axis` is the last one."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     assert machine is not None
@@ -166,14 +164,14 @@ def _grad_kernels(plan: Plan, near: int | None, axis: Axis) -> list[int]:
     last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
     scalars = s.register, last_block(sweep.channels, s.register)
     micro = [*(at("panel", p, v) for p in scalars for v in (s.vectors, last))]
-    micro += [loaded(near, axis, at), at("pack", 0)]
+    micro += [loaded(axis, at), at("pack", 0)]
     sums, dy, cells = zip(*(matrices(k, m) for k, m in zip(sweep.kernel, plan.outputs, strict=True)), strict=True)
     return [*micro, at("pack", 1), *(at("transform", axes, 0) for axes in (cells, dy, sums))]
 
 
 @functools.lru_cache(maxsize=2048)
-def _prepare_grad(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int | None) -> _Run:
-    """Prepare dW of arrays of shapes `x` and `dy`; `near` is what `between` says of x."""
+def _prepare_grad(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...]) -> _Run:
+    """Prepare dW of arrays of shapes `x` and `dy`."""
     problem, s, sweep, machine, steps = plan.problem, plan.schedule, plan.sweep, plan.machine, plan.outputs
     assert machine is not None
     itemsize = machine.vector // s.lanes
@@ -194,7 +192,7 @@ def _prepare_grad(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], near: int
     jobs = s.splits * problem.groups * -(-sweep.channels // s.channels) * -(-sweep.filters // s.filters)
     numbers = np.array([value for part in (*axes, blocks, regions) for value in part], np.intp)
     offsets = (np.concatenate(tables) * itemsize).astype(np.intp)
-    return _Run(offsets, np.array(_grad_kernels(plan, near, axes[2]), np.intp), numbers, jobs, cells)
+    return _Run(offsets, np.array(_grad_kernels(plan, axes[2]), np.intp), numbers, jobs, cells)
 
 
 @functools.cache
@@ -208,7 +206,7 @@ def weight_grad(plan: Plan, dy: Array, x: Array, out: Array) -> None:
     dy = contiguous(dy, dy.dtype)  # its layout would change the order of the sum
     if plan.sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
-    prepared = _prepare_grad(plan, x.shape, dy.shape, between(x, out.dtype))
+    prepared = _prepare_grad(plan, x.shape, dy.shape)
 
     def fill(sums: Array) -> None:
         arrays = dy, x, sums, prepared.offsets, prepared.micro

@@ -184,7 +184,7 @@ def test_profile(tmp_path):
     parts = {"call", "first call", "checks", "problem", "plan", "result", "the rest"}
     assert parts <= set(variants["overhead", "forward"]) <= {*parts, "torch"}
     for direction in DIRECTIONS:
-        assert variants["arrays", direction] == ["contiguous", "unaligned", "every second", "Fortran"]
+        assert variants["arrays", direction] == ["contiguous", "unaligned", "every second", "channels last", "Fortran"]
         assert variants["flatness", direction] == ["batch 1", "batch 2", "size 14", "size 28", "size 56"]
         most = numba.config.NUMBA_NUM_THREADS
         assert variants["threads", direction] == (["1 thread(s)", f"{most} thread(s)"] if most > 1 else [])

@@ -159,6 +159,16 @@ def test_names_defaults_and_layouts(layout):
         np.testing.assert_array_equal(got, want)
 
 
+@pytest.mark.parametrize("size", [(20, 21), (70, 71)])
+def test_channels_last(size):
+    """Of so many cells that squares are transposed, on one thread and on all."""
+    arrays = (random(shape, "float32", i) for i, shape in enumerate(((2, *size, 24), (24, 3, 3, 24), (2, *size, 24))))
+    x, w, dy = (np.moveaxis(array, -1, 1) for array in arrays)
+    want = by_name.py_func(*map(np.ascontiguousarray, (x, w, dy)))
+    for got, same in zip(by_name(x, w, dy), want, strict=True):
+        np.testing.assert_array_equal(got, same)
+
+
 @pytest.mark.parametrize(
     ("x", "w", "given"),
     [

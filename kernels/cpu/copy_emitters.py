@@ -17,16 +17,16 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
     """Emit `load`: the cells `residues[q]`, `residues[q]` + stride ... of rows of neighbouring cells, for each slot q.
 
     A vector of the source is loaded once for all slots. Without residues, slots are as the arguments tell, one after another; with
-    a stride of 0 also the stride and the distance of cells, which are gathered one by one.
+    a stride of 0 the stride too, and cells are gathered one by one.
 
-    C signature, all 64-bit: (source, target, cell, planes, source_plane, target_plane, rows, source_row, target_row, position,
+    C signature, all 64-bit: (source, target, planes, source_plane, target_plane, rows, source_row, target_row, position,
     size, extent, slots, slot, stride, dilation, period). Addresses of the cell of residue 0, which is cell `position` of a row of
-    `size`, and of slot 0; bytes from cell to cell of the source, and for planes and rows their number and the bytes from one to the
+    `size`, and of slot 0; for planes and rows their number and the bytes from one to the
     next; cells of a slot that are written, zeros for those outside of the row; number of slots and bytes from one to the next, of
     which slot q holds the residue q * dilation mod period.
     """
     names = (
-        "source target cell planes source_plane target_plane rows source_row target_row position size extent slots slot stride "
+        "source target planes source_plane target_plane rows source_row target_row position size extent slots slot stride "
         "dilation period"
     )
     f = Function(module, name, itemsize, vector, names)
@@ -93,7 +93,7 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
 
     def scattered(start: Any) -> tuple[Any, ...]:
         """The same for cells a stride apart, of which the first is cell `start`."""
-        step = b.mul(a["cell"], a["stride"])
+        step = b.mul(a["stride"], f.word(itemsize))
         before = b.sdiv(f.add(b.sub(a["stride"], start), -1), a["stride"])  # of negative numbers it does not matter
         until = b.sdiv(f.add(b.sub(b.add(a["size"], a["stride"]), start), -1), a["stride"])
         low = b.select(b.icmp_signed(">", start, f.word(0)), f.word(0), before)
@@ -121,7 +121,7 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
             residue = b.srem(b.mul(number, a["dilation"]), a["period"])
             start = b.add(a["position"], residue)
             cells, begin, advance, step = neighbours(start, (0,)) if stride else scattered(start)
-            run(cells, b.add(source, b.mul(residue, a["cell"])), target, begin, advance, step, [f.word(0)])
+            run(cells, b.add(source, b.mul(residue, f.word(itemsize))), target, begin, advance, step, [f.word(0)])
             return [f.add(number, 1), b.add(target, a["slot"])]
 
         f.loop(a["slots"], [f.word(0), target], slot)

@@ -23,23 +23,17 @@ def fold(slab, places, dx):
 def crop(first, last, padded, places, before, load, dx):
     """Planes `first` to `last` of dx: the cells of padded ones within their borders, and the borders added as `fold` does.
 
-    `load` is the micro-kernel for neighbouring cells, or 0 where those of a row of dx are none.
+    `load` is the micro-kernel for neighbouring cells.
     """
     second, third = places[padded.shape[2] :], places[padded.shape[2] + padded.shape[3] :]
     for plane in range(first, last):
         n, c = plane // dx.shape[1], plane % dx.shape[1]
         for i0 in range(dx.shape[2]):
-            if load != 0:
-                source, wide = padded[n, c, before[0] + i0, before[1] :, before[2] :], dx.shape[4]
-                call_kernel(
-                    load, address_of(source), address_of(dx[n, c, i0]), dx.itemsize, 1, 0, 0, dx.shape[3], padded.strides[3],
-                    dx.strides[3], 0, wide, wide, 1, 0, 1, 1, 1,
-                )  # fmt: skip
-                continue
-            for i1 in range(dx.shape[3]):
-                row, target = padded[n, c, before[0] + i0, before[1] + i1], dx[n, c, i0, i1]
-                for i2 in range(dx.shape[4]):
-                    target[i2] = row[before[2] + i2]
+            source, wide = padded[n, c, before[0] + i0, before[1] :, before[2] :], dx.shape[4]
+            call_kernel(
+                load, address_of(source), address_of(dx[n, c, i0]), 1, 0, 0, dx.shape[3], padded.strides[3], dx.strides[3], 0, wide,
+                wide, 1, 0, 1, 1, 1,
+            )  # fmt: skip
         for j0 in range(padded.shape[2]):
             for j1 in range(padded.shape[3]):
                 row, target = padded[n, c, j0, j1], dx[n, c, places[j0], second[j1]]

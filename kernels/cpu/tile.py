@@ -117,8 +117,8 @@ def stage_row(row, source, start, low, high, axis, mode):
 def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
     """Stage channels `c_first` to `c_last` of image `n` for the output tile at (o0, o1, o2).
 
-    `load` is the address of the micro-kernel for the slots of the last axis, or for any and for any distance between the cells of a
-    row of x; 0 for the portable loop, which converts.
+    `load` is the address of the micro-kernel for the slots of the last axis, or for any, which takes dense rows; 0 for the portable
+    loop, which converts.
     """
     size = cells.itemsize
     channels = c_last - c_first
@@ -148,7 +148,7 @@ def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
                         rows = min(h.extent - j1, (h.size - 1 - i1) // h.stride + 1)
                     source = address_of(x) + n * x.strides[0] + c_first * x.strides[1] + i0 * x.strides[2] + i1 * x.strides[3]
                     call_kernel(
-                        load, source + start * x.strides[4], address_of(cells) + begin * size, x.strides[4], channels, x.strides[1],
+                        load, source + start * size, address_of(cells) + begin * size, channels, x.strides[1],
                         plane * size, rows, h.stride * x.strides[3], w.extent * size, start, w.size, w.extent, w.slots, box * size,
                         w.stride, w.dilation, w.period,
                     )  # fmt: skip

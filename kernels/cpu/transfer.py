@@ -3,6 +3,11 @@
 import numba
 
 from ..jit import call, kernel
+from .microkernel import call_kernel
+
+# Cells of a job of `transpose` along the axis that is dense in the target, and along the other one at a time: whole lines of cache
+# of both arrays, which stay in the first level meanwhile.
+ALONG, ACROSS = 256, 64
 
 
 @kernel
@@ -15,6 +20,39 @@ def copy(source, target):
                     for e in range(target.shape[4]):
                         for f in range(target.shape[5]):
                             target[a, b, c, d, e, f] = source[a, b, c, d, e, f]
+
+
+@kernel
+def transpose(first, last, source, target, squares):
+    """Jobs `first` to `last` of target = source, squares of cells; both are addresses.
+
+    `squares` are the bytes of a cell and the lanes of a vector; how many there are on each of three axes, how many bytes apart in
+    the source and in the target; a square's cells that are neighbours in the source, and bytes from one to the next in the target;
+    those that are neighbours in the target, and bytes in the source; two micro-kernels `pack`, for as many of the latter as there
+    are lanes, and for fewer. There are as many of the former at the least, of which the last are copied together, some of them once
+    more: a masked store of nothing at an address beyond the array takes 500 cycles.
+    """
+    size, lanes, _, n1, n2, a0, a1, a2, b0, b1, b2, m, far, n, wide, whole, ends = squares
+    blocks = -(-n // ALONG)
+    for job in range(first, last):
+        square, begin = job // blocks, job % blocks * ALONG
+        i, j, k = square // (n1 * n2), square // n2 % n1, square % n2
+        source_square, target_square = source + i * a0 + j * a1 + k * a2, target + i * b0 + j * b1 + k * b2
+        for r in range(0, m, ACROSS):
+            for c in range(begin, min(begin + ALONG, n), lanes):
+                rows = min(lanes, n - c)
+                micro, across, along = whole if rows == lanes else ends, source_square + c * wide, target_square + c * size
+                count = min(ACROSS, m - r) // lanes * lanes
+                call_kernel(micro, across + r * size, wide, rows, along + r * far, far, count)
+                if r + ACROSS > m > r + count:
+                    call_kernel(micro, across + (m - lanes) * size, wide, rows, along + (m - lanes) * far, far, lanes)
+
+
+@kernel(parallel=True)
+def parallel_transpose(run_jobs, threads, count, source, target, squares):
+    """Run `count` jobs, an equal share on each thread; `run_jobs` is the address of `transpose`."""
+    for thread in numba.prange(threads):
+        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, source, target, squares)
 
 
 @kernel
