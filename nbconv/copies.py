@@ -21,7 +21,7 @@ from .kernels.jit import DISABLED
 from .record import Unrecordable, recorder
 
 # Cells from which transposing pays, and from which all threads do it.
-LEAST, PARALLEL = 16_000, 100_000
+FEW, PARALLEL = 16_000, 100_000
 
 
 class Step(NamedTuple):
@@ -65,7 +65,7 @@ def conjugated(array: Array) -> Array:
 
 def assign(target: Array, source: Array) -> None:
     """target[...] = source, of one shape where they are to be recorded; they do not overlap."""
-    if _transposed(target, source):
+    if _by_vectors(target, source):
         return
     if not recorder():
         target[...] = source
@@ -93,12 +93,30 @@ def _steps(target: Array, source: Array) -> Iterator[Step]:
         yield held
 
 
-def _transposed(target: Array, source: Array) -> bool:
-    """Copy squares whose rows are dense in one array and whose columns are in the other; whether there are such."""
-    size, dtype = target.itemsize, target.dtype
-    if target.size < LEAST or size not in (4, 8) or source.dtype != dtype or source.shape != target.shape or DISABLED:
+def _by_vectors(target: Array, source: Array) -> bool:
+    """Copy many cells of a size that micro-kernels know; whether that is possible."""
+    if target.size < FEW or target.itemsize not in (4, 8) or source.dtype != target.dtype or source.shape != target.shape:
         return False
     steps = list(_steps(target, source))
+    return not DISABLED and (_short_rows(target, source, steps) or _squares(target, source, steps))
+
+
+def _short_rows(target: Array, source: Array, steps: list[Step]) -> bool:
+    """Copy rows of a vector at the most that are dense in both arrays; whether there is nothing else."""
+    size, machine = target.itemsize, host()
+    if len(steps) != 2 or not steps[1].source == steps[1].target == size or steps[1].cells > machine.vector // size:
+        return False
+    if min(steps[0].source, steps[0].target) < steps[1].cells * size:  # rows must not overlap, nor go backwards
+        return False
+    rows = *steps[0], steps[1].cells, kernel_address(machine, size, "short_rows")
+    jobs = -(-steps[0].cells // transfer.TOGETHER)
+    _row_driver().run(target.size >= PARALLEL, jobs, source.ctypes.data, target.ctypes.data, rows)
+    return True
+
+
+def _squares(target: Array, source: Array, steps: list[Step]) -> bool:
+    """Copy squares whose rows are dense in one array and whose columns are in the other; whether there are such."""
+    size = target.itemsize
     along = [step for step in steps if step.target == size]
     across = [step for step in steps if step.source == size]
     machine = host()
@@ -112,6 +130,11 @@ def _transposed(target: Array, source: Array) -> bool:
     jobs = math.prod(counts) * -(-n.cells // transfer.ALONG)
     _driver().run(target.size >= PARALLEL, jobs, source.ctypes.data, target.ctypes.data, squares)
     return True
+
+
+@functools.cache
+def _row_driver() -> Twin:
+    return Twin(transfer.copy_rows, transfer.parallel_copy_rows, types.intp, types.intp, types.UniTuple(types.intp, 5))
 
 
 @functools.cache

@@ -4,11 +4,10 @@ The weights of the terms were fitted to the times of all suites of the benchmark
 (`python -m nbconv profile --section algorithms` measures what the choice loses).
 """
 
-import functools
 import math
 
 from .families import Ask, Design
-from .phases import border_slabs, input_grad_phases
+from .phases import Border
 from .problem import ConvProblem
 from .schedule import SHUFFLED, Sweep
 from .winograd_schedule import gathered, separate
@@ -50,9 +49,9 @@ WINOGRAD_HALVED = 0.86, 3.14, 2.15, 18.9, 4.25, 10.6, 0.7, 3.6, 13.4, 7.2
 SHARED, PHASES = 13, (0.75, 1.6)
 # Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
 BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
-# Cost of a copied border in dI: of a vector of products, which thin borders leave half empty, of a cell, and of each of its sides;
-# then of a cell that is cropped from a plane with its borders, and written to it before. Fitted to ten layers on a Granite Rapids.
-SLAB, COPIED = (1.5, 50.0, 500_000.0), 8.0
+# Cost of a copied border in dI besides that of its problem: of a cell, which is added where it was copied from, and of each side;
+# then of a cell that is cropped from a plane with its borders, and written to it before.
+SIDE, COPIED = (8.0, 150_000.0), 8.0
 # Cost of a real number that is transformed, and of a product of complex ones, by bytes of a real one; then of a transform, and of
 # what Python does. Fitted on a Granite Rapids to 9,500 times of 146 problems, which they tell to within 11 % (root mean square).
 FFT = {4: (13.6, 1.9), 8: (23.9, 4.2)}
@@ -86,13 +85,20 @@ def direct_cost(ask: Ask, design: Design) -> float:
         return _total(DIRECT, ask, terms) * (1 + 1.5 / register)
     vectors = math.prod(design.schedule.tile) / lanes
     whole = math.ceil(vectors) / vectors if vectors else 1.0
-    far = design.schedule.packed and ask.machine is not None and 0 < ask.machine.cache < ask.weight_bytes
-    packing = PACKED_HALVED * math.prod(p.weight_shape) / lanes if far else 0.0
+    packing = PACKED_HALVED * math.prod(p.weight_shape) / lanes if _far(ask, design.schedule.packed) else 0.0
     at_once = (design.schedule.by_rows or design.schedule.tile[:2] == (1, 1)) and not design.sweep.apart
     product, alone, channel, afterwards, directly = DIRECT_HALVED
     read, written = terms[1:] if ask.direction == "forward" else terms[:0:-1]
     stored = directly if at_once else afterwards
     return terms[0] * whole * (product + alone / register) + read * channel + written * stored + packing + CALL_HALVED
+
+
+def _far(ask: Ask, packed: bool) -> bool:
+    """Whether weights that are packed come from memory, or lie among others, or those read in place are memory's."""
+    machine = ask.machine
+    if packed:
+        return ask.part > 0 or (machine is not None and 0 < machine.cache < ask.weight_bytes)
+    return machine is not None and not machine.holds(ask.part)
 
 
 def _halved(ask: Ask) -> bool:
@@ -115,22 +121,13 @@ def cost(algorithm: str, ask: Ask, design: Design) -> float:
     if design.problem:
         p = design.problem
         return winograd_cost(ask._replace(problem=p), design) + COPIED * p.batch * p.channels * math.prod(p.size)
-    alone = ask.direction == "input_grad" and design.schedule.taps is None
-    borders = _borders(ask.problem, ask.lanes) if alone else 0.0
-    return {"direct": direct_cost, "winograd": winograd_cost, "fft": fft_cost}[algorithm](ask, design) + borders
+    return {"direct": direct_cost, "winograd": winograd_cost, "fft": fft_cost}[algorithm](ask, design)
 
 
-@functools.lru_cache(maxsize=16)
-def _borders(p: ConvProblem, lanes: int) -> float:
-    """Of the gradient of copied borders, by the direct algorithm; the same for all designs of a problem."""
-    total = 0.0
-    for slab in border_slabs(p):
-        phases = [input_grad_phases(p, axis, slab.low[axis], slab.shape[axis]) for axis in range(3)]
-        taps = math.prod(sum(len(phase.taps) for phase in axis) / max(len(axis), 1) for axis in phases)
-        cells = p.batch * p.channels * math.prod(slab.shape)
-        product, cell, call = SLAB
-        total += product * cells * taps * p.filters / p.groups / lanes + cell * cells + call
-    return total
+def border_cost(border: Border) -> float:
+    """Of a copied border, besides its problem."""
+    cell, side = SIDE
+    return cell * border.cells + side
 
 
 def winograd_cost(ask: Ask, design: Design) -> float:

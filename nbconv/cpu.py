@@ -15,7 +15,7 @@ from . import across, clipped, depthwise, fft, outer, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
 from .copies import assign, contiguous, dense_rows, has_dense_rows
-from .dispatch import Plan, Wish, matrix_plan, select
+from .dispatch import Plan, matrix_plan
 from .drivers import INTEGER, Twin, any_array, dense_array, run_once, scratch
 from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu import transfer
@@ -24,9 +24,10 @@ from .kernels.cpu.fold import crop, fold, parallel_crop
 from .kernels.cpu.machine import host
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, source_index
-from .phases import Slab, border_slabs, interior, with_borders
+from .phases import Slab, borders, with_borders
 from .prepared import Forms
-from .problem import ConvProblem
+from .problem import ConvProblem, Triple
+from .record import recorder
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000
@@ -34,7 +35,7 @@ BIAS_PARALLEL = 500_000
 
 @functools.cache
 def _fold_kinds(dtype: np.dtype[Any]) -> tuple[types.Type, ...]:
-    return dense_array(dtype, 5), dense_array(INTEGER, 1), any_array(dtype, 5)
+    return any_array(dtype, 5), dense_array(INTEGER, 1), any_array(dtype, 5)
 
 
 @functools.cache
@@ -44,9 +45,10 @@ def _cropper(dtype: np.dtype[Any]) -> Twin:
 
 
 @functools.lru_cache(maxsize=512)
-def _sources(problem: ConvProblem, slab: Slab) -> Array:
+def _sources(problem: ConvProblem, slab: Slab, order: Triple = (0, 1, 2)) -> Array:
     """Where the cells of a copied border were copied from, on one axis after another."""
-    mode, spans = MODES.index(problem.mode), zip(slab.low, slab.high, problem.before, problem.size, strict=True)
+    mode, spans = MODES.index(problem.mode), list(zip(slab.low, slab.high, problem.before, problem.size, strict=True))
+    spans = [spans[axis] for axis in order]
     return np.array([source_index(j - side, n, mode) for low, high, side, n in spans for j in range(low, high)], INTEGER)
 
 
@@ -92,11 +94,11 @@ def forward(
         elif plan.kernel == "fft":
             fft.run(plan, x, by_group, bias, out, apply)
         elif plan.kernel == "outer":
-            outer.run(plan, x, by_group, bias, out, None, apply, formula, forms)
+            outer.run(plan, x, by_group, bias, out, apply, formula, forms)
         elif plan.kernel == "clipped":
             clipped.run(plan, x, by_group, bias, out, apply, formula, forms)
         else:
-            portable.run(plan, x, by_group, bias, out, None, apply)
+            portable.run(plan, x, by_group, bias, out, apply)
 
 
 def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array, forms: Forms | None = None) -> None:
@@ -131,25 +133,24 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
         _cropper(out.dtype).run(plan.parallel, math.prod(out.shape[:2]), target, sources, problem.before, load, out)
         return
 
-    direct = plan
-    if plan.kernel in ("winograd", "fft"):
-        (winograd.run if plan.kernel == "winograd" else fft.run)(plan, grad_output, rotated, bias, out)
-        if problem.mode == "zeros":
-            return
-        direct = select("input_grad", problem, plan.dtype, plan.machine, Wish("direct"))
-
-    def run(slab: Slab, target: Array, bias: Array) -> None:
-        if direct.kernel != "direct":  # a border is thin, also that of planes
-            outer.run(outer.slab_plan(direct, slab), grad_output, rotated, bias, target, slab, forms=forms)
-        else:
-            portable.run(direct, grad_output, rotated, bias, target, slab)
-
-    if plan is direct:
-        run(interior(problem), out, bias)
-    for slab in border_slabs(problem):
-        border = scratch((*out.shape[:2], *slab.shape), out.dtype)
-        run(slab, border, np.zeros_like(bias))
-        run_once(fold, _fold_kinds(out.dtype), border, _sources(problem, slab), out)
+    if plan.kernel == "winograd":
+        winograd.run(plan, grad_output, rotated, bias, out)
+    elif plan.kernel == "fft":
+        fft.run(plan, grad_output, rotated, bias, out)
+    elif plan.kernel == "outer":
+        outer.run(plan, grad_output, rotated, bias, out, forms=forms)
+    else:
+        portable.run(plan, grad_output, rotated, bias, out)
+    for border, inner in zip(borders(problem), plan.borders, strict=True):
+        record = recorder()
+        place = record.place() if record else 0
+        cells = scratch((*out.shape[:2], *inner.problem.size), out.dtype)
+        axes = 0, 1, *(2 + axis for axis in border.order)
+        dy, taps = grad_output[:, :, *border.outputs].transpose(axes), weight[:, :, *border.taps].transpose(axes)
+        input_grad(inner, dy, taps, None, cells)
+        run_once(fold, _fold_kinds(out.dtype), cells, _sources(problem, border.slab, border.order), out.transpose(axes))
+        if record:
+            record.release(place)
 
 
 @functools.lru_cache(maxsize=512)

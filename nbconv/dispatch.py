@@ -6,6 +6,7 @@ It is pure but for what `nbconv.tune` has measured: on this machine a record in 
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,12 +15,13 @@ import numpy.typing as npt
 
 from . import families, tuned, workspace
 from .arrays import accumulator, check_dtype
-from .cost import cost
+from .cost import border_cost, cost
 from .families import ONES, Ask, Design, Direction
 from .fft_schedule import SPECTRA, Spectra
 from .grad_schedule import DOTS, PANELS, POINTS
 from .kernels.cpu.machine import Machine, host
 from .kernels.jit import DISABLED
+from .phases import borders
 from .problem import ConvProblem, Triple
 from .schedule import DIRECT, OUTER, Limits, Schedule, Sweep
 from .winograd_schedule import GRAD_TILES, PHASES, TILES
@@ -81,6 +83,8 @@ class Plan:
         Tiles of the frequency domain.
     limits : Limits
         Sizes that the schedule was made to stay within.
+    borders : tuple of Plans
+        Of the problems whose results are added where padded cells were copied from, in dI; see `phases.borders`.
     """
 
     direction: Direction
@@ -99,6 +103,7 @@ class Plan:
     outputs: Triple
     spectra: Spectra | None
     limits: Limits
+    borders: tuple["Plan", ...] = ()
 
     @property
     def kernel_name(self) -> str:
@@ -197,6 +202,8 @@ PORTABLE = ("direct", "direct_weight_grad", "fft")
 ROOMY = ("across", "across_grad", "clipped")
 # Kernels that compute what they take faster than any other algorithm, at least in one run.
 SPECIAL = ("across", "depthwise", "depthwise_grad", "matrix")
+# Kernels that leave what copied borders add to dI to plans of their own.
+BORDERED = ("winograd", "fft", "outer", "direct")
 # Bytes that a thread of the direct algorithm may take within limits other than a row's own.
 MOST_DIRECT = 2 << 20
 
@@ -290,10 +297,64 @@ def select(
     return by_rule(direction, problem, dtype, machine, wish)
 
 
+class _Borders(NamedTuple):
+    """What a kernel leaves to others in dI of copied borders: what it costs, and bytes of workspace of the call and of a thread."""
+
+    cost: float
+    plans: tuple[Plan, ...]
+    shared: int
+    thread: int
+
+
+_NONE = _Borders(0.0, (), 0, 0)
+
+
+@functools.lru_cache(maxsize=1024)
+def _borders(problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None, wish: Wish) -> _Borders:
+    """The plans for copied borders of dI."""
+    found = borders(problem)
+    if not found:
+        return _NONE
+    whole = math.prod(problem.weight_shape) * accumulator(dtype).itemsize
+    chosen = [_chosen("input_grad", border.problem, dtype, machine, wish, whole) for border in found]
+    total = sum(price + border_cost(border) for (price, _), border in zip(chosen, found, strict=True))
+    plans = tuple(plan for _, plan in chosen)
+    cells = [(border.cells + border.copied) * accumulator(dtype).itemsize for border in found]
+    shared = max(own + plan.shared_bytes for own, plan in zip(cells, plans, strict=True))
+    return _Borders(total, plans, shared, max(plan.thread_bytes for plan in plans))
+
+
+def _left(row: Row, ask: Ask, dtype: np.dtype[Any], machine: Machine | None, limited: bool) -> _Borders:
+    """What a row leaves to others, on a machine; in as little workspace as can be if that is limited."""
+    if ask.direction != "input_grad" or row.name not in BORDERED:
+        return _NONE
+    algorithm = "direct" if row.algorithm == "direct" else "auto"
+    return _borders(ask.problem, dtype, machine, Wish(algorithm, None, 0 if limited else None))
+
+
+def _with(design: Design, left: _Borders) -> Design:
+    """The design with the workspace of what is left to others."""
+    return design._replace(shared=design.shared + left.shared, thread=max(design.thread, left.thread))
+
+
 def by_rule(
     direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None, wish: Wish = AUTO
 ) -> Plan:
-    """The plan that the cost model chooses.
+    """The plan that the cost model chooses."""
+    _, plan = _chosen(direction, problem, dtype, machine, wish)
+    needed = plan.shared_bytes + (machine or host()).threads * plan.thread_bytes
+    if wish.workspace_limit is not None and needed > wish.workspace_limit:
+        raise ValueError(
+            f"workspace_limit must be at least {needed} bytes for this problem on {(machine or host()).threads} threads, "
+            f"got {wish.workspace_limit}"
+        )
+    return plan
+
+
+def _chosen(
+    direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None, wish: Wish, part: int = 0
+) -> tuple[float, Plan]:
+    """The plan that costs least, and its cost; of those that stay within a limit of workspace, if one does. `part` as in `Ask`.
 
     Which kernel serves, with which tiles of Winograd's or of frequencies and which splits, is chosen as for one thread: the order
     of sums follows from these. The threads decide over blocks, and over tiles that no sum's order follows from.
@@ -311,9 +372,11 @@ def by_rule(
     def offers_of(algorithm: str) -> list[tuple[float, Row, Ask, Design]]:
         found = []
         for row in TABLE:
-            ask = Ask(direction, problem, acc, row.limits, alone, least, critical)
+            ask = Ask(direction, problem, acc, row.limits, alone, least, critical, part=part)
             if row.algorithm == algorithm and _serves(row, ask):
-                found += [(cost(algorithm, ask, offer), row, ask, offer) for offer in row.make(ask)]
+                left = _left(row, ask, dtype, alone, limited)
+                counted = left if limited else _NONE
+                found += [(cost(algorithm, ask, offer) + left.cost, row, ask, _with(offer, counted)) for offer in row.make(ask)]
                 if algorithm == "direct" and (row.name not in ROOMY or not limited):
                     break
         return found
@@ -330,6 +393,8 @@ def by_rule(
             return offer
         tile = tuned.tile_of(offer.outputs, offer.spectra)
         found = row.make(ask._replace(machine=machine, room=room, threads=threads, only=tile))[0]
+        if limited:
+            found = _with(found, _left(row, ask, dtype, machine, True))
         return offer if limited and bytes_of(offer) <= room < bytes_of(found) else found
 
     direct = [(price, row, for_threads(row, ask, offer)) for price, row, ask, offer in offers_of("direct")]
@@ -352,6 +417,7 @@ def by_rule(
                 f"problem on {threads} threads, workspace_limit is {wish.workspace_limit}"
             )
         row, design = (fitting or made)[0]  # whoever asks for an algorithm gets it, whatever it takes
+        lowest = offers[0][0]
     for price, other, ask, offer in offers if wish.algorithm == "auto" else ():
         if price >= lowest or not fits_any(offer):
             break
@@ -359,14 +425,11 @@ def by_rule(
             continue
         found = for_threads(other, ask, offer)
         if bytes_of(found) <= room:
-            row, design = other, found
+            lowest, row, design = price, other, found
             break
-    if wish.workspace_limit is not None and bytes_of(design) > wish.workspace_limit:
-        raise ValueError(
-            f"workspace_limit must be at least {bytes_of(design)} bytes for this problem on {threads} "
-            f"threads, got {wish.workspace_limit}"
-        )
-    return _plan(direction, problem, dtype, machine, row, row.limits, design)
+    left = _left(row, Ask(direction, problem, acc, row.limits, machine, room, threads), dtype, machine, limited)
+    design = design if limited else _with(design, left)
+    return lowest, _plan(direction, problem, dtype, machine, row, row.limits, design, left.plans)
 
 
 def _coarse(direction: Direction, problem: ConvProblem, direct: str, outputs: Triple) -> bool:
@@ -403,12 +466,14 @@ def _plan(
     row: Row,
     limits: Limits,
     design: Design,
+    left: tuple[Plan, ...],
 ) -> Plan:
     parallel = problem.flops >= limits.parallel
     reason = f"{row.why}; {problem.flops:,} operations {'pay' if parallel else 'do not pay'} for a launch of threads"
     return Plan(
         direction, problem, dtype, row.device, row.algorithm, row.name, design.schedule, parallel, design.shared, design.thread,
         reason, design.sweep, None if row.name in PORTABLE else machine, design.outputs, design.spectra, limits,
+        left,
     )  # fmt: skip
 
 
@@ -419,7 +484,8 @@ def possible(
     machine, acc, limits = host(), accumulator(dtype), limits or row.limits
     room = workspace.room(problem, acc, machine.threads)
     ask = Ask(direction, problem, acc, limits, machine, room, machine.threads, True)
-    designs = row.make(ask) if _serves(row, ask) else []
+    left = _left(row, ask, dtype, machine, False)
+    designs = [_with(design, left) for design in row.make(ask)] if _serves(row, ask) else []
     if row.algorithm == "winograd" and designs:
         direct = by_rule(direction, problem, dtype, None, Wish("direct")).kernel
         designs = [design for design in designs if not _coarse(direction, problem, direct, design.outputs)]
@@ -427,7 +493,7 @@ def possible(
         fitting = [design for design in designs if limits == row.limits or design.thread <= MOST_DIRECT]
     else:
         fitting = [design for design in designs if design.shared + machine.threads * design.thread <= room]
-    return [_plan(direction, problem, dtype, machine, row, limits, design) for design in fitting]
+    return [_plan(direction, problem, dtype, machine, row, limits, design, left.plans) for design in fitting]
 
 
 def recorded(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], record: tuned.Record) -> Plan | None:

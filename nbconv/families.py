@@ -25,7 +25,7 @@ from .grad_schedule import (
     weight_grad_cells,
 )
 from .kernels.cpu.machine import LINE, Machine
-from .phases import border_slabs, with_borders
+from .phases import borders, with_borders
 from .problem import ConvProblem, Triple
 from .schedule import (
     ALIASED,
@@ -78,7 +78,8 @@ class Ask(NamedTuple):
     """What a family is asked: one direction of a problem, in a dtype, within limits, and bytes of workspace of some threads.
 
     The workspace is that of `threads`, which may be others than those of the machine, that share the work. `tried` asks for what is
-    possible, not for what pays: time will tell. `only` is the one tile that is of interest.
+    possible, not for what pays: time will tell. `only` is the one tile that is of interest. `part` is the bytes of the
+    weights of which these are a part, with others between them, or 0.
     """
 
     direction: Direction
@@ -90,6 +91,7 @@ class Ask(NamedTuple):
     threads: float
     tried: bool = False
     only: Triple | None = None
+    part: int = 0
 
     @property
     def itemsize(self) -> int:
@@ -235,7 +237,7 @@ def stacked_grad(ask: Ask) -> list[Design]:
 def small_images(ask: Ask) -> bool:
     """Images so small, of so many filters, that vectors across filters pay."""
     p, machine, inside = ask.problem, ask.machine, ask.direction == "forward" or ask.problem.mode == "zeros"
-    if machine is None or not products(ask) or not inside or p.kernel == ONES:
+    if machine is None or not products(ask) or not inside or p.kernel == ONES or ask.part > machine.cache:
         return False
     if not clipped_schedule.possible(_sweep(ask), p, ask.direction, ask.itemsize, machine):
         return False
@@ -298,7 +300,8 @@ def _slides(ask: Ask, sweep: Sweep) -> bool:
     p, size, machine = ask.problem, ask.itemsize, ask.machine
     assert machine is not None
     row, reach = (p.size if ask.direction == "forward" else p.out)[2], sweep.shifts[2]
-    one = p.kernel[:2] == p.size[:2] == p.out[:2] == (1, 1) and p.kernel[2] > 1 and p.stride == ONES and not _border_bytes(ask)
+    one = p.kernel[:2] == p.size[:2] == p.out[:2] == (1, 1) and p.kernel[2] > 1 and p.stride == ONES
+    one = one and (ask.direction == "forward" or not borders(p))
     fits = row - reach >= INNER * SLIDING and sweep.channels * (SLIDING + reach) * size <= ONCE
     return one and fits and sweep.dilation[2] * size % LINE == 0 and runs_on_lines(sweep, machine, row * size)
 
@@ -314,14 +317,6 @@ def _few(ask: Ask) -> int:
     if ask.weight_bytes < HEAVY * p.groups:
         return 0
     return 1 if p.kernel == ONES else 4 if p.stride != ONES else 0
-
-
-def _border_bytes(ask: Ask) -> int:
-    """The largest copied border whose gradient is added to the cells that it was copied from."""
-    if ask.direction != "input_grad":
-        return 0
-    cells = max((math.prod(slab.shape) for slab in border_slabs(ask.problem)), default=0)
-    return ask.problem.batch * ask.problem.channels * cells * ask.itemsize
 
 
 def planes(ask: Ask) -> list[Design]:
@@ -359,8 +354,10 @@ def tiled(ask: Ask) -> list[Design]:
     place = (_pointwise(p) or _slides(ask, sweep)) and not sweep.folded
     batch = 1 if sweep.folded else p.batch
     sweep = flat(sweep) if place and not sweep.shifts[2] else sweep
-    schedule = outer(sweep, size, ask.limits, machine, p.groups, batch, copied, place)
-    shared = _border_bytes(ask)
+    few = ask.part and math.prod(sweep.out) <= 2 * ask.lanes  # more filters a call, and more of a line of weights among others
+    limits = ask.limits._replace(near=0) if few else ask.limits
+    schedule = outer(sweep, size, limits, machine, p.groups, batch, copied, place)
+    shared = 0
     if schedule.packed:
         rows = -(-sweep.filters // schedule.register) * schedule.register
         shared += p.groups * rows * sweep.channels * math.prod(p.kernel) * size
@@ -377,7 +374,7 @@ def portable(ask: Ask) -> list[Design]:
     p = ask.problem
     sweep = forward_sweep(p) if ask.direction == "forward" else input_grad_sweep(p, False)
     schedule = direct(sweep, ask.itemsize, ask.limits)
-    return [Design(sweep, schedule, ask.weight_bytes + _border_bytes(ask), direct_cells(sweep, schedule) * ask.itemsize)]
+    return [Design(sweep, schedule, ask.weight_bytes, direct_cells(sweep, schedule) * ask.itemsize)]
 
 
 def _split_bytes(ask: Ask, schedule: Schedule) -> int:
@@ -454,7 +451,7 @@ def winograd(ask: Ask) -> list[Design]:
             limits = ask.limits._replace(staged=ask.limits.staged * WORKSPACE // thread * 9 // 10)
             schedule = winograd_schedule.tiles(sweep, size, limits, machine, p.groups, batch)
             thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
-        designs.append(Design(sweep, schedule, _border_bytes(ask), thread, outputs))
+        designs.append(Design(sweep, schedule, 0, thread, outputs))
     return designs
 
 
@@ -493,9 +490,8 @@ def fft(ask: Ask) -> list[Design]:
     """Any direction in the frequency domain, for each size of tiles."""
     p = ask.problem
     designs = []
-    borders = _border_bytes(ask)
-    complex_, room = ask.dtype.kind == "c", ask.room - borders
-    for found in fft_schedule.spectra(ask.direction, p, ask.itemsize, complex_, room, ask.threads, ask.only):
+    complex_ = ask.dtype.kind == "c"
+    for found in fft_schedule.spectra(ask.direction, p, ask.itemsize, complex_, ask.room, ask.threads, ask.only):
         schedule = Schedule(found.valid, found.filters, p.channels // p.groups)
-        designs.append(Design(forward_sweep(p), schedule, found.bytes + borders, found.thread, ONES, found))
+        designs.append(Design(forward_sweep(p), schedule, found.bytes, found.thread, ONES, found))
     return designs

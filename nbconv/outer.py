@@ -27,12 +27,10 @@ from .kernels.cpu.machine import LINE
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
 from .packing import kept, packed
-from .phases import Phase, Slab, forward_phases, input_grad_phases, interior, triple
+from .phases import Phase, forward_phases, input_grad_phases, triple
 from .prepared import Forms
 from .schedule import (
-    OUTER,
     axes_of,
-    border_sweep,
     cell_offsets,
     forward_sweep,
     gathered_cells,
@@ -42,23 +40,6 @@ from .schedule import (
     stored_together,
 )
 from .schedule import outer as outer_schedule
-
-
-@functools.lru_cache(maxsize=512)
-def slab_plan(plan: Plan, slab: Slab) -> Plan:
-    """The plan for the cells of a copied border; the input's own cells are what the plan is made for."""
-    problem, machine = plan.problem, plan.machine
-    if slab == interior(problem):
-        return plan
-    assert machine is not None
-    sweep = border_sweep(plan.sweep, problem, slab)
-    batch = 1 if sweep.folded else problem.batch
-    # planes come here too; what is gathered or staged once is not in the plan's workspace
-    limits = (plan.limits if plan.kernel == "outer" else OUTER)._replace(near=0)
-    schedule = outer_schedule(sweep, machine.vector // plan.schedule.lanes, limits, machine, problem.groups, batch, False, False)
-    schedule = dataclasses.replace(schedule, once=False)
-    flops = 2 * batch * problem.filters * problem.channels // problem.groups * math.prod(sweep.out) * math.prod(sweep.kernel)
-    return dataclasses.replace(plan, sweep=sweep, schedule=schedule, parallel=flops >= limits.parallel)
 
 
 @functools.lru_cache(maxsize=512)
@@ -103,7 +84,6 @@ def _onward(terms: Array, step: int) -> Array:
 @functools.lru_cache(maxsize=2048)
 def _prepare(
     plan: Plan,
-    slab: Slab | None,
     x: tuple[int, ...],
     out: tuple[int, ...],
     alike: bool,
@@ -113,20 +93,20 @@ def _prepare(
 ) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
-    `slab` tells which padded cells dI is sought for, None for a forward run; `alike`, whether x is of the results' dtype;
-    `plane`, the bytes from channel to channel of x; `weights`, bytes
+    `alike` tells whether x is of the results' dtype; `plane`, the bytes from channel to channel of x; `weights`, bytes
     from group to group, block to block of filters, filter to filter, channel to channel and tap to tap on each axis of the weights;
     `formula`, the activation, or "".
     """
     problem, s, machine = plan.problem, plan.schedule, plan.machine
     assert machine is not None
     itemsize = machine.vector // s.lanes
-    if slab is None:
+    forward = plan.direction == "forward"
+    if forward:
         axes, sweep, spacing = [forward_phases(problem, a) for a in range(3)], plan.sweep, (1, 1, 1)
         offset = triple(-side for side in problem.before)
         virtual = [[list(phase.taps) for phase in axis] for axis in axes]
     else:
-        axes = [input_grad_phases(problem, a, slab.low[a], slab.shape[a]) for a in range(3)]
+        axes = [input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3)]
         sweep, offset, virtual = phased(plan.sweep, problem, axes)
         spacing = problem.stride
     cells = cell_offsets(sweep, s).reshape(-1, *sweep.kernel) * itemsize
@@ -145,7 +125,7 @@ def _prepare(
     longest = ((d.tile - 1) * h.extent + h.tile - 1) * w.extent + w.tile
     tail = -(-(w.tile if s.by_rows else longest) // s.lanes) % s.vectors or s.vectors
     group, block, row, channel = weights[:4]
-    mode = ZEROS if slab else MODES.index(problem.mode)
+    mode = MODES.index(problem.mode) if forward else ZEROS
     layout = outer.Layout(
         problem.groups, mode, s.filters, s.channels, s.bundle, s.register, s.vectors, tail, s.lanes, int(s.in_place), merged,
         *spacing, group, block, channel, s.window, gathered_cells(sweep, s), int(s.once),
@@ -185,13 +165,23 @@ def _driver(x: np.dtype[Any], out: np.dtype[Any]) -> ScratchTwin:
     return ScratchTwin(outer, out, arrays, (types.intp, vector))
 
 
+def _in_order(weight: Array) -> bool:
+    """Whether a weight is contiguous but for gaps."""
+    reach = weight.itemsize
+    for count, step in zip(weight.shape[::-1], weight.strides[::-1], strict=True):
+        if count > 1:
+            if step < reach:
+                return False
+            reach = step * count
+    return True
+
+
 def run(
     plan: Plan,
     x: Array,
     weight: Array,
     bias: Array,
     out: Array,
-    slab: Slab | None,
     apply: Any = 0,
     formula: str = "",
     forms: Forms | None = None,
@@ -208,7 +198,7 @@ def run(
         else:
             plan = staged_plan(plan)
     s = plan.schedule
-    if s.packed or not (weight if slab is None else weight.swapaxes(1, 2)).flags.c_contiguous:
+    if s.packed or not _in_order(weight if plan.direction == "forward" else weight.swapaxes(1, 2)):
         weight = packed(weight, s.register, out.dtype, plan.parallel, plan.machine) if forms is None else kept(forms, plan, weight)
         group, block, channel, *taps, row = weight.strides
     else:
@@ -220,6 +210,6 @@ def run(
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
     alike = x.dtype == out.dtype
     steps = group, block, row, channel, *taps
-    prepared = _prepare(plan, slab, x.shape, out.shape, alike, x.strides[1] if s.in_place else 0, steps, formula)
+    prepared = _prepare(plan, x.shape, out.shape, alike, x.strides[1] if s.in_place else 0, steps, formula)
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:3]
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))

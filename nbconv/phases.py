@@ -1,9 +1,10 @@
 """Which outputs of an axis are reached by the same taps, and which padded cells a gradient is sought for: plain geometry."""
 
 import dataclasses
+import functools
 import math
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from .problem import ConvProblem, Triple
@@ -94,14 +95,97 @@ def with_borders(problem: ConvProblem) -> ConvProblem:
     return dataclasses.replace(problem, size=size, before=(0, 0, 0), after=(0, 0, 0), mode="zeros")
 
 
-def border_slabs(problem: ConvProblem) -> Iterator[Slab]:
-    """The padded cells that were copied from the input: up to six boxes, each cell in one. None where padding is zero."""
+class Border(NamedTuple):
+    """Padded cells of dI that were copied from the input, and the smaller problem, without copied borders, whose dI they are.
+
+    `outputs` and `taps` of each axis are what reaches them; `order` is that of the spatial axes in the smaller problem. Columns
+    come first, so that its rows are long.
+    """
+
+    slab: Slab
+    problem: ConvProblem
+    outputs: tuple[slice, slice, slice]
+    taps: tuple[slice, slice, slice]
+    order: Triple
+
+    @property
+    def cells(self) -> int:
+        """Cells of all images and channels."""
+        return self.problem.batch * self.problem.channels * math.prod(self.problem.size)
+
+    @property
+    def copied(self) -> int:
+        """Outputs that may be copied, since they lie apart."""
+        return self.problem.batch * self.problem.filters * math.prod(self.problem.out)
+
+
+@functools.lru_cache(maxsize=512)
+def borders(problem: ConvProblem) -> tuple[Border, ...]:
+    """The padded cells that were copied from the input and are reached by a tap: up to six boxes, each cell in one."""
     if problem.mode == "zeros":
-        return
+        return ()
     inner = interior(problem)
     padded = triple(map(operator.add, inner.high, problem.after))
+    found = []
     for axis in range(3):
         for low, high in ((0, inner.low[axis]), (inner.high[axis], padded[axis])):
-            if low < high:
-                corners = (*inner.low[:axis], low, *(0, 0)[axis:]), (*inner.high[:axis], high, *padded[axis + 1 :])
-                yield Slab(*map(triple, corners))
+            spans = [
+                *zip(inner.low[:axis], inner.high[:axis], strict=True),
+                (low, high),
+                *((0, size) for size in padded[axis + 1 :]),
+            ]
+            reached = [_reached(problem, a, *span) for a, span in enumerate(spans)]
+            if all(reached):
+                found.append(_border(problem, axis, [each for each in reached if each]))
+    return tuple(found)
+
+
+class _Reached(NamedTuple):
+    """Cells of one axis from `low` to below `high`, and the outputs and taps that reach them."""
+
+    low: int
+    high: int
+    outputs: range
+    taps: range
+
+
+def _reached(problem: ConvProblem, axis: int, low: int, high: int) -> _Reached | None:
+    """The padded cells among those from `low` to below `high` between the first and the last that a tap reaches; None if none."""
+    step, gap, out = problem.stride[axis], problem.dilation[axis], problem.out[axis]
+    meeting = [
+        (t, max(0, -(-(low - t * gap) // step)), min(out, (high - 1 - t * gap) // step + 1)) for t in range(problem.kernel[axis])
+    ]
+    meeting = [(t, first, last) for t, first, last in meeting if first < last]
+    if not meeting:
+        return None
+    taps = range(meeting[0][0], meeting[-1][0] + 1)
+    outputs = range(min(first for _, first, _ in meeting), max(last for *_, last in meeting))
+    begin, end = outputs[0] * step + taps[0] * gap, outputs[-1] * step + taps[-1] * gap + 1
+    return _Reached(max(low, begin), min(high, end), outputs, taps)
+
+
+def _border(problem: ConvProblem, axis: int, reached: list[_Reached]) -> Border:
+    """A box of cells that is thin on one axis."""
+    order = (0, 1, 2) if axis < 2 or problem.axes == 1 else (0, 2, 1) if problem.axes == 2 else (2, 0, 1)
+
+    def ordered(values: Iterable[int]) -> Triple:
+        values = list(values)
+        return triple(values[a] for a in order)
+
+    axes = list(zip(reached, problem.stride, problem.dilation, strict=True))
+    smaller = dataclasses.replace(
+        problem,
+        mode="zeros",
+        size=ordered(r.high - r.low for r in reached),
+        kernel=ordered(len(r.taps) for r in reached),
+        out=ordered(len(r.outputs) for r in reached),
+        stride=ordered(problem.stride),
+        dilation=ordered(problem.dilation),
+        before=ordered(r.low - r.outputs[0] * step - r.taps[0] * gap for r, step, gap in axes),
+        after=ordered(r.outputs[-1] * step + r.taps[-1] * gap + 1 - r.high for r, step, gap in axes),
+    )
+    outputs, taps = (
+        [slice(part.start, part.stop) for part in parts] for parts in zip(*((r.outputs, r.taps) for r in reached), strict=True)
+    )
+    slab = Slab(triple(r.low for r in reached), triple(r.high for r in reached))
+    return Border(slab, smaller, (outputs[0], outputs[1], outputs[2]), (taps[0], taps[1], taps[2]), order)

@@ -16,7 +16,7 @@ from .kernels.cpu import direct
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES, ZEROS
 from .packing import packed
-from .phases import Slab, input_grad_phases, triple
+from .phases import input_grad_phases, triple
 from .problem import Triple
 from .schedule import Sweep, axes_of, cell_offsets, direct_cells, input_grad_sweep
 
@@ -57,16 +57,16 @@ def _run(plan: Plan, sweep: Sweep, x: Array, weight: Array, bias: Array, out: Ar
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, rest)
 
 
-def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, slab: Slab | None, apply: Any = 0) -> None:
-    """Compute the output, or dI for the padded cells of `slab`: one run for each phase of the grid.
+def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
+    """Compute the output, or dI: one run for each phase of the grid.
 
     `weight` is (groups, filters, channels, ...), filters and channels being those of this direction.
     """
     problem = plan.problem
-    if slab is None:
+    if plan.direction == "forward":
         offset = triple(-side for side in problem.before)
         return _run(plan, plan.sweep, x, weight, bias, out, offset, MODES.index(problem.mode), apply)
-    for phases in itertools.product(*(input_grad_phases(problem, a, slab.low[a], slab.shape[a]) for a in range(3))):
+    for phases in itertools.product(*(input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3))):
         d, h, w = (slice(phase.start, None, step) for phase, step in zip(phases, problem.stride, strict=True))
         target = out[:, :, d, h, w]
         if not all(phase.taps for phase in phases):

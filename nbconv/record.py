@@ -60,7 +60,7 @@ class Recorder:
         self.steps: list[tuple[Kernel, Kernel | None]] = []
         self.kept: list[Any] = []  # constants that a program's words point to
         self._ranges: list[_Range] = []
-        self._scratch = 0
+        self._scratch = self._most = 0
         self._passing: list[tuple[Array, int]] = []  # what steps need no longer than they run, and bytes of it on one thread
         self.failed = self.scratch((1,), np.dtype(np.intp))  # the first word of scratch; see `program.perform`
 
@@ -75,6 +75,14 @@ class Recorder:
         self._own(array, self._scratch)
         self._scratch += -(-max(array.nbytes, 1) // LINE) * LINE
         return array
+
+    def place(self) -> int:
+        """Where the next array of scratch begins."""
+        return self._scratch
+
+    def release(self, place: int) -> None:
+        """Let what comes next use the memory of scratch from a place on."""
+        self._most, self._scratch = max(self._most, self._scratch), place
 
     def passing(self, threads: int, cells: int, dtype: np.dtype[Any]) -> Array:
         """A row of scratch for each thread of one step; all steps share its memory, on one thread the first row's."""
@@ -92,10 +100,11 @@ class Recorder:
 
     def program(self, shape: tuple[int, ...]) -> Array:
         """The words of what was recorded, whose result has this shape."""
+        self.release(self._scratch)
         for rows, _ in self._passing:  # after all that is a step's own
-            self._own(rows, self._scratch)
-        full = self._scratch + max((rows.nbytes for rows, _ in self._passing), default=0)
-        alone = self._scratch + max((row for _, row in self._passing), default=0)
+            self._own(rows, self._most)
+        full = self._most + max((rows.nbytes for rows, _ in self._passing), default=0)
+        alone = self._most + max((row for _, row in self._passing), default=0)
         steps: list[int] = []
         most = 1
         for kernels in self.steps:

@@ -16,7 +16,7 @@ import numpy as np
 from .arrays import Array
 from .kernels.cpu.machine import LINE, Machine
 from .kernels.cpu.tile import Axis
-from .phases import Phase, Slab, input_grad_phases, triple
+from .phases import Phase, input_grad_phases, triple
 from .problem import LARGEST, ConvProblem, Triple
 from .turns import Turn, block_choices, block_sizes, even, shortest, tile_cells, turn
 
@@ -247,13 +247,6 @@ def together(sweep: Sweep, problem: ConvProblem) -> Sweep:
     if problem.axes == 3 or problem.batch < 2:
         return sweep
     return sweep._replace(out=(problem.batch, *sweep.out[1:]), folded=True)
-
-
-def border_sweep(sweep: Sweep, problem: ConvProblem, slab: Slab) -> Sweep:
-    """The run over the cells of a copied border, which are few: all images share a tile."""
-    out = triple(-(-size // step) for size, step in zip(slab.shape, problem.stride, strict=True))
-    sweep = sweep._replace(out=out if problem.axes == 3 else (problem.batch, *out[1:]), folded=problem.axes < 3)
-    return phased(sweep, problem, [input_grad_phases(problem, a, slab.low[a], slab.shape[a]) for a in range(3)])[0]
 
 
 def direct(sweep: Sweep, itemsize: int, limits: Limits) -> Schedule:

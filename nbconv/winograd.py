@@ -18,6 +18,7 @@ from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.cpu.transforms import matrices
 from .kernels.padding import MODES, ZEROS
+from .packing import places
 from .phases import input_grad_phases, triple
 from .schedule import Schedule, Sweep, axes_of, cell_offsets
 from .weight_grad import add_splits
@@ -34,7 +35,7 @@ class _Run(NamedTuple):
     cells: int
 
 
-def _kernels(plan: Plan, alike: bool, distant: bool, axis: Axis) -> list[int]:
+def _kernels(plan: Plan, alike: bool, near: tuple[int, ...], distant: bool, axis: Axis) -> list[int]:
     """Addresses of the micro-kernels in the order of the driver; `axis` is the last one."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     assert machine is not None
@@ -53,16 +54,20 @@ def _kernels(plan: Plan, alike: bool, distant: bool, axis: Axis) -> list[int]:
     return [
         *micro,
         at("pack", 2),
+        at("pack_taps", near, 0) if near else 0,
         at("fetch") if distant else 0,
         *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0))),
     ]
 
 
 @functools.lru_cache(maxsize=2048)
-def _prepare(plan: Plan, x: tuple[int, ...], out: tuple[int, ...], alike: bool, weights: tuple[int, ...]) -> _Run:
+def _prepare(
+    plan: Plan, x: tuple[int, ...], out: tuple[int, ...], alike: bool, weights: tuple[int, ...], near: tuple[int, ...]
+) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
-    `alike` tells whether x is of the results' dtype; `weights` are bytes from group to group, filter to filter, channel to channel.
+    `alike` tells whether x is of the results' dtype; `weights` are bytes from group to group, filter to filter, channel to channel,
+    and `near`, where the taps of a channel lie, as `packing.places` has it.
     """
     problem, s, sweep, machine = plan.problem, plan.schedule, plan.sweep, plan.machine
     assert machine is not None
@@ -112,7 +117,8 @@ def _prepare(plan: Plan, x: tuple[int, ...], out: tuple[int, ...], alike: bool, 
         lanes[: len(corners)] = corners * itemsize
         offsets = np.concatenate([offsets, lanes.view(np.intp)])
     distant = row == sizes["taps"] * itemsize != channel  # filters lie side by side, as in dI
-    return _Run(offsets, np.array(_kernels(plan, alike, distant, w), np.intp), numbers, jobs, cells)
+    whole = near == tuple(range(len(near))) and channel == len(near) * itemsize  # all channels of a filter are one run
+    return _Run(offsets, np.array(_kernels(plan, alike, () if whole else near, distant, w), np.intp), numbers, jobs, cells)
 
 
 @functools.cache
@@ -126,12 +132,13 @@ def _driver(x: np.dtype[Any], out: np.dtype[Any]) -> ScratchTwin:
 def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
     """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
     weight = weight.astype(out.dtype, copy=False)
-    if not weight[0, 0, 0].flags.c_contiguous:
+    near = places(weight)
+    if not near and not weight[0, 0, 0].flags.c_contiguous:
         weight = contiguous(weight, weight.dtype)
     if plan.sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
     alike = x.dtype == out.dtype
-    prepared = _prepare(plan, x.shape, out.shape, alike, weight.strides[:3])
+    prepared = _prepare(plan, x.shape, out.shape, alike, weight.strides[:3], near)
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:2]
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))
 

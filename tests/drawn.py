@@ -105,7 +105,7 @@ def plans(call):
     patches = []
     if call.small:
         patches.append((schedule, "gathers", lambda sweep, *_: sweep.filters % 2 == 0))
-        patches.append((copies, "LEAST", 1))
+        patches.append((copies, "FEW", 1))
         patches.append((schedule, "rows_pay", lambda sweep, *_: sweep.filters % 3 != 0))
         shrunk = {"sums": 40, "staged": 6000, "filters": 3, "held": 3000, "jobs": 7, "parallel": 0, "near": 700}
         changed = tuple(row._replace(limits=row.limits._replace(**shrunk)) for row in changed)

@@ -31,7 +31,7 @@ def within(shape, order, dtype, spare=1):
 @pytest.mark.parametrize("spare", [0, 1])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "complex64", "int8", "complex128"])
 def test_every_order_of_axes(dtype, spare, monkeypatch):
-    monkeypatch.setattr(copies, "LEAST", 1)
+    monkeypatch.setattr(copies, "FEW", 1)
     shape = (3, 17, 5, 35)
     values = np.arange(math.prod(shape)).astype(dtype).reshape(shape)
     for to, of in itertools.product(ORDERS[:1] + ORDERS[-2:], ORDERS):
@@ -47,7 +47,7 @@ def test_every_order_of_axes(dtype, spare, monkeypatch):
 @pytest.mark.parametrize("channels", [8, 15, 16, 17, 31, 32, 63, 64, 65, 100, 129])
 def test_tails(channels, dtype, monkeypatch):
     """Of vectors and blocks, along the channels and along the cells; the same bits, also of NaN."""
-    monkeypatch.setattr(copies, "LEAST", 1)
+    monkeypatch.setattr(copies, "FEW", 1)
     for cells in (1, 2, 7, 8, 15, 16, 17, 255, 256, 257, 300):
         source = random((2, cells, channels), dtype, channels).swapaxes(1, 2)
         source[0, 0, 0] = np.array([-1 << 20 | 5], f"i{source.itemsize}").view(dtype)[0]
@@ -61,19 +61,19 @@ def test_tails(channels, dtype, monkeypatch):
 @pytest.mark.skipif(DISABLED, reason="NumPy copies where nothing is compiled")
 def test_what_is_transposed():
     """Arrays whose rows lie apart while those of another axis are dense, of cells of 4 and 8 bytes, and not too few."""
-    many = copies.LEAST
+    many = copies.FEW
     shape = 2, 64, 1, 1, -(-many // 128)
     for dtype, taken in (("float32", True), ("float64", True), ("complex64", True), ("int8", False), ("complex128", False)):
         array = np.zeros(shape, dtype)
         last = LAYOUTS["channels last"](array)
-        assert copies._transposed(array, last) is taken
-        assert copies._transposed(last, array) is taken
-        assert not copies._transposed(array, array[..., ::-1])
-        assert not copies._transposed(array, array)
-        assert not copies._transposed(array[..., :1], last[..., :1])
+        assert copies._by_vectors(array, last) is taken
+        assert copies._by_vectors(last, array) is taken
+        assert not copies._by_vectors(array, array[..., ::-1])
+        assert not copies._by_vectors(array, array)
+        assert not copies._by_vectors(array[..., :1], last[..., :1])
     few = host().vector // 4 - 1
     array = np.zeros((1, few, 1, 1, many), "float32")
-    assert not copies._transposed(array, LAYOUTS["channels last"](array))
+    assert not copies._by_vectors(array, LAYOUTS["channels last"](array))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -92,7 +92,7 @@ def test_what_is_transposed():
 )
 def test_same_bits_as_of_contiguous_arrays(x, w, options, layout, monkeypatch, first_calls):
     """Whatever the layout of an input or of a result, from Python."""
-    monkeypatch.setattr(copies, "LEAST", 1)
+    monkeypatch.setattr(copies, "FEW", 1)
     for dtype in ("float32", "float64"):
         given = random(x, dtype, 0), random(w, dtype, 1)
         y = nbconv.conv(*given, activation="relu", **options)

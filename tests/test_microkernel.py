@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import math
 import re
 
 import numba
@@ -18,7 +19,6 @@ from nbconv.kernels.cpu import microkernel, pack
 from nbconv.kernels.cpu.depthwise_rows import NEXT_BLOCK, NEXT_PLANE
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
 from nbconv.packing import packed
-from nbconv.phases import border_slabs, interior
 from nbconv.schedule import OUTER, Sweep
 from nbconv.sums import parts, sums_of
 from nbconv.winograd_schedule import choices
@@ -112,9 +112,9 @@ def kernels(name, itemsize, problems, monkeypatch, formula=""):
             plan = dispatch.select(direction, p, np.dtype(f"f{itemsize}"), MACHINES[name], wish)
             if plan.kernel == "winograd":
                 source, target = (sizes["x"], sizes["dy"]) if direction == "forward" else (sizes["dy"], sizes["x"])
-                winograd._prepare.__wrapped__(plan, source, target, True, False, (64, 64, 64))
+                winograd._prepare.__wrapped__(plan, source, target, True, (64, 64, 64), tuple(range(math.prod(p.kernel))))
             elif plan.kernel == "winograd_grad":
-                winograd._prepare_grad.__wrapped__(plan, sizes["x"], sizes["dy"], True)
+                winograd._prepare_grad.__wrapped__(plan, sizes["x"], sizes["dy"])
             elif plan.kernel in ("depthwise", "depthwise_grad"):
                 depthwise._prepare.__wrapped__(plan, formula if direction == "forward" else "")
             elif plan.kernel == "across":
@@ -124,13 +124,12 @@ def kernels(name, itemsize, problems, monkeypatch, formula=""):
             elif plan.kernel == "clipped":
                 clipped._prepare.__wrapped__(plan, formula if direction == "forward" else "")
             elif plan.kernel in ("dots", "panels", "pointwise_grad"):
-                weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], True, False, 0)
+                weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], False, 0)
             elif plan.kernel == "outer":
                 forward = direction == "forward"
                 source, target = (sizes["x"], sizes["dy"]) if forward else (sizes["dy"], sizes["x"])
                 steps = 64, 64, 4 * itemsize, 64, *((0, 0, itemsize) if forward else (itemsize,) * 3)
-                slab, given = (None, formula) if forward else (interior(p), "")
-                outer._prepare.__wrapped__(plan, slab, source, target, True, False, 64, steps, given)
+                outer._prepare.__wrapped__(plan, source, target, True, 64, steps, formula if forward else "")
     return sorted(found, key=str)
 
 
@@ -314,23 +313,18 @@ def test_packed_weights(dtype, taps, filters, parallel, monkeypatch):
 
 
 def test_weights_side_by_side():
-    """What is read by vectors: filters of 1x1 in dI, taps of others, all terms in forward; nothing of a kernel backwards."""
+    """What is read by vectors: filters of 1x1 in dI, taps at known places, all terms in forward; nothing of a kernel backwards."""
     pointwise, square = random((1, 6, 8, 1, 1, 1), "float32", 0), random((1, 6, 8, 1, 3, 3), "float32", 0)
     given = square, square.swapaxes(1, 2), pointwise.swapaxes(1, 2), pointwise.swapaxes(1, 2)[:, ::2], square[..., ::-1]
-    assert [packing._together(weight) for weight in given] == [pack.TERMS, pack.TAPS, pack.FILTERS, pack.NOTHING, pack.NOTHING]
+    assert [packing._together(weight) for weight in given] == [pack.TERMS, pack.PLACES, pack.FILTERS, pack.PLACES, pack.NOTHING]
 
 
 def test_channels_are_staged_once():
-    """For several blocks of filters, while they fit; those of a border are not, for a plan does not count them."""
+    """For several blocks of filters, while they fit."""
     sweep = Sweep(512, 1024, (1, 14, 14), (1, 1, 1), (1, 2, 2), (1, 1, 1))
     assert schedule.outer(sweep, 4, OUTER, AVX2, 1, 4, True, False).once
     assert not schedule.outer(sweep._replace(filters=64), 4, OUTER, AVX2, 1, 4, True, False).once
     assert not schedule.outer(sweep._replace(channels=8192), 4, OUTER, AVX2, 1, 4, True, False).once
-    shapes, options = ((2, 1024, 28, 28), (1024, 1024, 3, 3)), {"padding": 1, "padding_mode": "circular", "algorithm": "direct"}
-    plan = nbconv.plan("input_grad", *shapes, **options)
-    slabs = list(border_slabs(plan.problem))
-    assert len(slabs) == 4
-    assert not any(outer.slab_plan(plan, slab).schedule.once for slab in slabs)
 
 
 def test_the_spill_check_sees_a_spill():

@@ -1,5 +1,8 @@
 """Emitters of the micro-kernels that move cells, and the shuffles that they share: staging, storing, transposing."""
 
+import itertools
+import operator
+from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -330,6 +333,61 @@ def pack(module: ir.Module, name: str, itemsize: int, vector: int, exact: int) -
         parts = b.select(few, f.word(0), parts)
     f.loop(parts, [source, target, left], part)
     b.ret_void()
+
+
+def pack_taps(module: ir.Module, name: str, itemsize: int, vector: int, places: tuple[int, ...], exact: int) -> None:
+    """Emit `pack_taps`: as `pack` for each of some channels, whose taps are few and lie at known places, in cells.
+
+    C signature, all 64-bit: (source, row, rows, target, pitch, count, channel, ahead): `target[c, t, p] = source[c, p, places[t]]`
+    for `count` values of c and `rows` of p, no more than a vector has lanes; channels of the source lie `channel` bytes apart, rows
+    `row`, rows of the target, of all channels, `pitch`. Cells `ahead` bytes further are fetched. Whole vectors are written, for the
+    last channels no more than `rows` lanes of them if `exact`: a row is written before those that follow it.
+    """
+    f = Function(module, name, itemsize, vector, "source row rows target pitch count channel ahead")
+    b, a = f.builder, f.arguments
+    lanes = f.lanes
+    rows = [b.select(b.icmp_signed("<", f.word(p), a["rows"]), b.mul(a["row"], f.word(p)), f.word(0)) for p in range(lanes)]
+    pitches = [b.mul(a["pitch"], f.word(t)) for t in range(len(places))]
+    turn = b.mul(a["pitch"], f.word(len(places)))
+    turned = list(places) != sorted(places)  # then no vector is stored before all are loaded
+
+    def columns(source: Any) -> Iterator[tuple[int, Any]]:
+        """The taps of a channel, those that lie in one vector together: their numbers and vectors."""
+        for first, end in windows(places, lanes):
+            mask = None if end - first == lanes else fixed(f.mask, *(int(lane < end - first) for lane in range(lanes)))
+            found = transposed(f, [f.vector_at(f.add(b.add(source, row), first * itemsize), 0, mask) for row in rows])
+            yield from ((t, found[place - first]) for t, place in enumerate(places) if first <= place < end)
+
+    def channel(last: bool) -> Any:
+        def copy(values: list[Any]) -> list[Any]:
+            source, target = values
+            further = b.add(source, a["ahead"])
+            for row, line in itertools.product(rows, range(0, (max(places) + 1) * itemsize, LINE)):
+                f.prefetch(f.add(b.add(further, row), line), 2)
+            for t, value in sorted(columns(source), key=operator.itemgetter(0)) if turned else columns(source):
+                place = b.add(target, pitches[t])
+                f.store_first(value, place, a["rows"]) if last and exact else f.store(value, place)
+            return [b.add(source, a["channel"]), b.add(target, turn)]
+
+        return copy
+
+    whole = a["count"]
+    if exact:  # all but the channels whose vectors may reach beyond the last
+        whole = b.sub(whole, f.add(b.sdiv(f.word(vector - 1), turn), 1))
+        whole = b.select(b.icmp_signed("<", whole, f.word(0)), f.word(0), whole)
+    values = f.loop(whole, [a["source"], a["target"]], channel(False))
+    if exact:
+        f.loop(b.sub(a["count"], whole), values, channel(True))
+    b.ret_void()
+
+
+def windows(places: tuple[int, ...], lanes: int) -> list[tuple[int, int]]:
+    """The runs of cells, of a vector each at the most, that hold all `places`."""
+    found: list[tuple[int, int]] = []
+    for place in sorted(places):
+        first = found.pop()[0] if found and place < found[-1][0] + lanes else place
+        found.append((first, place + 1))
+    return found
 
 
 def fetch(module: ir.Module, name: str, itemsize: int, vector: int) -> None:

@@ -1,6 +1,7 @@
 """The inner loops that decide the speed of float32 and float64, written as LLVM IR and compiled by llvmlite alone.
 
     pack      target[t, p] = source[p, t]
+    pack_taps  target[c, t, p] = source[c, p, places[t]]
     short_rows  target[t, p] = source[t, p]                                   p < lanes
     outer     sums[p, i] += sum_t weights[w[t] + p] * cells[x[t] + i]         p < P filters, i < V vectors of positions
     gather    target[block, t, i] = cells[x[t] + block + i]                   i < V vectors
@@ -36,7 +37,7 @@ from ..jit import DISABLED, cached_bytes, llvm_lock
 from .across_emitters import across
 from .apply import apply
 from .builder import WORD
-from .copy_emitters import fetch, gather, load, pack, short_rows, store
+from .copy_emitters import fetch, gather, load, pack, pack_taps, short_rows, store
 from .depthwise_emitters import depthwise, depthwise_grad
 from .emitters import collapse, dots, outer, panel, rows
 from .formula import activate
@@ -45,6 +46,7 @@ from .transforms import transform
 
 EMITTERS: dict[str, Callable[..., None]] = {
     "pack": pack,
+    "pack_taps": pack_taps,
     "fetch": fetch,
     "short_rows": short_rows,
     "outer": outer,
@@ -65,7 +67,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
 
 
 # Loops in loops around few instructions, which LLVM's own passes improve: by as much as 1.1 of a strided layer.
-LOOPS = frozenset(("pack", "short_rows", "gather", "load", "store"))
+LOOPS = frozenset(("pack", "pack_taps", "short_rows", "gather", "load", "store"))
 
 
 def emit(module: ir.Module, machine: Machine, loops: bool = False) -> tuple[Any, Any]:

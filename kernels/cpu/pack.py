@@ -13,8 +13,9 @@ from .microkernel import call_kernel
 
 # Channels that are packed for all blocks, before the next.
 SOME = 16
-# What of a weight lies side by side in memory: nothing, all terms of a filter, the taps of each of its channels, filters.
-NOTHING, TERMS, TAPS, FILTERS = range(4)
+# What of a weight lies side by side in memory: nothing, all terms of a filter, the taps of each of its channels, filters; or its
+# taps lie at places that are known.
+NOTHING, TERMS, TAPS, FILTERS, PLACES = range(5)
 
 
 @kernel
@@ -22,8 +23,8 @@ def jobs(first, last, weight, size, together, micro, fetch, lanes, packed):
     """Pack blocks `first` to `last` of a weight (groups, filters, channels, ...) of any strides; `packed` is flat.
 
     `together` tells what lies side by side, and `micro` is the address of the micro-kernel for it, which takes no more than `lanes`
-    filters at once: `pack` for terms and taps, `short_rows` for filters, which then have one tap. `fetch` is the address of the one
-    that fetches filters to come, or 0.
+    filters at once: `pack` for terms and taps, `pack_taps` for places, `short_rows` for filters, which then have one tap.
+    `fetch` is the address of the one that fetches filters to come, or 0.
     """
     filters, channels = weight.shape[1], weight.shape[2]
     taps = weight.shape[3] * weight.shape[4] * weight.shape[5]
@@ -57,6 +58,10 @@ def jobs(first, last, weight, size, together, micro, fetch, lanes, packed):
                     call_kernel(micro, source, weight.strides[2], c_count, target, size * cell, rows)
                 elif together == TERMS:
                     call_kernel(micro, source, weight.strides[1], rows, target, size * cell, channels * taps)
+                elif together == PLACES:
+                    # filters may lie near one another, and the next block's are read some channels later
+                    ahead = rows * weight.strides[1]
+                    call_kernel(micro, source, weight.strides[1], rows, target, size * cell, c_count, weight.strides[2], ahead)
                 else:
                     for _ in range(c_count):
                         if fetch != 0:

@@ -8,6 +8,8 @@ from .microkernel import call_kernel
 # Cells of a job of `transpose` along the axis that is dense in the target, and along the other one at a time: whole lines of cache
 # of both arrays, which stay in the first level meanwhile.
 ALONG, ACROSS = 256, 64
+# Rows of a job of `copy_rows`.
+TOGETHER = 4096
 
 
 @kernel
@@ -53,6 +55,26 @@ def parallel_transpose(run_jobs, threads, count, source, target, squares):
     """Run `count` jobs, an equal share on each thread; `run_jobs` is the address of `transpose`."""
     for thread in numba.prange(threads):
         call(run_jobs, thread * count // threads, (thread + 1) * count // threads, source, target, squares)
+
+
+@kernel
+def copy_rows(first, last, source, target, rows):
+    """Jobs `first` to `last` of target = source, rows of few cells; both are addresses.
+
+    `rows` are how many there are, bytes from one to the next in the source and in the target, cells of each, and the micro-kernel
+    `short_rows`.
+    """
+    count, row, pitch, cells, micro = rows
+    for job in range(first, last):
+        begin = job * TOGETHER
+        call_kernel(micro, source + begin * row, row, min(TOGETHER, count - begin), target + begin * pitch, pitch, cells)
+
+
+@kernel(parallel=True)
+def parallel_copy_rows(run_jobs, threads, count, source, target, rows):
+    """Run `count` jobs, an equal share on each thread; `run_jobs` is the address of `copy_rows`."""
+    for thread in numba.prange(threads):
+        call(run_jobs, thread * count // threads, (thread + 1) * count // threads, source, target, rows)
 
 
 @kernel

@@ -29,9 +29,9 @@ from .tile import Axis, block_of, stage, tile_of, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
 # the same for the last block; then transforms.
-LOAD, STORE, PACK, FETCH, CELLS, WEIGHTS, OUTPUTS = range(4, 11)
+LOAD, STORE, PACK, PLACES, FETCH, CELLS, WEIGHTS, OUTPUTS = range(4, 12)
 # Channels before whose turn their weights are fetched, where they lie far apart: dI of 512 filters takes 0.84 to 0.97 of the time.
-SOON = 4
+SOON = 8
 
 
 class Regions(NamedTuple):
@@ -177,7 +177,9 @@ def transform_weights(micro, offsets, weights, filters, channels, target, packed
     for p in range(0, filters, layout.lanes):
         source, place = weights + p * r.row, packed + p * size
         rows = min(layout.lanes, filters - p)
-        if whole:
+        if micro[PLACES] != 0:
+            call_kernel(micro[PLACES], source, r.row, rows, place, row, channels, layout.channel, SOON * layout.channel)
+        elif whole:
             call_kernel(micro[PACK], source, r.row, rows, place, row, channels * r.taps)
         else:
             for c in range(channels):
