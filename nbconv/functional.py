@@ -55,9 +55,10 @@ def _conv(
     Parameters
     ----------
     input : ndarray, array on a GPU, or one of the array API standard
-        (N, C, {letters}), or (C, {letters}) for a single image. Any strides; it is only read. All arrays of a call are on one
-        device and of one library, as is the result: numpy, CuPy, PyTorch, numba, with `__cuda_array_interface__`, or, with
-        array-api-compat installed, any other on the CPU.
+        (N, C, {letters}), or (C, {letters}) for a single image. Any strides; it is only read. Where the cells of a row are no
+        neighbours in memory, as with channels last, it is copied first. All arrays of a call are on one device and of one library,
+        as is the result: numpy, CuPy, PyTorch, numba, with `__cuda_array_interface__`, or, with array-api-compat installed, any
+        other on the CPU.
     weight : ndarray
         (K, C / groups, {kernel}), of the input's dtype.
     bias : ndarray, optional

@@ -276,6 +276,32 @@ def test_pack_writes_its_target_only(dtype, exact):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "places", [(0,), (0, 1, 2), (0, 3, 6), (0, 3, 6, 9, 1, 4, 7, 10), tuple(range(9)), (2, 5, 30, 31), tuple(range(25))]
+)
+def test_taps_at_places_write_their_target_only(places, dtype):
+    """Every number of rows, few channels and more, rows side by side or apart: nothing before or after is touched."""
+    size = np.dtype(dtype).itemsize
+    lanes = host().vector // size
+    wide = max(places) + 1
+    source = random((20, lanes, wide), dtype, 0)  # its last row ends where memory may
+    for exact in (0, 1):
+        address = microkernel.kernel_address(host(), size, "pack_taps", places, exact)
+        transpose = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 8)(address)
+        for rows, channels in itertools.product(range(1, lanes + 1), (0, 1, 2, 3, 20)):
+            for pitch in (rows, rows + 3, lanes) if exact else (lanes, lanes + 3):
+                cells = max(0, (channels * len(places) - 1) * pitch + (rows if exact else lanes))
+                memory = np.full(cells + 80, 7, dtype)
+                given = source[20 - channels :, lanes - rows :]
+                channel, row, _ = source.strides
+                transpose(given.ctypes.data, row, rows, memory[40:].ctypes.data, pitch * size, channels, channel, 64)
+                assert (memory[:40] == 7).all()
+                assert (memory[40 + cells :] == 7).all()
+                for i, (c, place) in enumerate(itertools.product(range(channels), places)):
+                    np.testing.assert_array_equal(memory[40 + i * pitch :][:rows], given[c, :, place])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_short_rows_write_their_target_only(dtype):
     """Every number of cells, rows side by side or apart: nothing before the first or after the last is touched."""
     size = np.dtype(dtype).itemsize
