@@ -102,11 +102,11 @@ def _by_vectors(target: Array, source: Array) -> bool:
 
 
 def _short_rows(target: Array, source: Array, steps: list[Step]) -> bool:
-    """Copy rows of a vector at the most that are dense in both arrays; whether there is nothing else."""
+    """Copy rows of a vector at the most to one run of memory; whether there is nothing else."""
     size, machine = target.itemsize, host()
     if len(steps) != 2 or not steps[1].source == steps[1].target == size or steps[1].cells > machine.vector // size:
         return False
-    if min(steps[0].source, steps[0].target) < steps[1].cells * size:  # rows must not overlap, nor go backwards
+    if steps[0].target != steps[1].cells * size:  # of each row but the last ones a whole vector is written
         return False
     rows = *steps[0], steps[1].cells, kernel_address(machine, size, "short_rows")
     jobs = -(-steps[0].cells // transfer.TOGETHER)

@@ -61,6 +61,11 @@ def _by_group(problem: ConvProblem, weight: Array) -> Array:
     return np.lib.stride_tricks.as_strided(weight, shape, steps, writeable=False)
 
 
+def _with_dense_rows(out: Array) -> Array:
+    """`out` itself where micro-kernels can write its rows, or scratch for what is then copied to it."""
+    return out if has_dense_rows(out) else scratch(out.shape, out.dtype)
+
+
 def forward(
     plan: Plan,
     x: Array,
@@ -74,9 +79,8 @@ def forward(
     if out.size == 0:
         return
     if plan.kernel != "direct":
-        x = dense_rows(x, out.dtype)
-        if not has_dense_rows(out):
-            target = scratch(out.shape, out.dtype)
+        x, target = dense_rows(x, out.dtype), _with_dense_rows(out)
+        if target is not out:
             forward(plan, x, weight, bias, target, epilogue, forms)
             return assign(out, target)
     formula = epilogue.formula if epilogue and plan.kernel in ("outer", "depthwise", "across", "clipped") else ""
@@ -107,9 +111,8 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
     if out.size == 0:
         return
     if plan.kernel != "direct":
-        grad_output = dense_rows(grad_output, out.dtype)
-        if not has_dense_rows(out):
-            target = scratch(out.shape, out.dtype)
+        grad_output, target = dense_rows(grad_output, out.dtype), _with_dense_rows(out)
+        if target is not out:
             input_grad(plan, grad_output, weight, bias, target, forms)
             return assign(out, target)
     if plan.kernel == "matrix":

@@ -81,7 +81,7 @@ class _Call:
     ) -> None:  # fmt: skip
         """Spectra of `count` tiles of cells (groups, N, C, ...)."""
         load = 0
-        if self._dtype.kind == "f" and not DISABLED:
+        if cells.dtype == self._dtype and self._dtype.kind == "f" and not DISABLED:
             load = loaded(axes[2], functools.partial(kernel_address, host(), self._dtype.itemsize))
         of = analysis.Rows(self.job, begin, count, mode, load, 0, int(conjugated), 0, 0, 0, *(kept or self._size))
         self._run(analysis, cells, (target, self._none, self._none), self._no_bias, axes, of, len(target))

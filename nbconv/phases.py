@@ -37,19 +37,14 @@ def input_grad_phases(problem: ConvProblem, axis: int, low: int, size: int) -> l
     """The phases of `size` padded cells from `low` on, whose gradient is sought; the input is dy, stride 1.
 
     Padded cell p = low + start + j * stride is reached by tap r from output (p - r * dilation) / stride where that is whole: by the
-    taps r = first + t * step, which lie step * dilation / stride outputs apart. Of the cells of a copied border, taps that reach
-    none of them from an output that exists are left out.
+    taps r = first + t * step, which lie step * dilation / stride outputs apart.
     """
     stride, dilation, kernel = problem.stride[axis], problem.dilation[axis], problem.kernel[axis]
     step = stride // math.gcd(stride, dilation)
-    first, last = 0, kernel
-    if low != problem.before[axis] or size != problem.size[axis]:
-        first = max(0, -(-(low - (problem.out[axis] - 1) * stride) // dilation))
-        last = max(first, min(kernel, (low + size - 1) // dilation + 1))
     found = []
     for start in range(min(stride, size)):
-        meeting = (r for r in range(first, min(first + step, last)) if (low + start - r * dilation) % stride == 0)
-        taps = range(next(meeting, last), last, step)[::-1]
+        meeting = (r for r in range(min(step, kernel)) if (low + start - r * dilation) % stride == 0)
+        taps = range(next(meeting, kernel), kernel, step)[::-1]
         found.append(Phase(start, taps, (low + start - taps[0] * dilation) // stride if taps else 0))
     return found
 

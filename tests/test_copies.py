@@ -58,6 +58,33 @@ def test_tails(channels, dtype, monkeypatch):
         assert (holder == 7).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("cells", [1, 3, 8, 15, 16])
+def test_short_rows(cells, dtype, monkeypatch):
+    """Of rows that lie apart, to dense ones and to others that do, between which nothing is written."""
+    monkeypatch.setattr(copies, "FEW", 1)
+    values = random((5, 1900, cells), dtype, 0)
+    for apart, spread in itertools.product((0, 1, 7), repeat=2):
+        source = np.concatenate([values, np.full((5, 1900, apart), 7, dtype)], axis=2)[..., :cells]
+        holder = np.full((5, 1900, cells + spread), 7, dtype)
+        copies.assign(holder[..., :cells], source)
+        np.testing.assert_array_equal(holder[..., :cells], values)
+        assert (holder[..., cells:] == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("x", "w", "options"),
+    [((64, 40, 9, 4), (40, 1, 3, 3), {"padding": 1, "groups": 40}), ((200, 8, 4), (8, 8, 3), {"padding": 1})],
+)
+def test_short_rows_of_results(x, w, options):
+    """Into every row of an array with cells beside it, which are left as they are."""
+    x, w = random(x, "float32", 0), random(w, "float32", 1)
+    holder = np.full((*x.shape[:-1], 6), 7, "float32")
+    nbconv.conv(x, w, out=holder[..., :4], **options)
+    np.testing.assert_array_equal(holder[..., :4], nbconv.conv(x, w, **options))
+    assert (holder[..., 4:] == 7).all()
+
+
 @pytest.mark.skipif(DISABLED, reason="NumPy copies where nothing is compiled")
 def test_what_is_transposed():
     """Arrays whose rows lie apart while those of another axis are dense, of cells of 4 and 8 bytes, and not too few."""

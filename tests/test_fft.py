@@ -287,3 +287,13 @@ def test_numbers_that_are_none_are_no_lack_of_memory(dtype):
     for bits in (mark, mark | quiet):
         x = np.full((2, 3, 40, 41), bits, f"u{np.dtype(dtype).itemsize}").view(dtype)
         assert np.isnan(nbconv.conv2d(x, random((4, 3, 9, 9), dtype, 0), algorithm="fft")).all()
+
+
+@pytest.mark.parametrize("algorithm", ["direct", "winograd", "fft"])
+@pytest.mark.parametrize(("x", "w"), [("float32", "float64"), ("float64", "float32"), ("float32", "float32"), ("int16", "float32")])
+def test_inputs_of_a_narrower_dtype(x, w, algorithm):
+    """Inputs are cast to `dtype` as they are read, which micro-kernels that stage cells do not do."""
+    a, b = (10 * random((2, 8, 40, 41), "float32", 0)).astype(x), random((16, 8, 5, 5), w, 1)
+    want = nbconv.conv2d(a.astype("float64"), b.astype("float64"), algorithm="direct")
+    got = nbconv.conv2d(a, b, dtype="float64", algorithm=algorithm)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-11 * np.abs(want).max())
