@@ -64,7 +64,7 @@ def conjugated(array: Array) -> Array:
 
 
 def assign(target: Array, source: Array) -> None:
-    """target[...] = source, of one shape where they are to be recorded; they do not overlap."""
+    """target[...] = source, which may have fewer cells on an axis that repeats; they do not overlap."""
     if _by_vectors(target, source):
         return
     if not recorder():

@@ -316,9 +316,9 @@ def _borders(problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None
     if not found:
         return _NONE
     whole = math.prod(problem.weight_shape) * accumulator(dtype).itemsize
-    chosen = [_chosen("input_grad", border.problem, dtype, machine, wish, whole) for border in found]
-    total = sum(price + border_cost(border) for (price, _), border in zip(chosen, found, strict=True))
-    plans = tuple(plan for _, plan in chosen)
+    made = {p: _chosen("input_grad", p, dtype, machine, wish, whole) for p in dict.fromkeys(border.problem for border in found)}
+    total = sum(made[border.problem][0] + border_cost(border) for border in found)
+    plans = tuple(made[border.problem][1] for border in found)
     cells = [(border.cells + border.copied) * accumulator(dtype).itemsize for border in found]
     shared = max(own + plan.shared_bytes for own, plan in zip(cells, plans, strict=True))
     return _Borders(total, plans, shared, max(plan.thread_bytes for plan in plans))

@@ -93,8 +93,8 @@ def with_borders(problem: ConvProblem) -> ConvProblem:
 class Border(NamedTuple):
     """Padded cells of dI that were copied from the input, and the smaller problem, without copied borders, whose dI they are.
 
-    `outputs` and `taps` of each axis are what reaches them; `order` is that of the spatial axes in the smaller problem. Columns
-    come first, so that its rows are long.
+    `outputs` and `taps` of each axis are what reaches them; `order` is that of the spatial axes in the smaller problem, where the
+    thin one of columns does not come last: so its rows are long.
     """
 
     slab: Slab
@@ -124,11 +124,8 @@ def borders(problem: ConvProblem) -> tuple[Border, ...]:
     found = []
     for axis in range(3):
         for low, high in ((0, inner.low[axis]), (inner.high[axis], padded[axis])):
-            spans = [
-                *zip(inner.low[:axis], inner.high[:axis], strict=True),
-                (low, high),
-                *((0, size) for size in padded[axis + 1 :]),
-            ]
+            before = zip(inner.low[:axis], inner.high[:axis], strict=True)
+            spans = *before, (low, high), *((0, size) for size in padded[axis + 1 :])
             reached = [_reached(problem, a, *span) for a, span in enumerate(spans)]
             if all(reached):
                 found.append(_border(problem, axis, [each for each in reached if each]))
@@ -145,16 +142,15 @@ class _Reached(NamedTuple):
 
 
 def _reached(problem: ConvProblem, axis: int, low: int, high: int) -> _Reached | None:
-    """The padded cells among those from `low` to below `high` between the first and the last that a tap reaches; None if none."""
-    step, gap, out = problem.stride[axis], problem.dilation[axis], problem.out[axis]
-    meeting = [
-        (t, max(0, -(-(low - t * gap) // step)), min(out, (high - 1 - t * gap) // step + 1)) for t in range(problem.kernel[axis])
-    ]
-    meeting = [(t, first, last) for t, first, last in meeting if first < last]
+    """Of the padded cells from `low` to below `high` those between the first and the last that a tap reaches; None if none is."""
+    step, gap = problem.stride[axis], problem.dilation[axis]
+    firsts = [max(0, -(-(low - t * gap) // step)) for t in range(problem.kernel[axis])]
+    lasts = [min(problem.out[axis], (high - 1 - t * gap) // step + 1) for t in range(problem.kernel[axis])]
+    meeting = [t for t, (first, last) in enumerate(zip(firsts, lasts, strict=True)) if first < last]
     if not meeting:
         return None
-    taps = range(meeting[0][0], meeting[-1][0] + 1)
-    outputs = range(min(first for _, first, _ in meeting), max(last for *_, last in meeting))
+    taps = range(meeting[0], meeting[-1] + 1)
+    outputs = range(min(firsts[t] for t in meeting), max(lasts[t] for t in meeting))
     begin, end = outputs[0] * step + taps[0] * gap, outputs[-1] * step + taps[-1] * gap + 1
     return _Reached(max(low, begin), min(high, end), outputs, taps)
 
@@ -179,8 +175,10 @@ def _border(problem: ConvProblem, axis: int, reached: list[_Reached]) -> Border:
         before=ordered(r.low - r.outputs[0] * step - r.taps[0] * gap for r, step, gap in axes),
         after=ordered(r.outputs[-1] * step + r.taps[-1] * gap + 1 - r.high for r, step, gap in axes),
     )
-    outputs, taps = (
-        [slice(part.start, part.stop) for part in parts] for parts in zip(*((r.outputs, r.taps) for r in reached), strict=True)
-    )
     slab = Slab(triple(r.low for r in reached), triple(r.high for r in reached))
-    return Border(slab, smaller, (outputs[0], outputs[1], outputs[2]), (taps[0], taps[1], taps[2]), order)
+    return Border(slab, smaller, _slices(r.outputs for r in reached), _slices(r.taps for r in reached), order)
+
+
+def _slices(parts: Iterable[range]) -> tuple[slice, slice, slice]:
+    d, h, w = (slice(part.start, part.stop) for part in parts)
+    return d, h, w

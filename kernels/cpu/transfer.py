@@ -5,8 +5,8 @@ import numba
 from ..jit import call, kernel
 from .microkernel import call_kernel
 
-# Cells of a job of `transpose` along the axis that is dense in the target, and along the other one at a time: whole lines of cache
-# of both arrays, which stay in the first level meanwhile.
+# Cells of a job of `transpose` along the axis that is dense in the target, and along the other one at a time: lines of cache of
+# both arrays are whole, and stay there. 64 and 32 take up to 1.4 of the time, 512 and 16 up to 1.5.
 ALONG, ACROSS = 256, 64
 # Rows of a job of `copy_rows`.
 TOGETHER = 4096
