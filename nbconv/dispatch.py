@@ -324,12 +324,14 @@ def _borders(problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None
     return _Borders(total, plans, shared, max(plan.thread_bytes for plan in plans))
 
 
-def _left(row: Row, ask: Ask, dtype: np.dtype[Any], machine: Machine | None, limited: bool) -> _Borders:
+def _left(
+    row: Row, direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None, limited: bool = False
+) -> _Borders:
     """What a row leaves to others, on a machine; in as little workspace as can be if that is limited."""
-    if ask.direction != "input_grad" or row.name not in BORDERED:
+    if direction != "input_grad" or row.name not in BORDERED:
         return _NONE
     algorithm = "direct" if row.algorithm == "direct" else "auto"
-    return _borders(ask.problem, dtype, machine, Wish(algorithm, None, 0 if limited else None))
+    return _borders(problem, dtype, machine, Wish(algorithm, None, 0 if limited else None))
 
 
 def _with(design: Design, left: _Borders) -> Design:
@@ -369,20 +371,24 @@ def _chosen(
     given = wish.workspace_limit
     room, least = (workspace.room(problem, acc, count) if given is None else given for count in (threads, critical))
 
+    def left_of(row: Row, on: Machine | None) -> _Borders:
+        return _left(row, direction, problem, dtype, on, limited)
+
     def offers_of(algorithm: str) -> list[tuple[float, Row, Ask, Design]]:
         found = []
         for row in TABLE:
             ask = Ask(direction, problem, acc, row.limits, alone, least, critical, part=part)
             if row.algorithm == algorithm and _serves(row, ask):
-                left = _left(row, ask, dtype, alone, limited)
-                counted = left if limited else _NONE
-                found += [(cost(algorithm, ask, offer) + left.cost, row, ask, _with(offer, counted)) for offer in row.make(ask)]
+                more = left_of(row, alone).cost
+                found += [(cost(algorithm, ask, offer) + more, row, ask, offer) for offer in row.make(ask)]
                 if algorithm == "direct" and (row.name not in ROOMY or not limited):
                     break
         return found
 
-    def bytes_of(design: Design) -> int:
-        return design.shared + threads * design.thread
+    def bytes_of(row: Row, design: Design) -> int:
+        """On all threads; what is left to others counts where workspace is limited, and has bounds of its own elsewhere."""
+        whole = _with(design, left_of(row, machine)) if limited else design
+        return whole.shared + threads * whole.thread
 
     def fits_any(offer: Design) -> bool:
         return limited or offer.shared + critical * offer.thread <= least
@@ -393,13 +399,11 @@ def _chosen(
             return offer
         tile = tuned.tile_of(offer.outputs, offer.spectra)
         found = row.make(ask._replace(machine=machine, room=room, threads=threads, only=tile))[0]
-        if limited:
-            found = _with(found, _left(row, ask, dtype, machine, True))
-        return offer if limited and bytes_of(offer) <= room < bytes_of(found) else found
+        return offer if limited and bytes_of(row, offer) <= room < bytes_of(row, found) else found
 
     direct = [(price, row, for_threads(row, ask, offer)) for price, row, ask, offer in offers_of("direct")]
-    fits = (offer for offer in direct if not limited or bytes_of(offer[2]) <= room)
-    lowest, row, design = next(fits, min(direct, key=lambda offer: bytes_of(offer[2])))
+    fits = (offer for offer in direct if not limited or bytes_of(*offer[1:]) <= room)
+    lowest, row, design = next(fits, min(direct, key=lambda offer: bytes_of(*offer[1:])))
     others: tuple[str, ...] = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
     if wish.algorithm in others:
         others = (wish.algorithm,)
@@ -410,10 +414,10 @@ def _chosen(
         if not offers:
             raise ValueError(_unserved(wish.algorithm, problem, dtype))
         made = [(other, for_threads(other, ask, offer)) for _, other, ask, offer in (offers if limited else offers[:1])]
-        fitting = [found for found in made if bytes_of(found[1]) <= room]
+        fitting = [found for found in made if bytes_of(*found) <= room]
         if not fitting and limited:
             raise ValueError(
-                f"algorithm {wish.algorithm!r} needs {min(bytes_of(found) for _, found in made)} bytes of workspace for this "
+                f"algorithm {wish.algorithm!r} needs {min(bytes_of(*found) for found in made)} bytes of workspace for this "
                 f"problem on {threads} threads, workspace_limit is {wish.workspace_limit}"
             )
         row, design = (fitting or made)[0]  # whoever asks for an algorithm gets it, whatever it takes
@@ -424,12 +428,11 @@ def _chosen(
         if _coarse(direction, problem, row.name, offer.outputs):
             continue
         found = for_threads(other, ask, offer)
-        if bytes_of(found) <= room:
+        if bytes_of(other, found) <= room:
             lowest, row, design = price, other, found
             break
-    left = _left(row, Ask(direction, problem, acc, row.limits, machine, room, threads), dtype, machine, limited)
-    design = design if limited else _with(design, left)
-    return lowest, _plan(direction, problem, dtype, machine, row, row.limits, design, left.plans)
+    left = left_of(row, machine)
+    return lowest, _plan(direction, problem, dtype, machine, row, row.limits, _with(design, left), left.plans)
 
 
 def _coarse(direction: Direction, problem: ConvProblem, direct: str, outputs: Triple) -> bool:
@@ -484,7 +487,7 @@ def possible(
     machine, acc, limits = host(), accumulator(dtype), limits or row.limits
     room = workspace.room(problem, acc, machine.threads)
     ask = Ask(direction, problem, acc, limits, machine, room, machine.threads, True)
-    left = _left(row, ask, dtype, machine, False)
+    left = _left(row, direction, problem, dtype, machine)
     designs = [_with(design, left) for design in row.make(ask)] if _serves(row, ask) else []
     if row.algorithm == "winograd" and designs:
         direct = by_rule(direction, problem, dtype, None, Wish("direct")).kernel
