@@ -44,8 +44,14 @@ def contiguous(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def dense_rows(array: Array, dtype: np.dtype[Any]) -> Array:
-    """`array` itself if it has dense rows, or is to be converted to `dtype` as it is read, else a copy."""
-    return array if array.dtype != dtype or has_dense_rows(array) else contiguous(array, dtype)
+    """`array` itself if it has dense rows, or is to be converted as it is read; else a copy, once of what repeats."""
+    if array.dtype != dtype or has_dense_rows(array):
+        return array
+    repeated = [step == 0 and cells > 1 for step, cells in zip(array.strides[:-1], array.shape[:-1], strict=True)]
+    if not any(repeated):
+        return contiguous(array, dtype)
+    once = array[tuple(slice(1) if repeats else slice(None) for repeats in repeated)]
+    return np.broadcast_to(contiguous(once, dtype), array.shape)
 
 
 def has_dense_rows(array: Array) -> bool:

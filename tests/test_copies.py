@@ -103,6 +103,20 @@ def test_what_is_transposed():
     assert not copies._by_vectors(array, LAYOUTS["channels last"](array))
 
 
+def test_what_repeats_is_copied_once():
+    """Of a view of 80 GB of one cell a row; the same values as of rows that differ where the view has them."""
+    one = np.broadcast_to(np.float32(1), (100, 2, 10_000, 10_000))
+    y = nbconv.conv2d(one, np.ones((1, 2, 1, 1), np.float32), stride=5000)
+    np.testing.assert_array_equal(y, np.full((100, 1, 2, 2), 2))
+    rows = np.broadcast_to(random((1, 24, 1, 40), "float32", 0)[..., ::2], (3, 24, 30, 20))
+    w = random((20, 24, 3, 3), "float32", 1)
+    np.testing.assert_array_equal(nbconv.conv2d(rows, w, padding=1), nbconv.conv2d(rows.copy(), w, padding=1))
+    np.testing.assert_array_equal(
+        nbconv.conv2d_input_grad(rows, w.swapaxes(0, 1)[:, :20], (3, 20, 30, 20), padding=1),
+        nbconv.conv2d_input_grad(rows.copy(), w.swapaxes(0, 1)[:, :20], (3, 20, 30, 20), padding=1),
+    )
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     ("x", "w", "options"),
