@@ -7,8 +7,8 @@ import numba
 import numpy as np
 
 from nbconv import ConvProblem
-from nbconv.dispatch import Plan
 from nbconv.families import Direction
+from nbconv.plans import Plan
 from nbconv.tuner import search
 
 from .compare import geometric_mean

@@ -1,7 +1,7 @@
 """Convolution and its gradients for NumPy arrays and Numba pipelines."""
 
 from . import cudajit, jit, nn
-from .dispatch import Plan, plan
+from .dispatch import plan
 from .functional import (
     conv,
     conv1d,
@@ -29,6 +29,7 @@ from .functional import (
     conv_weight_grad,
 )
 from .halo import halo
+from .plans import Plan
 from .prepared import PreparedWeight, prepare
 from .problem import ConvProblem
 from .threads import get_num_threads, num_threads, set_num_threads

@@ -13,11 +13,11 @@ from numba import types
 from .across_schedule import bands, grad_cells, kinds_of, pieces_of, scratch_cells
 from .arrays import Array
 from .copies import assign, contiguous
-from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, dense_array, scratch
 from .kernels.cpu import across, across_grad
 from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address
+from .plans import Plan
 from .sums import parts, row_table, shape_of, sums_of
 from .weight_grad import add_splits
 

@@ -10,12 +10,12 @@ from numba import types
 from .arrays import Array
 from .clipped_schedule import scratch_cells
 from .copies import assign, contiguous
-from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, dense_array, scratch
 from .kernels.cpu import clipped
 from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address
 from .packing import kept, packed
+from .plans import Plan
 from .prepared import Forms
 from .sums import parts, row_table, sums_of
 

@@ -15,8 +15,8 @@ from . import across, clipped, depthwise, fft, outer, portable, winograd
 from . import weight_grad as tiled_weight_grad
 from .arrays import Array
 from .copies import assign, contiguous, dense_rows, has_dense_rows
-from .dispatch import Plan, matrix_plan
-from .drivers import INTEGER, Twin, any_array, dense_array, run_once, scratch
+from .dispatch import matrix_plan
+from .drivers import INTEGER, Twin, any_array, dense_array, reused, run_once, scratch
 from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu import transfer
 from .kernels.cpu.epilogue import Descriptor, Epilogue
@@ -25,9 +25,9 @@ from .kernels.cpu.machine import host
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, source_index
 from .phases import Slab, borders, with_borders
+from .plans import Plan
 from .prepared import Forms
 from .problem import ConvProblem, Triple
-from .record import recorder
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000
@@ -145,15 +145,12 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
     else:
         portable.run(plan, grad_output, rotated, bias, out)
     for border, inner in zip(borders(problem), plan.borders, strict=True):
-        record = recorder()
-        place = record.place() if record else 0
-        cells = scratch((*out.shape[:2], *inner.problem.size), out.dtype)
         axes = 0, 1, *(2 + axis for axis in border.order)
         dy, taps = grad_output[:, :, *border.outputs].transpose(axes), weight[:, :, *border.taps].transpose(axes)
-        input_grad(inner, dy, taps, None, cells)
-        run_once(fold, _fold_kinds(out.dtype), cells, _sources(problem, border.slab, border.order), out.transpose(axes))
-        if record:
-            record.release(place)
+        with reused():
+            cells = scratch((*out.shape[:2], *inner.problem.size), out.dtype)
+            input_grad(inner, dy, taps, None, cells)
+            run_once(fold, _fold_kinds(out.dtype), cells, _sources(problem, border.slab, border.order), out.transpose(axes))
 
 
 @functools.lru_cache(maxsize=512)

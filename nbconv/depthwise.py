@@ -12,14 +12,14 @@ from numba import types
 from .arrays import Array, accumulator
 from .copies import assign, contiguous
 from .depthwise_schedule import AROUND, MERGING, fetched, framed, framed_cells, reordered, row_blocks, staged_border
-from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, dense_array, run_once, scratch
 from .kernels.cpu import depthwise, depthwise_grad, frame, transfer
 from .kernels.cpu.depthwise_emitters import ALONE, AT_ONCE, IN_TURN
 from .kernels.cpu.epilogue import takes_results
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, source_index
-from .phases import Phase, forward_phases, input_grad_phases, triple
+from .phases import Phase, forward_phases, own_phases, triple
+from .plans import Plan
 from .problem import Triple
 from .record import recorder
 from .turns import even
@@ -78,7 +78,7 @@ def _prepare(plan: Plan, formula: str = "") -> _Runs:
     if plan.direction == "input_grad":
         problem = framed(problem)
         x, y = problem.out, problem.size
-        phases = [input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3)]
+        phases = own_phases(problem)
         stride, spread = (1, 1, 1), problem.stride
         apart = [gap // math.gcd(step, gap) for step, gap in zip(problem.stride, problem.dilation, strict=True)]
     else:

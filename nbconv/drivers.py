@@ -1,8 +1,9 @@
 """Compiled entry points of the kernels' drivers: each as a loop over jobs for one thread, and as the parallel launch of it."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numba
@@ -119,6 +120,16 @@ def scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Uninitialised memory of a call."""
     record = recorder()
     return record.scratch(shape, dtype) if record else np.empty(shape, dtype)
+
+
+@contextlib.contextmanager
+def reused() -> Iterator[None]:
+    """Scratch that is taken inside is free for what comes afterwards, in a program too."""
+    record = recorder()
+    place = record.place() if record else 0
+    yield
+    if record:
+        record.release(place)
 
 
 def aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

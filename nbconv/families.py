@@ -357,10 +357,8 @@ def tiled(ask: Ask) -> list[Design]:
     few = ask.part and math.prod(sweep.out) <= 2 * ask.lanes  # more filters a call, and more of a line of weights among others
     limits = ask.limits._replace(near=0) if few else ask.limits
     schedule = outer(sweep, size, limits, machine, p.groups, batch, copied, place)
-    shared = 0
-    if schedule.packed:
-        rows = -(-sweep.filters // schedule.register) * schedule.register
-        shared += p.groups * rows * sweep.channels * math.prod(p.kernel) * size
+    rows = -(-sweep.filters // schedule.register) * schedule.register if schedule.packed else 0
+    shared = p.groups * rows * sweep.channels * math.prod(p.kernel) * size
     phases = stored_together(p, ask.direction, p.size[2])
     thread = outer_cells(sweep, schedule, phases)
     if place and sweep.shifts[2]:  # arrays that are no runs of memory are staged

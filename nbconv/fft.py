@@ -16,7 +16,6 @@ import numpy as np
 from numba import types
 
 from .arrays import Array, accumulator
-from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, aligned, any_array, dense_array, loaded
 from .fft_schedule import Spectra, frequencies, thread_cells, thread_rows
 from .kernels.cpu import analysis, synthesis
@@ -26,7 +25,8 @@ from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.tile import Axis
 from .kernels.jit import DISABLED
 from .kernels.padding import MODES, ZEROS
-from .phases import input_grad_phases, triple
+from .phases import own_phases, triple
+from .plans import Plan
 from .problem import Triple
 from .record import recorder
 
@@ -125,7 +125,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
         filters, channels = weight.shape[1:3]
         if plan.direction == "input_grad":
             weight = weight[..., ::-1, ::-1, ::-1]
-            offset = triple(input_grad_phases(problem, a, problem.before[a], problem.size[a])[0].offset for a in range(3))
+            offset = triple(phases[0].offset for phases in own_phases(problem))
             mode = ZEROS
         else:
             offset, mode = triple(-side for side in problem.before), MODES.index(problem.mode)

@@ -11,7 +11,6 @@ from numba import types
 
 from .arrays import Array
 from .copies import contiguous
-from .dispatch import Plan
 from .drivers import (
     INTEGER,
     ScratchTwin,
@@ -27,7 +26,8 @@ from .kernels.cpu.machine import LINE
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
 from .packing import kept, packed
-from .phases import Phase, forward_phases, input_grad_phases, triple
+from .phases import Phase, forward_phases, own_phases, triple
+from .plans import Plan
 from .prepared import Forms
 from .schedule import (
     axes_of,
@@ -106,7 +106,7 @@ def _prepare(
         offset = triple(-side for side in problem.before)
         virtual = [[list(phase.taps) for phase in axis] for axis in axes]
     else:
-        axes = [input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3)]
+        axes = own_phases(problem)
         sweep, offset, virtual = phased(plan.sweep, problem, axes)
         spacing = problem.stride
     cells = cell_offsets(sweep, s).reshape(-1, *sweep.kernel) * itemsize

@@ -8,12 +8,12 @@ import numpy as np
 from numba import types
 
 from .arrays import Array, accumulator
-from .dispatch import Plan
 from .drivers import Twin, aligned, any_array, dense_array
 from .kernels.cpu import pack
 from .kernels.cpu.machine import Machine
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.cpu.pack import FILTERS, NOTHING, PLACES, TAPS, TERMS
+from .plans import Plan
 from .prepared import Forms
 
 PARALLEL = 200_000  # weights from which several threads pay for their launch

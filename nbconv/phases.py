@@ -49,6 +49,11 @@ def input_grad_phases(problem: ConvProblem, axis: int, low: int, size: int) -> l
     return found
 
 
+def own_phases(problem: ConvProblem) -> list[list[Phase]]:
+    """The phases of the input's own cells on each axis."""
+    return [input_grad_phases(problem, axis, problem.before[axis], problem.size[axis]) for axis in range(3)]
+
+
 def taps_of_a_phase(problem: ConvProblem) -> int:
     """Taps of the phase of the input's gradient that has most."""
     axes = zip(problem.kernel, problem.stride, problem.dilation, strict=True)

@@ -10,13 +10,13 @@ from numba import types
 
 from .arrays import Array
 from .copies import assign
-from .dispatch import Plan
 from .drivers import AXIS, BLOCKS, INTEGER, ScratchTwin, any_array, dense_array
 from .kernels.cpu import direct
 from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES, ZEROS
 from .packing import packed
-from .phases import input_grad_phases, triple
+from .phases import own_phases, triple
+from .plans import Plan
 from .problem import Triple
 from .schedule import Sweep, axes_of, cell_offsets, direct_cells, input_grad_sweep
 
@@ -66,7 +66,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
     if plan.direction == "forward":
         offset = triple(-side for side in problem.before)
         return _run(plan, plan.sweep, x, weight, bias, out, offset, MODES.index(problem.mode), apply)
-    for phases in itertools.product(*(input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3))):
+    for phases in itertools.product(*own_phases(problem)):
         d, h, w = (slice(phase.start, None, step) for phase, step in zip(phases, problem.stride, strict=True))
         target = out[:, :, d, h, w]
         if not all(phase.taps for phase in phases):

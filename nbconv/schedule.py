@@ -16,7 +16,7 @@ import numpy as np
 from .arrays import Array
 from .kernels.cpu.machine import LINE, Machine
 from .kernels.cpu.tile import Axis
-from .phases import Phase, input_grad_phases, triple
+from .phases import Phase, own_phases, triple
 from .problem import LARGEST, ConvProblem, Triple
 from .turns import Turn, block_choices, block_sizes, even, shortest, tile_cells, turn
 
@@ -216,7 +216,7 @@ def input_grad_sweep(problem: ConvProblem, merged: bool) -> Sweep:
     sweep = Sweep(filters, channels, out, kernel, (1, 1, 1), dilation, apart=problem.stride != (1, 1, 1))
     if not merged:
         return sweep
-    return phased(sweep, problem, [input_grad_phases(problem, a, problem.before[a], problem.size[a]) for a in range(3)])[0]
+    return phased(sweep, problem, own_phases(problem))[0]
 
 
 def flat(sweep: Sweep) -> Sweep:

@@ -11,10 +11,11 @@ import numpy.typing as npt
 
 from . import cpu, tuned
 from .arrays import Array, accumulator, check_dtype
-from .dispatch import AUTO, DIRECTIONS, PORTABLE, TABLE, Plan, by_rule, possible, recorded, select
+from .dispatch import AUTO, DIRECTIONS, PORTABLE, TABLE, by_rule, possible, recorded, select
 from .families import Direction
 from .kernels.cpu.machine import host
 from .kernels.jit import DISABLED
+from .plans import Plan
 from .problem import ConvProblem
 from .replay import forget
 from .schedule import Limits

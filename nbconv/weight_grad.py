@@ -9,7 +9,6 @@ import numpy as np
 
 from .arrays import Array
 from .copies import assign, contiguous
-from .dispatch import Plan
 from .drivers import (
     AXIS,
     BLOCKS,
@@ -30,6 +29,7 @@ from .kernels.cpu.tile import Axis, Blocks
 from .kernels.padding import MODES
 from .packing import PARALLEL
 from .phases import triple
+from .plans import Plan
 from .schedule import axes_of, cell_offsets
 
 

@@ -10,7 +10,6 @@ from numba import types
 
 from .arrays import Array
 from .copies import contiguous
-from .dispatch import Plan
 from .drivers import INTEGER, ScratchTwin, any_array, dense_array, last_block, loaded
 from .kernels.cpu import outer, winograd, winograd_grad
 from .kernels.cpu.emitters import OTHER_CALL
@@ -19,7 +18,8 @@ from .kernels.cpu.tile import Axis, Blocks
 from .kernels.cpu.transforms import matrices
 from .kernels.padding import MODES, ZEROS
 from .packing import places
-from .phases import input_grad_phases, triple
+from .phases import own_phases, triple
+from .plans import Plan
 from .schedule import Schedule, Sweep, axes_of, cell_offsets
 from .weight_grad import add_splits
 from .winograd_schedule import FAR, gathered, grad_regions, separate, tile_extents, tile_regions, tile_slots
@@ -75,7 +75,7 @@ def _prepare(
     turned = plan.direction == "input_grad"
     offset = triple(-side for side in problem.before)
     if turned:
-        offset = triple(input_grad_phases(problem, a, problem.before[a], problem.size[a])[0].offset for a in range(3))
+        offset = triple(phases[0].offset for phases in own_phases(problem))
     together = gathered(sweep, s)
     extents = tile_extents(sweep, s)
     apart = separate(sweep, problem)

@@ -31,8 +31,7 @@ def _bounds(problem: ConvProblem, acc: np.dtype[Any]) -> tuple[int, int]:
     """Bytes of workspace of each thread, and of all of them; the larger counts."""
     p, kernel = problem, KERNELS * math.prod(problem.kernel) * acc.itemsize
     cells = p.batch * p.channels * math.prod(p.size)
-    if kernel > WORKSPACE and all(
-        2 * taps >= size for taps, size in zip(p.kernel, p.size, strict=True)
-    ):  # as for two signals of like size
+    two_signals = all(2 * taps >= size for taps, size in zip(p.kernel, p.size, strict=True))  # of like size
+    if two_signals and kernel > WORKSPACE:
         kernel, cells = 2 * kernel, cells + p.filters * p.taps + p.batch * p.filters * math.prod(p.out)
     return max(WORKSPACE, kernel), INPUTS * cells * acc.itemsize

@@ -37,11 +37,12 @@ from ..jit import DISABLED, cached_bytes, llvm_lock
 from .across_emitters import across
 from .apply import apply
 from .builder import WORD
-from .copy_emitters import fetch, gather, load, pack, pack_taps, short_rows, store
+from .copy_emitters import gather, load, store
 from .depthwise_emitters import depthwise, depthwise_grad
 from .emitters import collapse, dots, outer, panel, rows
 from .formula import activate
 from .machine import Machine
+from .pack_emitters import fetch, pack, pack_taps, short_rows
 from .transforms import transform
 
 EMITTERS: dict[str, Callable[..., None]] = {
