@@ -22,7 +22,7 @@ from .phases import own_phases, triple
 from .plans import Plan
 from .schedule import Schedule, Sweep, axes_of, cell_offsets
 from .weight_grad import add_splits
-from .winograd_schedule import FAR, gathered, grad_regions, separate, tile_extents, tile_regions, tile_slots
+from .winograd_schedule import FAR, gathered, grad_regions, results_fetched, separate, tile_extents, tile_regions, tile_slots
 
 
 class _Run(NamedTuple):
@@ -57,6 +57,7 @@ def _kernels(plan: Plan, alike: bool, near: tuple[int, ...], distant: bool, axis
         at("pack_taps", near, 0) if near else 0,
         at("fetch") if distant else 0,
         *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0))),
+        at("fetch") if results_fetched(sweep, plan.problem, itemsize, machine) else 0,
     ]
 
 

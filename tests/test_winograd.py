@@ -289,6 +289,29 @@ def test_results_do_not_depend_on_schedule_or_threads(planned):
             np.testing.assert_array_equal(got, first)
 
 
+@pytest.mark.parametrize("problem", [PROBLEMS[1], *PROBLEMS[10:13], *PROBLEMS[18:20]], ids=str)
+def test_results_are_the_same_where_their_memory_is_fetched(problem, planned):
+    x_shape, w_shape, options = problem
+    p = nbconv.ConvProblem.make(x_shape, w_shape, **options)
+    arrays, outputs = operands(p, "float32"), next(winograd_schedule.choices(p))
+    found = []
+    for last in (0, 1):
+        planned(outputs, change=lambda plan, last=last: dataclasses.replace(plan, machine=plan.machine._replace(last=last)))
+        found.append(results(p, options, *arrays))
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(("channels", "batch", "fetched"), [(16, 4, False), (16, 8, True), (64, 1, True), (256, 1, True)])
+def test_memory_of_results_is_fetched_where_no_cache_holds_it(channels, batch, fetched):
+    machine = AVX512._replace(last=32 << 20)
+    for options in ({"padding": 1}, {"padding": 2, "dilation": 2}):
+        p = nbconv.ConvProblem.make((batch, channels, 112, 112), (channels, channels, 3, 3), **options)
+        sweep = dispatch.select.__wrapped__("forward", p, np.dtype("float32"), machine, Wish("winograd")).sweep
+        assert winograd_schedule.results_fetched(sweep, p, 4, machine) == (fetched and "dilation" not in options)
+        assert not winograd_schedule.results_fetched(sweep, p, 4, machine._replace(last=0))
+
+
 def test_arrays_of_any_kind(planned):
     """Strides, offsets, bias, activation, half precision, an output with gaps; nothing beside the output is written."""
     planned((1, 4, 4))

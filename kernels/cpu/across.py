@@ -43,8 +43,8 @@ def jobs(first, last, x, weight, bias, out, table, micro, scratch, lanes, rows, 
         target = address_of(out) + (n * channels + c) * outputs * size
         if micro[FETCH] != 0:
             coming = (job + 1) % images * channels + (job + 1) // images * lanes
-            call_kernel(micro[FETCH], address_of(x) + coming * cells * size, lanes * cells * size)
-            call_kernel(micro[FETCH], target, count * outputs * size)
+            call_kernel(micro[FETCH], address_of(x) + coming * cells * size, lanes * cells * size, 1, 0)
+            call_kernel(micro[FETCH], target, count * outputs * size, 1, 0)
         call_kernel(micro[PACK], begin, cells * size, count, source, vector, cells)
         for i in range(FIRST, micro.size, 3):
             call_kernel(

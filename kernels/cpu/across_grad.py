@@ -50,8 +50,8 @@ def jobs(first, last, dy, x, sums, table, micro, bands, scratch, numbers):
             if micro[FETCH] != 0:
                 group, dy_group = channels * cells * size, filters * outputs * size
                 for i in range(n + some, min(n + some + images, batch)):
-                    call_kernel(micro[FETCH], address_of(x) + (i * groups + g) * group, count * group)
-                    call_kernel(micro[FETCH], address_of(dy) + (i * groups + g) * dy_group, count * dy_group)
+                    call_kernel(micro[FETCH], address_of(x) + (i * groups + g) * group, count * group, 1, 0)
+                    call_kernel(micro[FETCH], address_of(dy) + (i * groups + g) * dy_group, count * dy_group, 1, 0)
             for i in range(some):
                 for c in range(channels):
                     begin = address_of(x) + (((n + i) * groups + g) * channels + c) * cells * size + band[X_FIRST] * size

@@ -65,7 +65,7 @@ def jobs(first, last, weight, size, together, micro, fetch, lanes, packed):
                 else:
                     for _ in range(c_count):
                         if fetch != 0:
-                            call_kernel(fetch, source + rows * weight.strides[1], rows * weight.strides[1])
+                            call_kernel(fetch, source + rows * weight.strides[1], rows * weight.strides[1], 1, 0)
                         call_kernel(micro, source, weight.strides[1], rows, target, size * cell, taps)
                         source, target = source + weight.strides[2], target + taps * size * cell
 

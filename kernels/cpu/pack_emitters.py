@@ -125,17 +125,22 @@ def windows(places: tuple[int, ...], lanes: int) -> list[tuple[int, int]]:
 
 
 def fetch(module: ir.Module, name: str, itemsize: int, vector: int) -> None:
-    """Emit `fetch`, which fetches `count` bytes from `source` on into second-level cache, for calls to come.
+    """Emit `fetch`, which fetches rows of `count` bytes from `source` on into second-level cache, for calls to come.
 
-    C signature, all 64-bit: (source, count).
+    C signature, all 64-bit: (source, count, rows, row), the last one the bytes from row to row.
     """
-    f = Function(module, name, itemsize, vector, "source count")
+    f = Function(module, name, itemsize, vector, "source count rows row")
+    lines = f.builder.sdiv(f.add(f.arguments["count"], 2 * LINE - 1), f.word(LINE))
 
     def line(values: list[Any]) -> list[Any]:
         f.prefetch(values[0], 2)
         return [f.add(values[0], LINE)]
 
-    f.loop(f.builder.sdiv(f.add(f.arguments["count"], 2 * LINE - 1), f.word(LINE)), [f.arguments["source"]], line)
+    def row(values: list[Any]) -> list[Any]:
+        f.loop(lines, values, line)
+        return [f.builder.add(values[0], f.arguments["row"])]
+
+    f.loop(f.arguments["rows"], [f.arguments["source"]], row)
     f.builder.ret_void()
 
 

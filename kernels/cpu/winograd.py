@@ -28,8 +28,8 @@ from .outer import finish, layout_of
 from .tile import Axis, block_of, stage, tile_of, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
-# the same for the last block; then transforms.
-LOAD, STORE, PACK, PLACES, FETCH, CELLS, WEIGHTS, OUTPUTS = range(4, 12)
+# the same for the last block; what fetches weights that lie far apart, and where results will be stored; transforms.
+LOAD, STORE, PACK, PLACES, FETCH, CELLS, WEIGHTS, OUTPUTS, RESULTS = range(4, 13)
 # Channels before whose turn their weights are fetched, where they lie far apart: dI of 512 filters takes 0.84 to 0.97 of the time.
 SOON = 8
 
@@ -185,12 +185,31 @@ def transform_weights(micro, offsets, weights, filters, channels, target, packed
             for c in range(channels):
                 one = source + c * layout.channel
                 if micro[FETCH] != 0:
-                    call_kernel(micro[FETCH], one + SOON * layout.channel, r.row * rows)
+                    call_kernel(micro[FETCH], one + SOON * layout.channel, r.row * rows, 1, 0)
                 call_kernel(micro[PACK], one, r.row, rows, place + c * r.taps * row, row, r.taps)
         call_kernel(
             micro[WEIGHTS], place, address_of(offsets) + r.tap_table * 8, target + p * size, r.weight_plane * size, 1, 0, 0,
             channels, r.taps * row, row,
         )  # fmt: skip
+
+
+@helper
+def fetch_results(fetch, home, count, o0, o1, o2, out, d, h, w, layout, part, parts):
+    """Fetch one of `parts` parts of the rows where the tiles of `count` filters will be stored; the first one's plane is at `home`.
+
+    Stores of a tile come all at once: in the time of its products, memory gives what they write to.
+    """
+    slices = min(d.tile * layout.step0, out.shape[2] - o0 * layout.step0)
+    rows = min(h.tile * layout.step1, out.shape[3] - o1 * layout.step1)
+    cells = min(w.tile * layout.step2, out.shape[4] - o2 * layout.step2)
+    home += o0 * layout.step0 * out.strides[2] + o1 * layout.step1 * out.strides[3] + o2 * layout.step2 * out.strides[4]
+    row, last = part * count * slices * rows // parts, (part + 1) * count * slices * rows // parts
+    while row < last:
+        plane, i, j = row // (slices * rows), row // rows % slices, row % rows
+        some = min(rows - j, last - row)
+        begin = home + plane * out.strides[1] + i * out.strides[2] + j * out.strides[3]
+        call_kernel(fetch, begin, cells * out.itemsize, some, out.strides[3])
+        row += some
 
 
 @helper
@@ -257,6 +276,9 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                     micro, offsets, source, count, c_count, base + r.weights * size, base + r.staged * size, layout, r, size
                 )  # fmt: skip
                 for xi in range(r.products):
+                    if micro[RESULTS] != 0 and c == 0 and not stores(apply):
+                        home = address_of(out) + n * out.strides[0] + (g * filters + k) * out.strides[1]
+                        fetch_results(micro[RESULTS], home, count, o0, o1, o2, out, d, h, w, layout, xi, r.products)
                     v = base + (xi * r.cell_plane + c * r.pitch) * size
                     u = base + (r.weights + xi * r.weight_plane) * size
                     m = base + (r.sums + xi * r.sum_plane) * size
