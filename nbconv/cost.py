@@ -10,7 +10,7 @@ from .families import Ask, Design
 from .phases import Border
 from .problem import ConvProblem
 from .schedule import SHUFFLED, Sweep
-from .winograd_schedule import gathered, separate
+from .winograd_schedule import block_vectors, gathered, separate
 
 # For forward and dI, and for dW: cost of a vector of direct products, of channels at an output, of filters at an output.
 DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
@@ -44,6 +44,9 @@ CALL_HALVED = 30_000.0
 # gathered, and for each axis beyond the first; of transformed weights; of transformed sums, and for each axis beyond the first; an
 # output; a cell.
 WINOGRAD_HALVED = 0.86, 3.14, 2.15, 18.9, 4.25, 10.6, 0.7, 3.6, 13.4, 7.2
+# What a vector of cells of short rows takes more, over the tiles of a row: of 1,000 layers of 7 to 56 cells on an axis the choice
+# takes 1.018 of the best time, without it 1.024.
+SHORT_ROWS = 16.0
 # Filters of a call, by which its loads are shared. By how much dilated layers differ, whose phases are computed one by one, or side
 # by side: of 730 the choice takes 1.008 of the best time, without 1.077.
 SHARED, PHASES = 13, (0.75, 1.6)
@@ -58,12 +61,9 @@ FFT = {4: (13.6, 1.9), 8: (23.9, 4.2)}
 TRANSFORM, CALL = 1_500, 530_000
 
 
-def _blocks(sweep: Sweep, design: Design, problem: ConvProblem, steps: tuple[int, int, int]) -> tuple[int, int]:
-    """Blocks of tiles of one group, and cells of one."""
-    tile = [t // m for t, m in zip(design.schedule.tile, steps, strict=True)]
-    out = [-(-o // m) for o, m in zip(sweep.out, steps, strict=True)]
-    count = math.prod(-(-o // t) for o, t in zip(out, tile, strict=True)) * (1 if sweep.folded else problem.batch)
-    return count * math.prod(separate(sweep, problem)), math.prod(tile)
+def _images(sweep: Sweep, problem: ConvProblem) -> int:
+    """How often an image of tiles is computed for one group: for each phase that is computed alone."""
+    return math.prod(separate(sweep, problem)) * (1 if sweep.folded else problem.batch)
 
 
 def _total(weights: tuple[tuple[float, ...], tuple[float, ...]], ask: Ask, terms: tuple[float, ...]) -> float:
@@ -141,7 +141,9 @@ def winograd_cost(ask: Ask, design: Design) -> float:
     if min(channels, filters) < NARROW:
         factor *= HALVED_NARROWED if halved and min(channels, filters) > 1 else NARROWED
     if grad:
-        blocks, tiles = _blocks(sweep, design, p, design.outputs)
+        tile = [t // m for t, m in zip(s.tile, design.outputs, strict=True)]
+        out = [-(-o // m) for o, m in zip(sweep.out, design.outputs, strict=True)]
+        blocks, tiles = _images(sweep, p) * math.prod(-(-o // t) for o, t in zip(out, tile, strict=True)), math.prod(tile)
         rows = -(-channels // s.register) * s.register
         panels, columns = -(-filters // lanes), -(-channels // lanes)
         terms: tuple[float, ...] = (
@@ -151,19 +153,21 @@ def winograd_cost(ask: Ask, design: Design) -> float:
             blocks * tiles * panels * -(-channels // s.channels),
         )
         return factor * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep)
-    blocks, tiles = _blocks(sweep, design, p, (1, 1, 1))
-    vectors = -(-tiles // lanes)
+    each = block_vectors(sweep.out, s.tile, lanes)
+    blocks, vectors = len(each) * _images(sweep, p), int(each.sum()) * _images(sweep, p)
     rows = -(-filters // s.register)
     packing = 1.0 if lanes * ask.itemsize == WIDE else SHORT / WINOGRAD[0][2]
     terms = (
-        blocks * vectors * channels * rows * s.register,
-        blocks * vectors * channels * -(-filters // s.filters),
+        vectors * channels * rows * s.register,
+        vectors * channels * -(-filters // s.filters),
         blocks * channels * rows * -(-s.register // lanes) * packing,
-        blocks * vectors * filters,
+        vectors * filters,
     )
     if _halved(ask):
         product, load, cell, gather, more_cells, weight, total, more_sums, output, staged = WINOGRAD_HALVED
         beyond = sum(k > 1 for k in p.kernel) - 1
+        if all(s.dense):
+            cell += SHORT_ROWS / sweep.out[2]
         cell = (gather if gathered(sweep, s) else cell) + more_cells * beyond
         by_term = product + load / min(filters, SHARED), cell, weight, total + more_sums * beyond
         x, y = p.batch * p.channels * math.prod(p.size) / lanes, p.batch * p.filters * math.prod(p.out) / lanes

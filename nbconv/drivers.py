@@ -144,9 +144,12 @@ def aligned(cells: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     return memory[start : start + count].reshape(cells)
 
 
-def loaded(axis: Axis, at: Callable[..., int]) -> int:
-    """Address of the `load` for the last axis; `at` gives addresses of micro-kernels."""
+def loaded(axis: Axis, at: Callable[..., int], lanes: int) -> int:
+    """Address of the `load` for the last axis by vectors of so many lanes; `at` gives addresses of micro-kernels."""
     residues = tuple(q * axis.dilation % axis.period for q in range(axis.slots))
+    spanned = -(-((axis.extent - 1) * axis.stride + residues[-1] + 1) // lanes)
+    if axis.stride > 1 and axis.extent <= lanes and axis.slots <= SLOTS and spanned <= (4 if residues[-1] >= axis.stride else 2):
+        return at("load", axis.stride, residues, spanned, lanes if 2 * axis.extent > lanes else lanes // 2)
     if axis.stride <= min(SHUFFLED * axis.slots, WIDEST) and axis.slots <= SLOTS:
         return at("load", axis.stride, residues)
     return at("load", axis.stride if axis.stride <= SHUFFLED else 0, ())

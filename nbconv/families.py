@@ -442,12 +442,11 @@ def winograd(ask: Ask) -> list[Design]:
         sweep = winograd_schedule.merged(sweep, p, size, ask.limits, machine)
         if 2 * math.prod(sweep.out) <= winograd_schedule.tile_limits(sweep, size, ask.limits, machine).sums:
             sweep = together(sweep, p)
-        batch = math.prod(winograd_schedule.separate(sweep, p)) * (1 if sweep.folded else p.batch)
-        schedule = winograd_schedule.tiles(sweep, size, ask.limits, machine, p.groups, batch)
+        schedule = winograd_schedule.tiles(sweep, size, ask.limits, machine, p)
         thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
         if thread > WORKSPACE:  # fewer tiles in a block, and some less for what does not grow with them
             limits = ask.limits._replace(staged=ask.limits.staged * WORKSPACE // thread * 9 // 10)
-            schedule = winograd_schedule.tiles(sweep, size, limits, machine, p.groups, batch)
+            schedule = winograd_schedule.tiles(sweep, size, limits, machine, p)
             thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
         designs.append(Design(sweep, schedule, 0, thread, outputs))
     return designs

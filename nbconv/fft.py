@@ -82,7 +82,8 @@ class _Call:
         """Spectra of `count` tiles of cells (groups, N, C, ...)."""
         load = 0
         if cells.dtype == self._dtype and self._dtype.kind == "f" and not DISABLED:
-            load = loaded(axes[2], functools.partial(kernel_address, host(), self._dtype.itemsize))
+            lanes = host().vector // self._dtype.itemsize
+            load = loaded(axes[2], functools.partial(kernel_address, host(), self._dtype.itemsize), lanes)
         of = analysis.Rows(self.job, begin, count, mode, load, 0, int(conjugated), 0, 0, 0, *(kept or self._size))
         self._run(analysis, cells, (target, self._none, self._none), self._no_bias, axes, of, len(target))
 

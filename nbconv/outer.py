@@ -139,7 +139,7 @@ def _prepare(
     micro = [
         at("outer", p, v, edged, row, fetched, apart, formula) for p in filters for v, edged in ((s.vectors, 0), (tail, 1), (1, 1))
     ]
-    micro.append(loaded(w, at) if alike else 0)
+    micro.append(loaded(w, at, s.lanes) if alike else 0)
     micro.append(at("store", int(merged == 1 and spacing[2] > 1), merged, formula))
     micro.append(at("gather", s.vectors) if s.window else 0)
     tiles = math.prod(-(-axis.out // axis.tile) for axis in (d, h, w))

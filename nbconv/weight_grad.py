@@ -55,7 +55,7 @@ def _kernels(plan: Plan, axis: Axis) -> list[int]:
         scalars, last = (s.register, last_block(sizes[0], s.register)), -(-last_block(sizes[1], s.vectors * s.lanes) // s.lanes)
         panels = (at("rows", p, v) for p in scalars for v in (s.vectors, last))
         return [*panels, 0, at("pack", 0), at("pack", 1), at("store", 0, 1)]
-    row = loaded(axis, at)
+    row = loaded(axis, at, s.lanes)
     if plan.kernel == "panels":
         last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
         scalars = s.register, last_block(sweep.channels, s.register)

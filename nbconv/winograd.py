@@ -48,8 +48,10 @@ def _kernels(plan: Plan, alike: bool, near: tuple[int, ...], distant: bool, axis
     micro = [at("outer", p, v, 0, itemsize, fetched, 0) for p in filters for v in (s.vectors, 1)]
     if gathered(sweep, s):
         axis = axis._replace(stride=axis.dilation, slots=1)
-    micro.append(loaded(axis, at) if alike else 0)
-    micro.append(at("store", int(axis.dilation > 1), 1 if sweep.dilation != (1, 1, 1) else sweep.stride[2]))
+    micro.append(loaded(axis, at, s.lanes) if alike else 0)
+    steps = 1 if sweep.dilation != (1, 1, 1) else sweep.stride[2]
+    short = steps > 1 and axis.dilation == 1 and s.tile[2] <= s.lanes
+    micro.append(at("store", int(axis.dilation > 1), steps, "", -(-s.tile[2] * steps // s.lanes) if short else 0))
     spread = int(gathered(sweep, s))
     return [
         *micro,
@@ -81,7 +83,7 @@ def _prepare(
     extents = tile_extents(sweep, s)
     apart = separate(sweep, problem)
     d, h, w = (
-        axis._replace(slots=slots, extent=extent, stride=m * gap, dilation=gap, period=m * gap)
+        axis._replace(slots=slots, extent=extent, stride=m * gap, dilation=gap, period=axis.period if all(s.dense) else m * gap)
         for axis, slots, extent, m, gap in zip(
             axes_of(sweep, s, triple(x[2:]), offset, sweep.out), tile_slots(sweep, s), extents, sweep.stride, apart, strict=True
         )
@@ -172,7 +174,7 @@ def _grad_kernels(plan: Plan, axis: Axis) -> list[int]:
     last = -(-last_block(sweep.filters, s.vectors * s.lanes) // s.lanes)
     scalars = s.register, last_block(sweep.channels, s.register)
     micro = [*(at("panel", p, v) for p in scalars for v in (s.vectors, last))]
-    micro += [loaded(axis, at), at("pack", 0)]
+    micro += [loaded(axis, at, s.lanes), at("pack", 0)]
     sums, dy, cells = zip(*(matrices(k, m) for k, m in zip(sweep.kernel, plan.outputs, strict=True)), strict=True)
     return [*micro, at("pack", 1), *(at("transform", axes, 0) for axes in (cells, dy, sums))]
 

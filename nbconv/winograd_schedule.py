@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .arrays import Array
 from .grad_schedule import shared, with_splits
 from .kernels.cpu.machine import LINE, Machine
 from .phases import triple
 from .problem import ConvProblem, Triple
 from .schedule import NOWHERE, Limits, Schedule, Sweep, staged_cells, tile_within
-from .turns import Turn, block_choices, block_sizes, even, shortest, tile_cells, turn
+from .turns import Turn, block_choices, block_sizes, even, shortest, turn
 
 TILES = Limits(sums=256, staged=3000 * 1024, filters=0, held=256 * 1024, jobs=4, parallel=1_000_000)
 GRAD_TILES = Limits(sums=256, staged=1000 * 1024, filters=0, held=1700 * 1024, jobs=4, parallel=1_000_000)
@@ -30,15 +31,17 @@ OUTPUTS = {1: (1,), 2: (3, 5), 3: (2, 4), 5: (2, 4), 7: (2,)}
 # Products of a tile, whose transforms a micro-kernel unrolls.
 PRODUCTS = 144
 
-# Products that take as long as a vector of transformed cells of a channel, and if they are gathered, of transformed weights, and of
-# outputs of a filter.
-PREPARED = 8.0, 40.0, 10.0, 10.0
+# Products that take as long as a vector of transformed cells of a channel, if they are gathered, what one of short rows takes more
+# if those have one tile, a vector of transformed weights, and of outputs of a filter.
+PREPARED = 8.0, 40.0, 16.0, 10.0, 10.0
 # Parts of a block of tiles that threads may share.
 PARTS = 1, 2, 3, 4, 6, 8, 12, 16
 # Phases of a dilated convolution, each of which is a job, even without outputs.
 PHASES = 4096
-# Part of a vector that a row of tiles fills, below which tiles are gathered: gathering takes as long for a full one (25 cycles).
-NARROW = 0.6
+# Part of a vector that a row of tiles fills, below which rows of tiles are staged side by side for each product: 3x3 layers of 64
+# and 128 channels on 14x14 to 32x32 take 0.84 to 0.95 of the time of gathering tiles (25 cycles a vector on a Zen 4), which is left
+# for rows of one or two tiles and for dilated layers; 12 tiles of 16 lanes would take 1.01 of that of rows in vectors of their own.
+NARROW = 0.65
 # Bytes of staged cells that are transformed at once.
 FIRST = 96 * 1024
 # Bytes of second-level cache from which a block's transformed cells stay in it, that is in 0.7 of it; but blocks of so many tiles
@@ -117,29 +120,34 @@ def tile_limits(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine) -
     return limits._replace(sums=max(min(limits.sums, room), machine.vector // itemsize))
 
 
-def tiles(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int) -> Schedule:
+def tiles(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, problem: ConvProblem) -> Schedule:
     """Winograd's convolution: blocks of many tiles, because the weights are transformed for each block."""
     lanes = machine.vector // itemsize
     register = even(sweep.filters, (machine.registers - 3) // 2)
     tile = _block(sweep, tile_limits(sweep, itemsize, limits, machine))
+    dense = narrow(sweep, lanes) and phases(problem) == (1, 1, 1) and sweep.out[2] > 2
     block = -(-sweep.filters // register) * register
     if machine.threads > 1:
-        tile, block = shared_tiles(sweep, tile, register, lanes, machine.threads, groups * batch)
+        images = math.prod(separate(sweep, problem)) * problem.groups * (1 if sweep.folded else problem.batch)
+        tile, block = shared_tiles(sweep, tile, register, lanes, machine.threads, images, dense)
     vectors = 2 if math.prod(tile) > lanes else 1
     wide = -(-register // lanes) * lanes
     channels = even(sweep.channels, max(1, limits.held // (math.prod(sweep.kernel) * wide * itemsize)))
-    return Schedule(tile, block, channels, 1, NOWHERE, 1, register, vectors, lanes, True, lined=True)
+    return Schedule(tile, block, channels, 1, (dense,) * 3, 1, register, vectors, lanes, True, lined=not dense)
 
 
-def shared_tiles(sweep: Sweep, tile: Triple, register: int, lanes: int, threads: int, images: int) -> tuple[Triple, int]:
+def shared_tiles(
+    sweep: Sweep, tile: Triple, register: int, lanes: int, threads: int, images: int, dense: bool
+) -> tuple[Triple, int]:
     """Tiles of a block, `tile` or fewer, and its filters, by which the longest turn of a thread is shortest."""
-    cell, gather, weight, output = PREPARED
+    cell, gather, row, weight, output = PREPARED
+    cell = cell + row / sweep.out[2] if dense else gather if narrow(sweep, lanes) else cell
 
     def turn_of(found: tuple[Triple, int]) -> Turn:
-        vectors = np.tile(-(-tile_cells(sweep.out, found[0]) // lanes), images)
+        vectors = np.tile(block_vectors(sweep.out, found[0], lanes), images)
         filters = block_sizes(sweep.filters, found[1], register)
         each = vectors * (sweep.channels + output) + weight * sweep.channels / lanes
-        return turn(threads, np.outer(each, filters), vectors * sweep.channels * (gather if rows_gathered(sweep, lanes) else cell))
+        return turn(threads, np.outer(each, filters), vectors * sweep.channels * cell)
 
     parts = PARTS if sweep.dilation == (1, 1, 1) else (1,)  # tiles of several phases stay side by side
     tiles = dict.fromkeys(_block(sweep, TILES._replace(sums=-(-math.prod(tile) // part))) for part in parts)
@@ -159,14 +167,22 @@ def _block(sweep: Sweep, limits: Limits) -> Triple:
     return tile_within(sweep._replace(kernel=sweep.stride, dilation=(1, 1, 1)), limits, NOWHERE)
 
 
-def gathered(sweep: Sweep, schedule: Schedule) -> bool:
+def block_vectors(out: Triple, tile: Triple, lanes: int) -> Array:
+    """Vectors of products of each block of `tile` of an image of `out` tiles, which lie in it as in a whole one."""
+    d, h, w = (np.minimum(t, size - np.arange(0, max(size, 1), t)) for size, t in zip(out, tile, strict=True))
+    length = np.add.outer((d - 1) * tile[1] * tile[2], np.add.outer((h - 1) * tile[2], w))
+    vectors: Array = -(-np.maximum(length.reshape(-1), 0) // lanes)
+    return vectors
+
+
+def narrow(sweep: Sweep, lanes: int) -> bool:
     """Whether rows of tiles are too short for vectors of neighbouring ones, or tiles of several phases lie side by side."""
-    return rows_gathered(sweep, schedule.lanes)
-
-
-def rows_gathered(sweep: Sweep, lanes: int) -> bool:
-    """The same, for vectors of so many lanes."""
     return sweep.out[2] < NARROW * lanes or sweep.dilation != (1, 1, 1)
+
+
+def gathered(sweep: Sweep, schedule: Schedule) -> bool:
+    """Whether tiles are gathered from rows that are staged as they are."""
+    return narrow(sweep, schedule.lanes) and not all(schedule.dense)
 
 
 def tile_slots(sweep: Sweep, schedule: Schedule) -> Triple:
@@ -187,8 +203,8 @@ def tile_regions(sweep: Sweep, schedule: Schedule, itemsize: int) -> tuple[dict[
     s, lanes = schedule, schedule.lanes
     products, taps = math.prod(sweep.kernel), math.prod(k - m + 1 for k, m in zip(sweep.kernel, sweep.stride, strict=True))
     wide = -(-s.register // lanes) * lanes
-    # rows that are not gathered are transformed in whole vectors, the last one too
-    longest = math.prod(s.tile) + (0 if gathered(sweep, s) else -s.tile[2] % lanes)
+    # rows that do not lie side by side are transformed in whole vectors, the last one too
+    longest = math.prod(s.tile) + (0 if narrow(sweep, lanes) else -s.tile[2] % lanes)
     pitch = -(-longest // lanes) * lanes
     planes = sweep.channels * pitch, s.channels * wide, s.register * pitch
     cell_plane, weight_plane, sum_plane = (odd_lines(cells, itemsize) for cells in planes)

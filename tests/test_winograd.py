@@ -98,8 +98,8 @@ def planned(monkeypatch):
     def use(outputs, machine=None, change=lambda plan: plan):
         monkeypatch.setattr(winograd_schedule, "choices", lambda problem: iter([outputs]))
 
-        def select(direction, problem, dtype, _machine, wish):
-            plan = dispatch.select.__wrapped__(direction, problem, dtype, machine, Wish("winograd"))
+        def select(direction, problem, dtype, other, wish):
+            plan = dispatch.select.__wrapped__(direction, problem, dtype, machine or other, Wish("winograd"))
             assert (plan.algorithm, plan.outputs) == ("winograd", outputs)
             return change(plan)
 
@@ -172,6 +172,31 @@ def test_phases_side_by_side(problem, axes, dtype, monkeypatch):
     assert_close(nbconv.conv_weight_grad(dy, x, w_shape, **options), oracle.weight_grad(p, dy, x), dtype)
     dispatch.select.cache_clear()
     assert axes == 3 or all(sweep.dilation[: 3 - axes] == (1,) * (3 - axes) for sweep in found)
+
+
+@pytest.mark.parametrize(
+    ("size", "options", "ways"),
+    [
+        ((28, 28), {}, (True, False)),
+        ((8, 14), {}, (True, False)),
+        ((56, 56), {}, (False, False)),
+        ((28, 7), {}, (False, True)),  # two tiles of a row
+        ((28, 28), {"dilation": 2}, (False, True)),
+    ],
+)
+def test_short_rows_of_tiles_lie_side_by_side(size, options, ways, planned):
+    """Staged so, or gathered."""
+    planned((1, 4, 4))
+    p = nbconv.ConvProblem.make((1, 32, *size), (32, 32, 3, 3), padding=options.get("dilation", 1), **options)
+    plan = engine.select("forward", p, np.dtype("float32"), AVX512, None)
+    assert (all(plan.schedule.dense), winograd_schedule.gathered(plan.sweep, plan.schedule)) == ways
+
+
+def test_vectors_of_blocks():
+    """Rows of a smaller block lie as far apart as those of a whole one."""
+    assert winograd_schedule.block_vectors((1, 7, 7), (1, 7, 7), 16).tolist() == [4]
+    assert winograd_schedule.block_vectors((3, 4, 10), (2, 3, 6), 4).tolist() == [9, 9, 6, 6, 5, 4, 2, 1]
+    assert winograd_schedule.block_vectors((1, 0, 5), (1, 1, 5), 8).sum() == 0
 
 
 def test_blocks_of_small_phases_hold_all():

@@ -120,22 +120,22 @@ class Function:
 
         Short vectors are stored whole or half by half: a masked store of AVX2 takes AMD 42 operations, whatever the mask.
         """
-        b = self.builder
+        b, lanes = self.builder, value.type.count
         if self.wide:
-            mask = self.below(count, first)
-            kind = ir.FunctionType(ir.VoidType(), [self.vector, POINTER, INDEX, mask.type])
-            function = self.intrinsic(f"llvm.masked.store.{self.suffix}.p0", kind)
+            mask = self.below(count, first, lanes)
+            kind = ir.FunctionType(ir.VoidType(), [value.type, POINTER, INDEX, mask.type])
+            function = self.intrinsic(f"llvm.masked.store.v{lanes}f{self.itemsize * 8}.p0", kind)
             b.call(function, [value, b.inttoptr(address, POINTER), fixed(INDEX, self.itemsize), mask])
             return
         count = self.add(count, -first)
         whole, some, after = (b.append_basic_block(name) for name in ("whole", "some", "stored"))
-        b.cbranch(b.icmp_signed(">=", count, self.word(self.lanes)), whole, some)
+        b.cbranch(b.icmp_signed(">=", count, self.word(lanes)), whole, some)
         b.position_at_end(whole)
         self.store(value, address)
         b.branch(after)
         b.position_at_end(some)
         count = b.select(b.icmp_signed(">", count, self.word(0)), count, self.word(0))
-        width = self.lanes // 2
+        width = lanes // 2
         while width:
             picks = ir.VectorType(INDEX, width)
             low, high = (b.shuffle_vector(value, value, fixed(picks, *range(at, at + width))) for at in (0, width))
@@ -188,13 +188,19 @@ class Function:
         bits = self.builder.trunc(self.builder.lshr(word, self.word(first)), ir.IntType(self.lanes))
         return self.builder.bitcast(bits, self.mask)
 
-    def below(self, count: Any, first: int = 0) -> Any:
-        """Mask of the lanes whose number, counted from `first` on, is below `count`, which may be negative."""
+    def below(self, count: Any, first: int = 0, lanes: int = 0) -> Any:
+        """Mask of the lanes whose number, counted from `first` on, is below `count`, which may be negative; of so many `lanes`."""
         if self.many_masks:
             begin = first // BITS * BITS
             return self.lanes_of(self.ones(self.add(count, -begin)), first - begin)
-        numbers = fixed(ir.VectorType(WORD, self.lanes), *range(self.lanes))
-        return self.builder.icmp_signed("<", numbers, self.splat(self.add(count, -first), WORD))
+        lanes = lanes or self.lanes
+        numbers = fixed(ir.VectorType(WORD, lanes), *range(lanes))
+        return self.builder.icmp_signed("<", numbers, self.part(self.splat(self.add(count, -first), WORD), lanes))
+
+    def part(self, value: Any, lanes: int) -> Any:
+        """The first `lanes` of a vector."""
+        picks = fixed(ir.VectorType(INDEX, lanes), *range(lanes))
+        return value if lanes == self.lanes else self.builder.shuffle_vector(value, value, picks)
 
     def store(self, value: Any, address: Any, offset: int = 0) -> None:
         pointer = self.builder.inttoptr(self.add(address, offset), value.type.as_pointer())

@@ -12,11 +12,21 @@ from .formula import evaluate
 AHEAD = 32 * 1024
 
 
-def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, residues: tuple[int, ...]) -> None:
+def load(
+    module: ir.Module,
+    name: str,
+    itemsize: int,
+    vector: int,
+    stride: int,
+    residues: tuple[int, ...],
+    spanned: int = 0,
+    stored: int = 0,
+) -> None:
     """Emit `load`: the cells `residues[q]`, `residues[q]` + stride ... of rows of neighbouring cells, for each slot q.
 
     A vector of the source is loaded once for all slots. Without residues, slots are as the arguments tell, one after another; with
-    a stride of 0 the stride too, and cells are gathered one by one.
+    a stride of 0 the stride too, and cells are gathered one by one. Short rows, of which `spanned` vectors of the source hold each
+    with all its slots, are read by as many loads, and of each slot's vector the first `stored` cells hold the row.
 
     C signature, all 64-bit: (source, target, planes, source_plane, target_plane, rows, source_row, target_row, position,
     size, extent, slots, slot, stride, dilation, period). Addresses of the cell of residue 0, which is cell `position` of a row of
@@ -51,7 +61,7 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
         def put(source: Any, target: Any, first: Any, at: Any, count: Any) -> None:
             for value, pitch in zip(cells(source, first, at), pitches, strict=True):
                 place = b.add(target, pitch)
-                f.store(value, place) if count is None else f.store_first(value, place, count)
+                f.store(value, place) if count is None else f.store_first(f.part(value, stored or f.lanes), place, count)
 
         def full(values: list[Any]) -> list[Any]:
             source, target, first, at = values
@@ -61,31 +71,37 @@ def load(module: ir.Module, name: str, itemsize: int, vector: int, stride: int, 
 
         def last(values: list[Any]) -> list[Any]:
             source, target, first, at = values
-            put(source, target, first, at, left)
+            put(source, target, first, at, a["extent"] if spanned else left)
             return values
 
-        f.loop(some, f.loop(whole, [source, target, *begin], full), last)
+        if spanned:
+            last([source, target, *begin])
+        else:
+            f.loop(some, f.loop(whole, [source, target, *begin], full), last)
 
     def neighbours(start: Any, wanted: tuple[int, ...]) -> tuple[Any, ...]:
         """What `run` needs to read some residues of neighbouring cells, the first of which is cell `start` of its row."""
         far = 1 << 30
         begin, count = window(within(b.neg(start), -far, far), within(b.sub(a["size"], start), -far, far))
-        bases = sorted({residue // stride * stride for residue in wanted})
+        bases = [0] if spanned else sorted({residue // stride * stride for residue in wanted})
+        reach = (spanned or stride) * f.lanes
 
         def cells(source: Any, first: Any, at: Any) -> list[Any]:
             def read(masked: bool) -> list[Any]:
                 parts: dict[int, list[Any]] = {}
                 for base in bases:
                     parts[base] = []
-                    for cell in range(base, base + stride * f.lanes, f.lanes):
+                    for cell in range(base, base + reach, f.lanes):
                         numbers = fixed(kind, *[cell + lane for lane in range(f.lanes)])
                         mask = b.icmp_unsigned("<", b.add(first, numbers), count) if masked else None
                         place = f.add(source, cell * itemsize)
                         f.prefetch(b.add(place, ahead), 2)
                         parts[base].append(f.vector_at(place, 0, mask))
+                if spanned:
+                    return [picked(f, parts[0], residue, stride) for residue in wanted]
                 return [split(f, parts[residue // stride * stride], residue % stride) for residue in wanted]
 
-            ends = b.icmp_signed("<=", f.add(at, bases[-1] + stride * f.lanes), a["size"])
+            ends = b.icmp_signed("<=", f.add(at, bases[-1] + reach), a["size"])
             return f.unmasked(b.and_(b.icmp_signed(">=", at, f.word(0)), ends), read)
 
         return cells, (begin, start), f.word(vector * stride), f.lanes * stride
@@ -174,29 +190,31 @@ def split(f: Function, parts: list[Any], phase: int) -> Any:
     if len(parts) == 1:
         return parts[0]
     if len(parts) % 2:
-        return picked(f, parts, phase)
+        return picked(f, parts, phase, len(parts))
     halves = fixed(f.picks, *[2 * lane + phase % 2 for lane in range(f.lanes)])
     near = [f.builder.shuffle_vector(*parts[i : i + 2], halves) for i in range(0, len(parts), 2)]
     return split(f, near, phase // 2)
 
 
-def picked(f: Function, parts: list[Any], phase: int) -> Any:
-    """The cells `phase`, `phase` + n ... of n vectors that lie side by side."""
+def picked(f: Function, parts: list[Any], first: int, step: int) -> Any:
+    """The cells `first`, `first` + step ... of vectors that lie side by side, as many as they have; anything after them."""
     value = parts[0]
-    for q in range(1, len(parts)):
+    for q in range(1, max(2, len(parts))):
         chosen = list(range(f.lanes))
         for lane in range(f.lanes):
-            part, place = divmod(lane * len(parts) + phase, f.lanes)
+            part, place = divmod(lane * step + first, f.lanes)
             if part == q or (part == 0 and q == 1):
                 chosen[lane] = place + (f.lanes if part else 0)
-        value = f.builder.shuffle_vector(value, parts[q], fixed(f.picks, *chosen))
+        value = f.builder.shuffle_vector(value, parts[min(q, len(parts) - 1)], fixed(f.picks, *chosen))
     return value
 
 
-def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int, phases: int, formula: str = "") -> None:
+def store(
+    module: ir.Module, name: str, itemsize: int, vector: int, strided: int, phases: int, formula: str = "", vectors: int = 0
+) -> None:
     """Emit `store`, to neighbouring cells or to strided ones, of `phases` rows at once: cell j of a row belongs at j * phases.
 
-    The bias is added, and the result run through `formula`.
+    The bias is added, and the result run through `formula`. Short rows of the target are no longer than so many `vectors`.
 
     C signature, all 64-bit: (source, source_row, source_phase, target, target_row, step, rows, count, bias): addresses, bytes from
     row to row and phase to phase of the source, from row to row and cell to cell of the target, numbers of rows and of cells of
@@ -230,7 +248,7 @@ def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int
             # cells of this phase among the next `count`
             mask = None if count is None else f.below(b.sdiv(f.add(count, phases - 1 - p), f.word(phases)))
             values.append(evaluate(f, formula, b.fadd(f.vector_at(place, 0, mask), bias)))
-        for m, value in enumerate(interleaved(f, values)):
+        for m, value in enumerate(interleaved(f, values)[: vectors or phases]):
             place = b.add(target, b.mul(step, f.word(m * f.lanes)))
             left = None if count is None else f.add(count, -m * f.lanes)
             if strided:
@@ -248,8 +266,11 @@ def store(module: ir.Module, name: str, itemsize: int, vector: int, strided: int
             put(source, target, None)
             return [f.add(source, vector), b.add(target, b.mul(step, f.word(several)))]
 
-        last, end = f.loop(whole, [source, target], cells)
-        put(last, end, left)
+        if vectors:
+            put(source, target, a["count"])
+        else:
+            last, end = f.loop(whole, [source, target], cells)
+            put(last, end, left)
         return [b.add(source, a["source_row"]), b.add(target, a["target_row"])]
 
     f.loop(a["rows"], [a["source"], a["target"]], row)

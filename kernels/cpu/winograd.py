@@ -137,6 +137,13 @@ def transform_cells(micro, offsets, scratch, n, begin, end, o0, o1, o2, x, d, h,
             )  # fmt: skip
             continue
         stage(x, n, first, last, o0, o1, o2, d, h, w, layout.mode, micro[LOAD], cells)
+        if h.extent == h.tile and w.extent == w.tile:  # there is nothing between rows: all are one
+            count = ((t0 - 1) * h.tile + t1 - 1) * w.tile + t2
+            call_kernel(
+                micro[CELLS], source, address_of(offsets), target, r.cell_plane * size, last - first, plane * size,
+                r.pitch * size, -(-count // layout.lanes), vector, vector,
+            )  # fmt: skip
+            continue
         for c in range(last - first):
             for j0 in range(t0):
                 call_kernel(
