@@ -19,7 +19,7 @@ from .dispatch import matrix_plan
 from .drivers import INTEGER, Twin, any_array, dense_array, reused, run_once, scratch
 from .kernels.cpu import bias_grad as direct_bias_grad
 from .kernels.cpu import transfer
-from .kernels.cpu.epilogue import Descriptor, Epilogue
+from .kernels.cpu.epilogue import Descriptor, Epilogue, takes_results
 from .kernels.cpu.fold import crop, fold, parallel_crop
 from .kernels.cpu.machine import host
 from .kernels.cpu.microkernel import kernel_address
@@ -83,6 +83,8 @@ def forward(
         if target is not out:
             forward(plan, x, weight, bias, target, epilogue, forms)
             return assign(out, target)
+    if plan.kernel == "matrix":
+        return _inner_products(plan, x, weight, bias, out, epilogue.address if epilogue else 0)
     formula = epilogue.formula if epilogue and plan.kernel in ("outer", "depthwise", "across", "clipped") else ""
     apply = epilogue.address if epilogue and not formula else 0
     if bias is None:
@@ -116,7 +118,7 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
             input_grad(plan, grad_output, weight, bias, target, forms)
             return assign(out, target)
     if plan.kernel == "matrix":
-        return _matrix(plan, grad_output, weight, bias, out)
+        return _outer_products(plan, grad_output, weight, bias, out)
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
     if plan.kernel == "depthwise":
@@ -159,18 +161,37 @@ def _with_borders(plan: Plan) -> Plan:
     return dataclasses.replace(plan, problem=with_borders(plan.problem), kernel="winograd")
 
 
-def _matrix(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
+def _outer_products(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
     """dI of one output: the weights are an image of K channels, which dy filters."""
     result = out if out.flags.c_contiguous else scratch(out.shape, out.dtype)
     weight, grad_output = contiguous(weight, weight.dtype), contiguous(grad_output, grad_output.dtype)
     dy = grad_output.reshape(*grad_output.shape[:2], 1, 1, 1)
     image, target = weight.reshape(1, len(weight), 1, 1, -1), result.reshape(1, len(out), 1, 1, -1)
-    forward(matrix_plan(plan.problem, plan.dtype, plan.machine), image, dy, None, target)
-    if bias is not None:
-        kinds = dense_array(out.dtype, 3), any_array(out.dtype, 1, True)
-        run_once(transfer.add_bias, kinds, result.reshape(*result.shape[:2], -1), bias)
+    forward(matrix_plan("input_grad", plan.problem, plan.dtype, plan.machine), image, dy, None, target)
+    _finish(result, bias, 0, 0)
     if result is not out:
         assign(out, result)
+
+
+def _inner_products(plan: Plan, x: Array, weight: Array, bias: Array | None, out: Array, apply: Any) -> None:
+    """Forward of one output: weights are an image of K channels, of which dW of a 1x1 convolution sums products with those of x."""
+    taken = takes_results(apply)
+    result = out if out.flags.c_contiguous and not taken else scratch(out.shape, out.dtype)
+    x, weight = (contiguous(array, out.dtype).reshape(1, len(array), 1, 1, -1) for array in (x, weight))
+    weight_grad(matrix_plan("forward", plan.problem, plan.dtype, plan.machine), x, weight, result)
+    _finish(result, bias, apply, out.ctypes.data)
+    if result is not out and not taken:
+        assign(out, result)
+
+
+def _finish(result: Array, bias: Array | None, apply: Any, home: int) -> None:
+    """Add the bias to a contiguous result, and run a function over its images, which belong at the address `home`."""
+    if bias is None and apply == 0:
+        return
+    if bias is None:
+        bias = np.zeros(result.shape[1], result.dtype)
+    kinds = dense_array(result.dtype, 3), any_array(result.dtype, 1, True), types.intp, types.intp
+    run_once(transfer.finish, kinds, result.reshape(*result.shape[:2], -1), bias, apply, home)
 
 
 _WEIGHT_GRADS = {

@@ -61,7 +61,7 @@ class Row(NamedTuple):
 
 
 def _matrix(ask: Ask) -> list[Design]:
-    inner = matrix_plan(ask.problem, ask.dtype, ask.machine)
+    inner = matrix_plan(ask.direction, ask.problem, ask.dtype, ask.machine)
     return [Design(inner.sweep, inner.schedule, inner.shared_bytes, inner.thread_bytes)]
 
 
@@ -71,6 +71,7 @@ _ALL: tuple[Direction, ...] = (*_FORWARD, *_GRAD)
 _MICRO = "a micro-kernel serves float32 and float64"
 _PLANES = "one filter on each channel is computed on whole planes in place"
 _ACROSS = "small planes of one filter each lie side by side in vectors"
+_IMAGE = "of one output, weights are an image that a 1x1 convolution takes"
 _STACKED = "small groups lie side by side in vectors"
 _CLIPPED = "taps end where small images do, and cells are broadcast over filters"
 _ANY = "the portable loop serves every dtype"
@@ -92,9 +93,7 @@ TABLE = (
     ),
     Row("winograd_grad", "cpu", _GRAD, "winograd", "f", GRAD_TILES, families.short_filters, families.winograd_grad, _FEWER),
     Row("fft", "cpu", _ALL, "fft", "fc", SPECTRA, families.unstrided, families.fft, "many taps are cheaper as frequencies"),
-    Row(
-        "matrix", "cpu", ("input_grad",), "direct", "f", OUTER, families.one_output, _matrix, "weights are an image, dy filters it"
-    ),
+    Row("matrix", "cpu", _FORWARD, "direct", "f", OUTER, families.one_output, _matrix, _IMAGE),
     Row("across", "cpu", _FORWARD, "direct", "f", OUTER, families.small_planes, families.stacked, _ACROSS),
     Row("clipped", "cpu", _FORWARD, "direct", "f", OUTER, families.small_images, families.clipped, _CLIPPED),
     Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_result, families.planes, _PLANES),
@@ -109,9 +108,11 @@ TABLE = (
 )
 PORTABLE = ("direct", "direct_weight_grad", "fft")
 # Kernels that need more workspace than a later row of the table: where a limit forbids it, that one computes.
-ROOMY = ("across", "across_grad", "clipped")
+ROOMY = ("across", "across_grad", "clipped", "matrix")
 # Kernels that compute what they take faster than any other algorithm, at least in one run.
 SPECIAL = ("across", "depthwise", "depthwise_grad", "matrix")
+# Kernels that sum in an order of their own, which is not that of a caller who asks for the direct algorithm.
+UNORDERED = (("forward", "matrix"),)
 # Kernels that leave what copied borders add to dI to plans of their own.
 BORDERED = ("winograd", "fft", "outer", "direct")
 # Bytes that a thread of the direct algorithm may take within limits other than a row's own.
@@ -276,6 +277,7 @@ def _chosen(
     threads = machine.threads if machine else host().threads
     alone = machine and machine._replace(threads=1)
     limited = wish.workspace_limit is not None
+    direct_alone = wish.algorithm == "direct" or wish.precision == "highest"
     # the choice is made by what fits any number of threads
     critical = threads if limited else workspace.critical(problem, acc)
     given = wish.workspace_limit
@@ -288,7 +290,7 @@ def _chosen(
         found = []
         for row in TABLE:
             ask = Ask(direction, problem, acc, row.limits, alone, least, critical, part=part)
-            if row.algorithm == algorithm and _serves(row, ask):
+            if row.algorithm == algorithm and _serves(row, ask) and not (direct_alone and (direction, row.name) in UNORDERED):
                 more = left_of(row, alone).cost
                 found += [(cost(algorithm, ask, offer) + more, row, ask, offer) for offer in row.make(ask)]
                 if algorithm == "direct" and (row.name not in ROOMY or not limited):
@@ -314,7 +316,7 @@ def _chosen(
     direct = [(price, row, for_threads(row, ask, offer)) for price, row, ask, offer in offers_of("direct")]
     fits = (offer for offer in direct if not limited or bytes_of(*offer[1:]) <= room)
     lowest, row, design = next(fits, min(direct, key=lambda offer: bytes_of(*offer[1:])))
-    others: tuple[str, ...] = () if wish.algorithm == "direct" or wish.precision == "highest" else ("winograd", "fft")
+    others: tuple[str, ...] = () if direct_alone else ("winograd", "fft")
     if wish.algorithm in others:
         others = (wish.algorithm,)
     elif row.name in SPECIAL and design.schedule.taps in (None, design.sweep.kernel):
@@ -419,7 +421,11 @@ def recorded(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], r
     return None
 
 
-def matrix_plan(problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None) -> Plan:
-    """The 1x1 convolution that dI of one output is: K channels, a filter for each image, an output for each input cell."""
-    cells = problem.taps
-    return select("forward", ConvProblem.make((1, problem.filters, cells), (problem.batch, problem.filters, 1)), dtype, machine)
+def matrix_plan(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None) -> Plan:
+    """The plan of a 1x1 convolution of K channels, whose input are the weights of a problem of one output.
+
+    It has a filter for each image, the outputs of the problem, and an output for each input cell: dI is its forward, by dy, and
+    forward its dW, by the input.
+    """
+    inner = ConvProblem.make((1, problem.filters, problem.taps), (problem.batch, problem.filters, 1))
+    return select("forward" if direction == "input_grad" else "weight_grad", inner, dtype, machine)

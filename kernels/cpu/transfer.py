@@ -2,7 +2,8 @@
 
 import numba
 
-from ..jit import call, kernel
+from ..jit import address_of, call, kernel
+from .epilogue import run_at
 from .microkernel import call_kernel
 
 # Cells of a job of `transpose` along the axis that is dense in the target, and along the other one at a time: lines of cache of
@@ -93,12 +94,16 @@ def conjugate(source, target):
 
 
 @kernel
-def add_bias(values, bias):
-    """values[n, c] += bias[c], three axes."""
+def finish(values, bias, apply, home):
+    """values[n, c] += bias[c], three axes, contiguous; then `apply` over each n, whose values belong from the address `home` on."""
+    size = values.shape[1] * values.shape[2]
     for n in range(values.shape[0]):
         for c in range(values.shape[1]):
             for i in range(values.shape[2]):
                 values[n, c, i] += bias[c]
+        if apply != 0:
+            begin = n * size * values.itemsize
+            run_at(apply, address_of(values) + begin, size, home + begin)
 
 
 @kernel
