@@ -1,6 +1,5 @@
 """The kernel families: which problems each can compute, and how it would, with which workspace."""
 
-import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -418,8 +417,7 @@ def dotted(ask: Ask) -> list[Design]:
     p, machine = ask.problem, ask.machine
     assert machine is not None
     sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes, 1)
-    schedule = dots(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch)
-    schedule = dataclasses.replace(schedule, in_place=not sweep.folded and _pointwise(p))
+    schedule = dots(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch, not sweep.folded and _pointwise(p))
     cost = p.groups * dots_time(sweep, schedule, machine, p.batch) / unit(machine)
     return [Design(sweep, schedule, _split_bytes(ask, schedule), weight_grad_cells(sweep, schedule) * ask.itemsize, cost=cost)]
 

@@ -71,7 +71,7 @@ PINNED = [
     ("input_grad", "small planes", "float64", "avx2", ("across", (1, 1, 7), 1, 1, 1, 1, 1, True)),
     ("input_grad", "heavy, small", "float32", "avx512", ("clipped", (2, 7, 7), 32, 64, 1, 32, 2, True)),
     ("weight_grad", "heavy, small", "float32", "avx512", ("panels", (8, 4, 4), 64, 98, 1, 14, 2, True)),
-    ("forward", "one output", "float32", "avx512", ("matrix", (1, 1, 965), 4, 25, 1, 4, 5, True)),
+    ("forward", "one output", "float32", "avx512", ("matrix", (1, 1, 4182), 4, 47, 2, 4, 6, True)),
     ("input_grad", "one output", "float32", "avx512", ("matrix", (1, 1, 3168), 4, 512, 1, 4, 6, True)),
     ("input_grad", "3x3", "float32", "avx512", ("winograd", (1, 14, 14), 65, 64, 1, 13, 2, True)),
     ("input_grad", "first layer", "float32", "avx512", ("outer", (1, 7, 112), 3, 32, 1, 3, 7, True)),
