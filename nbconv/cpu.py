@@ -184,6 +184,17 @@ def _inner_products(plan: Plan, x: Array, weight: Array, bias: Array | None, out
         assign(out, result)
 
 
+def _weight_products(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
+    """dW of one output: the input is an image of N channels, which dy filters."""
+    result = out if out.flags.c_contiguous else scratch(out.shape, out.dtype)
+    x, grad_output = contiguous(x, x.dtype), contiguous(grad_output, grad_output.dtype)
+    dy = grad_output.reshape(*grad_output.shape[:2], 1, 1, 1).swapaxes(0, 1)
+    image, target = x.reshape(1, len(x), 1, 1, -1), result.reshape(1, len(out), 1, 1, -1)
+    forward(matrix_plan("weight_grad", plan.problem, plan.dtype, plan.machine), image, dy, None, target)
+    if result is not out:
+        assign(out, result)
+
+
 def _finish(result: Array, bias: Array | None, apply: Any, home: int) -> None:
     """Add the bias to a contiguous result, and run a function over its images, which belong at the address `home`."""
     if bias is None and apply == 0:
@@ -206,6 +217,8 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     """out = gradient of conv(x, weight) for the weight; a complex x is conjugated."""
     if out.size == 0:
         return
+    if plan.kernel == "matrix":
+        return _weight_products(plan, grad_output, x, out)
     if plan.kernel != "direct_weight_grad":
         grad_output, x = dense_rows(grad_output, out.dtype), dense_rows(x, out.dtype)
     _WEIGHT_GRADS.get(plan.kernel, tiled_weight_grad.run)(plan, grad_output, x, out)

@@ -71,7 +71,7 @@ _ALL: tuple[Direction, ...] = (*_FORWARD, *_GRAD)
 _MICRO = "a micro-kernel serves float32 and float64"
 _PLANES = "one filter on each channel is computed on whole planes in place"
 _ACROSS = "small planes of one filter each lie side by side in vectors"
-_IMAGE = "of one output, weights are an image that a 1x1 convolution takes"
+_IMAGE = "of one output, a 1x1 convolution of weights or images does it"
 _STACKED = "small groups lie side by side in vectors"
 _CLIPPED = "taps end where small images do, and cells are broadcast over filters"
 _ANY = "the portable loop serves every dtype"
@@ -93,7 +93,7 @@ TABLE = (
     ),
     Row("winograd_grad", "cpu", _GRAD, "winograd", "f", GRAD_TILES, families.short_filters, families.winograd_grad, _FEWER),
     Row("fft", "cpu", _ALL, "fft", "fc", SPECTRA, families.unstrided, families.fft, "many taps are cheaper as frequencies"),
-    Row("matrix", "cpu", _FORWARD, "direct", "f", OUTER, families.one_output, _matrix, _IMAGE),
+    Row("matrix", "cpu", _ALL, "direct", "f", OUTER, families.one_output, _matrix, _IMAGE),
     Row("across", "cpu", _FORWARD, "direct", "f", OUTER, families.small_planes, families.stacked, _ACROSS),
     Row("clipped", "cpu", _FORWARD, "direct", "f", OUTER, families.small_images, families.clipped, _CLIPPED),
     Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_result, families.planes, _PLANES),
@@ -111,7 +111,7 @@ PORTABLE = ("direct", "direct_weight_grad", "fft")
 ROOMY = ("across", "across_grad", "clipped", "matrix")
 # Kernels that compute what they take faster than any other algorithm, at least in one run.
 SPECIAL = ("across", "depthwise", "depthwise_grad", "matrix")
-# Kernels that sum in an order of their own, which is not that of a caller who asks for the direct algorithm.
+# What sums in an order of its own, which is not that of a caller who asks for the direct algorithm.
 UNORDERED = (("forward", "matrix"),)
 # Kernels that leave what copied borders add to dI to plans of their own.
 BORDERED = ("winograd", "fft", "outer", "direct")
@@ -422,10 +422,10 @@ def recorded(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], r
 
 
 def matrix_plan(direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], machine: Machine | None = None) -> Plan:
-    """The plan of a 1x1 convolution of K channels, whose input are the weights of a problem of one output.
+    """The plan of a 1x1 convolution that computes a problem of one output, over an axis of all its input cells.
 
-    It has a filter for each image, the outputs of the problem, and an output for each input cell: dI is its forward, by dy, and
-    forward its dW, by the input.
+    dI filters weights, which are K channels, by dy, dW images, which are channels, by dy as well; forward is dW of what dI is.
     """
-    inner = ConvProblem.make((1, problem.filters, problem.taps), (problem.batch, problem.filters, 1))
-    return select("forward" if direction == "input_grad" else "weight_grad", inner, dtype, machine)
+    sides = (problem.batch, problem.filters) if direction == "weight_grad" else (problem.filters, problem.batch)
+    inner = ConvProblem.make((1, sides[0], problem.taps), (sides[1], sides[0], 1))
+    return select("weight_grad" if direction == "forward" else "forward", inner, dtype, machine)

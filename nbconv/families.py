@@ -66,9 +66,11 @@ HEAVY = 128 * 1024
 FRAME = 1 << 20
 # Channels and filters of a group from which a register tile is full enough.
 BROAD = 8
-# Terms from which one output is an inner product: of 2,400 layers drawn at random that takes 0.32 of the time of vectors of images
-# or of filters, 1.2 to 1.8 on some of 4096 filters in float64 (Zen 4). With fewer terms it would take up to 2.3.
-TERMS = 16
+# Terms from which a layer of one output is a product of matrices: of 2,400 layers drawn at random forward takes 0.32 of the time of
+# vectors of images or of filters, of 1,900 dW 0.25 of that of vectors of filters; forward 1.2 to 1.8 on some of 4096 filters in
+# float64, and up to 2.3 with fewer terms (Zen 4). Images up to which dW is: their products are added one by one, and the rounding
+# errors of a million of them come to 70 times those of sums of parts.
+TERMS, IMAGES = {"forward": 16, "input_grad": 1, "weight_grad": 32}, 4096
 # Vectors of filters up to which the model of panels' times holds, and dot products may beat them: beyond, 1x1 of 64 to 256 filters
 # would take up to 1.3 times as long.
 FITTED = 4
@@ -168,12 +170,12 @@ def _by_dots(ask: Ask, machine: Machine) -> float:
 
 
 def one_output(ask: Ask) -> bool:
-    """Each input cell is reached by one tap, from the one output; in forward there are terms enough for vectors of them."""
+    """Each input cell is reached by one tap, from the one output; there are terms enough for vectors of them."""
     p = ask.problem
-    if ask.direction == "forward" and p.taps < TERMS:
+    if p.taps < TERMS[ask.direction] or (ask.direction == "weight_grad" and p.batch > IMAGES):
         return False
-    whole = p.groups == 1 and p.size == p.kernel and p.out == ONES and p.mode == "zeros"
-    return products(ask) and whole and p.before == p.after == (0, 0, 0)
+    whole = p.groups == 1 and p.size == p.kernel and p.out == ONES and p.mode == "zeros" and p.before == p.after == (0, 0, 0)
+    return products(ask) and whole
 
 
 def one_result(ask: Ask) -> bool:

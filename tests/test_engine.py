@@ -15,7 +15,7 @@ from nbconv import dispatch, engine, outer, packing
 from nbconv.arrays import accumulator
 from nbconv.kernels.cpu.machine import LINE, host
 from nbconv.kernels.jit import DISABLED
-from nbconv.schedule import Schedule
+from nbconv.schedule import Schedule, forward_sweep
 
 pytestmark = pytest.mark.usefixtures("first_calls")
 
@@ -125,7 +125,8 @@ def test_schedule_and_threads_do_not_change_results(case, schedule, parallel, dt
         plan = dispatch.select(direction, problem, dtype, machine, wish)
         if schedule is not None:
             portable = "direct_weight_grad" if direction == "weight_grad" else "direct"
-            plan = dataclasses.replace(plan, kernel=portable, schedule=schedule, machine=None)
+            sweep = forward_sweep(problem) if plan.kernel == "matrix" else plan.sweep
+            plan = dataclasses.replace(plan, kernel=portable, schedule=schedule, sweep=sweep, machine=None)
         return dataclasses.replace(plan, parallel=parallel)
 
     monkeypatch.setattr(engine, "select", forced)

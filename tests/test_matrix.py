@@ -46,6 +46,37 @@ def test_forward(size, dtype):
         np.testing.assert_allclose(every_second, want, **limits)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", SIZES[1:4], ids=str)
+def test_gradients(size, dtype):
+    """dI with a bias, which is that of a transposed convolution; into results of any strides, from arrays of any strides."""
+    batch, channels, filters, cells = size
+    x, w, b = (
+        random((batch, channels, *cells), dtype, 0),
+        random((filters, channels, *cells), dtype, 1),
+        random((channels,), dtype, 2),
+    )
+    dy = random((batch, filters, *(1,) * len(cells)), dtype, 3)
+    shapes, flat = (x.shape, w.shape), dy.reshape(batch, filters)
+    assert {nbconv.plan(way, *shapes, dtype).kernel for way in ("input_grad", "weight_grad")} == {"matrix"}
+    limits = {"rtol": 1e-5, "atol": np.finfo(dtype).eps * 8 * max(batch, filters)}
+    want_dx = (flat @ w.reshape(filters, -1)).reshape(x.shape)
+    want_dw = (flat.T @ x.reshape(batch, -1)).reshape(w.shape)
+    apart = np.zeros((filters, 2 * channels, *cells), dtype)[:, ::2]
+    for _ in range(3):
+        np.testing.assert_allclose(nbconv.conv_input_grad(dy, w, x.shape), want_dx, **limits)
+        np.testing.assert_allclose(nbconv.conv_weight_grad(dy, x, w.shape), want_dw, **limits)
+        assert nbconv.conv_weight_grad(dy[::-1], x[::-1], w.shape, out=apart) is apart
+        np.testing.assert_allclose(apart, want_dw, **limits)
+        added = nbconv.conv_transpose(dy, w, b)
+        np.testing.assert_allclose(added, want_dx + b.reshape(-1, *(1,) * len(cells)), **limits)
+
+
+def test_many_images_are_summed_in_parts():
+    p = (5000, 64, 1, 1), (10, 64, 1, 1)
+    assert nbconv.plan("forward", *p).kernel == "matrix" != nbconv.plan("weight_grad", *p).kernel
+
+
 def test_few_terms_are_no_matrix():
     """Nor are groups, borders, or more outputs than one."""
     for x, w, options in (
