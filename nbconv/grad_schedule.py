@@ -264,4 +264,5 @@ def shared(
 def weight_grad_cells(sweep: Sweep, schedule: Schedule) -> int:
     """Scratch of a weight gradient: a row of dy or the vectors of sums, and staged input."""
     pairs = schedule.bundle * schedule.filters * schedule.channels * math.prod(sweep.kernel) * schedule.lanes
-    return (pairs if schedule.register else schedule.tile[2]) + schedule.lanes**2 + staged_cells(sweep, schedule)
+    staged = 0 if schedule.in_place else staged_cells(sweep, schedule)
+    return (pairs if schedule.register else schedule.tile[2]) + schedule.lanes**2 + staged

@@ -17,7 +17,6 @@ from .drivers import (
     Twin,
     any_array,
     dense_array,
-    is_run,
     last_block,
     loaded,
     scratch,
@@ -67,20 +66,17 @@ def _kernels(plan: Plan, axis: Axis) -> list[int]:
 
 
 @functools.lru_cache(maxsize=2048)
-def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], inside: bool, plane: int) -> _Run:
-    """Prepare a run over arrays of shapes `x` and `dy`.
-
-    `inside` tells whether x is read in place; `plane`, if so, its bytes from channel to channel.
-    """
+def _prepare(plan: Plan, x: tuple[int, ...], dy: tuple[int, ...], plane: int) -> _Run:
+    """Prepare a run over arrays of shapes `x` and `dy`; `plane` is bytes from channel to channel of an x that is read in place."""
     problem, s, sweep = plan.problem, plan.schedule, plan.sweep
     axes = axes_of(sweep, s, triple(x[2:]), triple(-side for side in problem.before), triple(dy[2:]))
-    sizes = s.filters, s.channels, s.bundle, s.register, s.vectors, int(inside), s.lanes
+    sizes = s.filters, s.channels, s.bundle, s.register, s.vectors, int(s.in_place), s.lanes
     blocks = Blocks(problem.groups, MODES.index(problem.mode), *sizes, int(plan.dtype.kind == "c"))
     bundles = -(-problem.groups // s.bundle)
     jobs = s.splits * bundles * -(-sweep.channels // s.channels) * -(-sweep.filters // s.filters)
     cells = {"panels": panel_cells, "pointwise_grad": point_cells}.get(plan.kernel, weight_grad_cells)(sweep, s)
-    offsets = np.arange(s.channels) * plane if inside else cell_offsets(sweep, s)
-    if plan.kernel == "dots" and plan.machine is not None and not inside:
+    offsets = np.arange(s.channels) * plane if s.in_place else cell_offsets(sweep, s)
+    if plan.kernel == "dots" and plan.machine is not None and not s.in_place:
         offsets = offsets * (plan.machine.vector // s.lanes)
     micro = _kernels(plan, axes[2])
     return _Run(offsets, np.array(micro, np.intp), axes, blocks, jobs, cells)
@@ -108,10 +104,11 @@ def run(plan: Plan, dy: Array, x: Array, out: Array) -> None:
         dy = contiguous(dy, dy.dtype)  # its layout would change the order of the sum
     if plan.kernel == "pointwise_grad":
         dy, x = (contiguous(array, out.dtype).reshape(*array.shape[:2], 1, 1, -1) for array in (dy, x))
+    elif s.in_place:
+        x = contiguous(x, x.dtype)
     elif plan.sweep.folded:
         x, dy = x.swapaxes(0, 2), dy.swapaxes(0, 2)
-    inside = s.in_place and is_run(x)
-    prepared = _prepare(plan, x.shape, dy.shape, inside, x.strides[1] if inside else 0)
+    prepared = _prepare(plan, x.shape, dy.shape, x.strides[1] if s.in_place else 0)
 
     def fill(sums: Array) -> None:
         arrays, rest = (dy, x, sums, prepared.offsets, prepared.micro), (*prepared.axes, prepared.blocks)
