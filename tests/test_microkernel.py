@@ -124,7 +124,7 @@ def kernels(name, itemsize, problems, monkeypatch, formula=""):
             elif plan.kernel == "clipped":
                 clipped._prepare.__wrapped__(plan, formula if direction == "forward" else "")
             elif plan.kernel in ("dots", "panels", "pointwise_grad"):
-                weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], False, 0)
+                weight_grad._prepare.__wrapped__(plan, sizes["x"], sizes["dy"], 64)
             elif plan.kernel == "outer":
                 forward = direction == "forward"
                 source, target = (sizes["x"], sizes["dy"]) if forward else (sizes["dy"], sizes["x"])
