@@ -118,7 +118,7 @@ def input_grad(plan: Plan, grad_output: Array, weight: Array, bias: Array | None
             input_grad(plan, grad_output, weight, bias, target, forms)
             return assign(out, target)
     if plan.kernel == "matrix":
-        return _outer_products(plan, grad_output, weight, bias, out)
+        return _outer_products(plan, weight, contiguous(grad_output, grad_output.dtype), bias, out)
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
     if plan.kernel == "depthwise":
@@ -161,13 +161,12 @@ def _with_borders(plan: Plan) -> Plan:
     return dataclasses.replace(plan, problem=with_borders(plan.problem), kernel="winograd")
 
 
-def _outer_products(plan: Plan, grad_output: Array, weight: Array, bias: Array | None, out: Array) -> None:
-    """dI of one output: the weights are an image of K channels, which dy filters."""
+def _outer_products(plan: Plan, image: Array, filters: Array, bias: Array | None, out: Array) -> None:
+    """A gradient of one output: a 1x1 convolution of an array as one image, its first axis as channels, by dy as filters."""
     result = out if out.flags.c_contiguous else scratch(out.shape, out.dtype)
-    weight, grad_output = contiguous(weight, weight.dtype), contiguous(grad_output, grad_output.dtype)
-    dy = grad_output.reshape(*grad_output.shape[:2], 1, 1, 1)
-    image, target = weight.reshape(1, len(weight), 1, 1, -1), result.reshape(1, len(out), 1, 1, -1)
-    forward(matrix_plan("input_grad", plan.problem, plan.dtype, plan.machine), image, dy, None, target)
+    image = contiguous(image, image.dtype).reshape(1, len(image), 1, 1, -1)
+    inner = matrix_plan(plan.direction, plan.problem, plan.dtype, plan.machine)
+    forward(inner, image, filters, None, result.reshape(1, len(out), 1, 1, -1))
     _finish(result, bias, 0, 0)
     if result is not out:
         assign(out, result)
@@ -178,20 +177,9 @@ def _inner_products(plan: Plan, x: Array, weight: Array, bias: Array | None, out
     taken = takes_results(apply)
     result = out if out.flags.c_contiguous and not taken else scratch(out.shape, out.dtype)
     x, weight = (contiguous(array, out.dtype).reshape(1, len(array), 1, 1, -1) for array in (x, weight))
-    weight_grad(matrix_plan("forward", plan.problem, plan.dtype, plan.machine), x, weight, result)
+    weight_grad(matrix_plan(plan.direction, plan.problem, plan.dtype, plan.machine), x, weight, result)
     _finish(result, bias, apply, out.ctypes.data)
     if result is not out and not taken:
-        assign(out, result)
-
-
-def _weight_products(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
-    """dW of one output: the input is an image of N channels, which dy filters."""
-    result = out if out.flags.c_contiguous else scratch(out.shape, out.dtype)
-    x, grad_output = contiguous(x, x.dtype), contiguous(grad_output, grad_output.dtype)
-    dy = grad_output.reshape(*grad_output.shape[:2], 1, 1, 1).swapaxes(0, 1)
-    image, target = x.reshape(1, len(x), 1, 1, -1), result.reshape(1, len(out), 1, 1, -1)
-    forward(matrix_plan("weight_grad", plan.problem, plan.dtype, plan.machine), image, dy, None, target)
-    if result is not out:
         assign(out, result)
 
 
@@ -218,7 +206,7 @@ def weight_grad(plan: Plan, grad_output: Array, x: Array, out: Array) -> None:
     if out.size == 0:
         return
     if plan.kernel == "matrix":
-        return _weight_products(plan, grad_output, x, out)
+        return _outer_products(plan, x, contiguous(grad_output, grad_output.dtype).swapaxes(0, 1), None, out)
     if plan.kernel != "direct_weight_grad":
         grad_output, x = dense_rows(grad_output, out.dtype), dense_rows(x, out.dtype)
     _WEIGHT_GRADS.get(plan.kernel, tiled_weight_grad.run)(plan, grad_output, x, out)

@@ -19,6 +19,9 @@ from .schedule import SHUFFLED
 from .threads import launch
 
 SLOTS, WIDEST = 16, 40  # of one load; more of them, or a longer stride, take too much code
+# Vectors of a row up to which each slot is picked out of all of them: of slots that share none with a neighbour, and of others,
+# which halves of vectors serve two by two.
+APART, TOGETHER = 4, 2
 INTEGER = np.dtype(np.intp)
 AXIS, BLOCKS = numba.typeof(Axis(*[0] * 9)), numba.typeof(Blocks(*[0] * 10))
 
@@ -148,7 +151,8 @@ def loaded(axis: Axis, at: Callable[..., int], lanes: int) -> int:
     """Address of the `load` for the last axis by vectors of so many lanes; `at` gives addresses of micro-kernels."""
     residues = tuple(q * axis.dilation % axis.period for q in range(axis.slots))
     spanned = -(-((axis.extent - 1) * axis.stride + residues[-1] + 1) // lanes)
-    if axis.stride > 1 and axis.extent <= lanes and axis.slots <= SLOTS and spanned <= (4 if residues[-1] >= axis.stride else 2):
+    short = spanned <= (APART if residues[-1] >= axis.stride else TOGETHER)
+    if short and axis.stride > 1 and axis.extent <= lanes and axis.slots <= SLOTS:
         return at("load", axis.stride, residues, spanned, lanes if 2 * axis.extent > lanes else lanes // 2)
     if axis.stride <= min(SHUFFLED * axis.slots, WIDEST) and axis.slots <= SLOTS:
         return at("load", axis.stride, residues)

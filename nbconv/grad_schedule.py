@@ -59,12 +59,11 @@ def direct_weight_grad(sweep: Sweep, itemsize: int, limits: Limits, groups: int,
     return with_splits(sweep, direct(sweep, itemsize, limits), limits, groups, batch)
 
 
-def dots(
-    sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int, in_place: bool = False
-) -> Schedule:
+def dots(sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int, in_place: bool) -> Schedule:
     """Micro-kernel of dW: as many taps and filters as leave registers for a vector of input each and one of dy.
 
-    Rows are staged densely, so that they are one to the kernel, unless it has so many taps that the copies do not fit.
+    Rows that are not read in place are staged densely, so that they are one to the kernel, unless it has so many taps that the
+    copies do not fit.
     The vectors of sums of all pairs of filter and tap of a block stay within `limits.held` bytes.
     """
     lanes, terms = machine.vector // itemsize, math.prod(sweep.kernel)

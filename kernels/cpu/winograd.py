@@ -3,7 +3,8 @@
     out = A^T [ sum_c (G w_c G^T) * (B^T x_c B) ] A          for each tile of outputs, on all axes; see `transforms`
 
 Stage: `tile.stage` with the tile for a stride: each cell of all tiles of outputs lies side by side, so that the vectors of a
-transform are neighbouring tiles. Rows of few tiles would leave such vectors empty: those are staged as they are, and gathered.
+transform are neighbouring tiles. Rows of few tiles would leave such vectors empty: those are staged densely, so that they follow
+one another; rows of one tile or two are staged as they are, and gathered.
 Transform: cells of all channels, and weights of one register block at a time.
 Compute: for each of the products of a tile, `microkernel.outer` over channels: filters are broadcast over vectors of tiles.
 Store: the sums of one filter are transformed to outputs, and stored as the phases of a strided dI are.
@@ -261,8 +262,9 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
             d_out, h_out, w_out = plain(d, out.shape[2]), plain(h, out.shape[3]), plain(w, out.shape[4])
         if o0 >= d.out or o1 >= h.out or o2 >= w.out:
             continue
-        together = 0
+        together, coming = 0, micro[RESULTS]
         if stores(apply):
+            coming = 0
             together = cells_together(target, o0, o1, o2, d_out, h_out, w_out, layout, scratch.size - r.staged)
         t0, t1, t2 = min(d.tile, d.out - o0), min(h.tile, h.out - o1), min(w.tile, w.out - o2)
         length = ((t0 - 1) * h.tile + t1 - 1) * w.tile + t2
@@ -283,9 +285,9 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                     micro, offsets, source, count, c_count, base + r.weights * size, base + r.staged * size, layout, r, size
                 )  # fmt: skip
                 for xi in range(r.products):
-                    if micro[RESULTS] != 0 and c == 0 and not stores(apply):
+                    if coming != 0 and c == 0:
                         home = address_of(out) + n * out.strides[0] + (g * filters + k) * out.strides[1]
-                        fetch_results(micro[RESULTS], home, count, o0, o1, o2, out, d, h, w, layout, xi, r.products)
+                        fetch_results(coming, home, count, o0, o1, o2, out, d, h, w, layout, xi, r.products)
                     v = base + (xi * r.cell_plane + c * r.pitch) * size
                     u = base + (r.weights + xi * r.weight_plane) * size
                     m = base + (r.sums + xi * r.sum_plane) * size
