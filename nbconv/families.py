@@ -55,9 +55,9 @@ ONES = (1, 1, 1)
 
 # Entries of a depthwise micro-kernel's table of rows.
 TABLED = 100_000
-# Bytes of second-level cache of machines whose first-level cache holds twelve lines that fall on the same place: there 14 rows that
-# all do are read in place in 0.7 to 0.9 of the time of transposed ones (Granite Rapids).
-ASSOCIATIVE = 2 << 20
+# Bytes of a first-level cache of twelve lines that fall on the same place: with it 14 rows that all do are read in place in 0.7 to
+# 0.9 of the time of transposed ones (Granite Rapids).
+ASSOCIATIVE = 48 * 1024
 # Bytes of a group's weights from which few positions of an image do not pay for reading them: 3x3 with stride 2 from 64 to 512
 # channels to outputs of 4x4 takes 0.4 to 0.9 of the time, to 8x8 0.9 to 1, in dI 0.5 to 0.9, 1x1 on 4x4 0.8 to 1 (Granite Rapids);
 # with fewer weights what is stored by a detour costs more, up to 1.6 times.
@@ -347,16 +347,26 @@ def _frame_bytes(ask: Ask, sweep: Sweep, schedule: Schedule) -> int:
     return framed_cells(ask.direction, ask.problem, schedule.tile[1], blocks) * ask.itemsize
 
 
+def _copied(ask: Ask, machine: Machine) -> bool:
+    """Whether weights are copied into the order of a micro-kernel; rows of 1x1 in dI, like those of forward, may fall together.
+
+    A weight of dI serves every cell of dy, and small calls read it more often: there the input's cells are counted. Those of few
+    taps, which lie apart in dI, take long to copy: 0.8 of the speed for two taps of 512 channels on 200 cells.
+    """
+    p, forward, row = ask.problem, ask.direction == "forward", ask.problem.taps * ask.itemsize
+    reused = p.batch * math.prod(p.out if forward or machine.registers >= FEW else p.size) >= REUSED
+    if machine.straight:
+        return reused and not forward and (p.kernel != ONES or row % (ALIASED // 2) == 0)
+    return reused or (row % ALIASED == 0 and (forward or p.kernel == ONES))
+
+
 def tiled(ask: Ask) -> list[Design]:
     """Forward and dI: filters broadcast over vectors of outputs."""
     p, size, machine = ask.problem, ask.itemsize, ask.machine
     assert machine is not None
     forward = ask.direction == "forward"
     sweep = folded(forward_sweep(p) if forward else input_grad_sweep(p, True), p, ask.limits, ask.lanes, _few(ask))
-    # a weight of dI serves every cell of dy, and small calls read it more often: there the input's cells are counted. Those of few
-    # taps, which lie apart in dI, take long to copy: 0.8 of the speed for two taps of 512 channels on 200 cells
-    cells = p.batch * math.prod(p.out if forward or machine.registers >= FEW else p.size)
-    copied = cells >= REUSED or (p.taps * size % ALIASED == 0 and (forward or p.kernel == ONES))
+    copied = _copied(ask, machine)
     place = (_pointwise(p) or _slides(ask, sweep)) and not sweep.folded
     batch = 1 if sweep.folded else p.batch
     sweep = flat(sweep) if place and not sweep.shifts[2] else sweep
@@ -402,7 +412,7 @@ def pointwise(ask: Ask) -> bool:
     if machine is None or machine.registers < FEW or not wide(ask):
         return False
     apart = math.prod(p.size) * ask.itemsize % (ALIASED // 2) != 0
-    return _pointwise(p) and (apart or machine.cache >= ASSOCIATIVE)
+    return _pointwise(p) and (apart or machine.first >= ASSOCIATIVE)
 
 
 def pointed(ask: Ask) -> list[Design]:

@@ -14,7 +14,7 @@ from nbconv import dispatch, schedule, workspace
 from nbconv.dispatch import DIRECTIONS
 from nbconv.kernels.cpu.machine import AVX2, AVX512, host
 
-MACHINES = {"avx512": AVX512, "avx2": AVX2, "roomy": AVX512._replace(cache=2 << 20)}
+MACHINES = {"avx512": AVX512, "avx2": AVX2, "roomy": AVX512._replace(first=48 << 10, cache=2 << 20)}
 
 CASES = {
     "tiny": ((1, 1, 8, 8), (1, 1, 3, 3), {}),

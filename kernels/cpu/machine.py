@@ -20,7 +20,8 @@ class Machine(NamedTuple):
     tune : LLVM's name of the CPU whose timing instructions are put in order for; empty for `cpu`
     masks : registers that a mask of lanes takes of them
     threads : that share the work at the most; code does not depend on it
-    cache, last : bytes of a core's second-level cache and of the last-level one, 0 if not known; code does not depend on them
+    first, cache, last : bytes of a core's first-level cache of data, of its second-level cache and of the last-level one, 0 if not
+        known; code does not depend on them
     letter : of a vector register in inline assembly
     """
 
@@ -32,6 +33,7 @@ class Machine(NamedTuple):
     tune: str = ""
     masks: int = 0
     threads: int = 4
+    first: int = 0
     cache: int = 0
     last: int = 0
     letter: str = "v"
@@ -45,6 +47,11 @@ class Machine(NamedTuple):
         """Whether it multiplies a vector in two halves: half as fast, beside what it loads and stores, as others do."""
         return self.vector == 64 and self.cpu == "znver4"
 
+    @property
+    def straight(self) -> bool:
+        """Whether it reads cells and weights where they lie about as fast as copies in the order of the calls."""
+        return self.vector == 64 and self.cpu == "znver5"
+
 
 # One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time. Instructions
 # are put in order for the same CPU on all machines of a family, so that what tests find in registers is what runs: LLVM's order for
@@ -55,10 +62,10 @@ SSE2 = Machine("x86-64", "", 16, 15)
 NEON = Machine("neoverse-n1", "", 16, 28, "aarch64-unknown-linux-gnu", letter="w")
 
 
-def _cache(level: int) -> int:
-    """Bytes of the first core's cache of a level from the second on, where the system tells."""
+def _cache(index: int) -> int:
+    """Bytes of one of the first core's caches, where the system tells: of data, of code, second-level, last-level."""
     try:
-        return int(Path(f"/sys/devices/system/cpu/cpu0/cache/index{level}/size").read_text().removesuffix("K\n")) << 10
+        return int(Path(f"/sys/devices/system/cpu/cpu0/cache/index{index}/size").read_text().removesuffix("K\n")) << 10
     except (OSError, ValueError):
         return 0
 
@@ -78,5 +85,5 @@ def host() -> Machine:
     else:
         family = SSE2
     wide = f"{features},{AVX512.features}".strip(",") if family is AVX512 else features
-    about = {"threads": config.NUMBA_NUM_THREADS, "cache": _cache(2), "last": _cache(3)}
+    about = {"threads": config.NUMBA_NUM_THREADS, "first": _cache(0), "cache": _cache(2), "last": _cache(3)}
     return family._replace(cpu=cpu, features=wide, triple="", tune=family.cpu, **about)

@@ -145,41 +145,72 @@ def multiply(
             w, b, row = w + layout.block, b + k_bias, row + move
 
 
-@helper
-def finish(sums, region, k, n, o0, o1, o2, start0, start1, start2, bias, out, store, apply, room, together, d, h, w, layout):
-    """Add the bias to one filter's tile of sums, store what belongs to an output, and run the activation over it.
+class Box(NamedTuple):
+    """Of a tile and its results, what `finish` needs: a call passes every number.
 
-    `sums` is the filter's address in the first of `layout.merged` phases, which lie `region` bytes apart; `room`, that of scratch
-    for the rows of one slice, which a function that takes results finds there; where `merged` is 1 it may begin where the sums do.
+    tile0, tile1, tile2, extent1, extent2 : of the axes, see `tile.Axis`
+    merged, step0, step1, step2 : see `Layout`
+    """
+
+    tile0: int
+    tile1: int
+    tile2: int
+    extent1: int
+    extent2: int
+    merged: int
+    step0: int
+    step1: int
+    step2: int
+
+
+@helper
+def box_of(d, h, w, layout):
+    """Of the axes and a layout."""
+    return Box(d.tile, h.tile, w.tile, h.extent, w.extent, layout.merged, layout.step0, layout.step1, layout.step2)
+
+
+@helper
+def finish(
+    sums, pitch, region, k, count, n, o0, o1, o2, start0, start1, start2, biases, out, store, apply, room, together, box
+):  # fmt: skip
+    """Add biases to the tiles of sums of filters, store what belongs to an output, and run the activation over it.
+
+    There are `count` filters from `k` on, whose biases lie at the address `biases`. `sums` is the first one's address in the first of
+    `box.merged` phases, which lie `region` bytes apart, filters `pitch` bytes; `room`, that of scratch for the rows of one slice,
+    which a function that takes results finds there; where `merged` is 1 it may begin where the sums do, which go with the filters.
     If `together` is not 0, they are but stored there: as the rows of all phases lie in the output, slices so many cells apart.
     """
     size = out.itemsize
     taken = stores(apply)
-    if layout.merged > 1:
-        t2, step = min(w.tile * layout.merged, out.shape[4] - o2 * layout.merged), out.strides[4]
+    if box.merged > 1:
+        t2, step = min(box.tile2 * box.merged, out.shape[4] - o2 * box.merged), out.strides[4]
     else:
-        t2, step = min(w.tile, -(-(out.shape[4] - start2) // layout.step2) - o2), out.strides[4] * layout.step2
-    t1 = min(h.tile, -(-(out.shape[3] - start1) // layout.step1) - o1)
-    row = out.strides[3] * layout.step1
-    corner = address_of(out) + n * out.strides[0] + k * out.strides[1] + (o2 * layout.step2 + start2) * out.strides[4]
-    corner += (o1 * layout.step1 + start1) * out.strides[3]
-    for j0 in range(min(d.tile, -(-(out.shape[2] - start0) // layout.step0) - o0)):
-        target = corner + ((o0 + j0) * layout.step0 + start0) * out.strides[2]
-        source = sums + j0 * h.extent * w.extent * size
-        place, pitch, gap = target, row, step
-        if together > 0:
-            place = room + (j0 * layout.step0 + start0) * together * size + start1 * out.strides[3] + start2 * step
-        elif taken:
-            place, pitch, gap = room, t2 * size, size
-        call_kernel(store, source, w.extent * size, region, place, pitch, gap, t1, t2, address_of(bias) + k * size)
-        if apply != 0 and together == 0:
-            neighbours = t1 if step == size and pitch == row == t2 * size else 1  # rows that are one run of the output
-            for j1 in range(0, t1, neighbours):
-                if step == size:
-                    run_at(apply, place + j1 * pitch, neighbours * t2, target + j1 * row)
-                    continue
-                for j2 in range(t2):
-                    run_at(apply, place + j1 * pitch + j2 * gap, 1, target + j1 * row + j2 * step)
+        t2, step = min(box.tile2, -(-(out.shape[4] - start2) // box.step2) - o2), out.strides[4] * box.step2
+    t1 = min(box.tile1, -(-(out.shape[3] - start1) // box.step1) - o1)
+    t0 = min(box.tile0, -(-(out.shape[2] - start0) // box.step0) - o0)
+    row = out.strides[3] * box.step1
+    corner = address_of(out) + n * out.strides[0] + (o2 * box.step2 + start2) * out.strides[4]
+    corner += (o1 * box.step1 + start1) * out.strides[3] + (o0 * box.step0 + start0) * out.strides[2]
+    for i in range(count):
+        first = corner + (k + i) * out.strides[1]
+        for j0 in range(t0):
+            target = first + j0 * box.step0 * out.strides[2]
+            source = sums + i * pitch + j0 * box.extent1 * box.extent2 * size
+            place, place_row, gap = target, row, step
+            if together > 0:
+                place = room + (j0 * box.step0 + start0) * together * size + start1 * out.strides[3] + start2 * step
+            elif taken:
+                place, place_row, gap = room + i * pitch, t2 * size, size
+            bias = biases + (k + i) * size
+            call_kernel(store, source, box.extent2 * size, region, place, place_row, gap, t1, t2, bias)
+            if apply != 0 and together == 0:
+                neighbours = t1 if step == size and place_row == row == t2 * size else 1  # rows that are one run of the output
+                for j1 in range(0, t1, neighbours):
+                    if step == size:
+                        run_at(apply, place + j1 * place_row, neighbours * t2, target + j1 * row)
+                        continue
+                    for j2 in range(t2):
+                        run_at(apply, place + j1 * place_row + j2 * gap, 1, target + j1 * row + j2 * step)
 
 
 @kernel
@@ -199,6 +230,7 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
     room = address_of(scratch) + (scratch.size - layout.gathered) * size
     whole = layout.step0 * layout.step1 * layout.step2 == 1 and out.strides[4] == size
     taken = stores(apply)
+    box = box_of(d, h, w, layout)
     # an input in place is read from lines of cache on, by tiles of which the first has `early` positions more
     lines = layout.inside and not layout.gathered and whole and layout.lanes * size == LINE
     lines = lines and x.strides[0] % LINE == 0 and x.strides[1] % LINE == 0
@@ -238,11 +270,11 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                 # outputs that no tap reaches: one row of zeros for each phase serves all filters
                 for m in range(layout.merged):
                     scratch[m * region // size : (m * region + pitch) // size] = 0
-                for k in range(g_first * filters + k_first, (g_last - 1) * filters + k_first + k_count):
-                    finish(
-                        address_of(scratch), region, k, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
-                        phases[phase, 4], bias, out, micro[STORE], apply, address_of(scratch), 0, d, h, w, layout,
-                    )  # fmt: skip
+                finish(
+                    address_of(scratch), 0, region, g_first * filters + k_first, (g_last - 1 - g_first) * filters + k_count, n,
+                    o0, o1, o2, phases[phase, 2], phases[phase, 3], phases[phase, 4], address_of(bias), out, micro[STORE], apply,
+                    address_of(scratch), 0, box,
+                )  # fmt: skip
                 continue
             for c_first in range(0, channels, layout.channels):
                 c_last = min(c_first + layout.channels, channels)
@@ -282,11 +314,10 @@ def jobs(first, last, x, weights, bias, out, terms, phases, micro, scratch, appl
                     source += channels * plane * size
                     if direct or c_last < channels:
                         continue
-                    for i in range(k_count):
-                        finish(
-                            target + i * pitch, region, k + i, n, o0, o1, o2, phases[phase, 2], phases[phase, 3],
-                            phases[phase, 4], bias, out, micro[STORE], apply, target + i * pitch, 0, d, h, w, layout,
-                        )  # fmt: skip
+                    finish(
+                        target, pitch, region, k, k_count, n, o0, o1, o2, phases[phase, 2], phases[phase, 3], phases[phase, 4],
+                        address_of(bias), out, micro[STORE], apply, target, 0, box,
+                    )  # fmt: skip
 
 
 @kernel(parallel=True)

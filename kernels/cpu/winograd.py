@@ -25,7 +25,7 @@ from ..helper import helper
 from ..jit import address_of, call, kernel
 from .epilogue import run_at, stores
 from .microkernel import call_kernel
-from .outer import finish, layout_of
+from .outer import box_of, finish, layout_of
 from .tile import Axis, block_of, stage, tile_of, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
@@ -262,6 +262,7 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
             d_out, h_out, w_out = plain(d, out.shape[2]), plain(h, out.shape[3]), plain(w, out.shape[4])
         if o0 >= d.out or o1 >= h.out or o2 >= w.out:
             continue
+        box = box_of(d_out, h_out, w_out, layout)
         together, coming = 0, micro[RESULTS]
         if stores(apply):
             coming = 0
@@ -315,8 +316,8 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                 for start0 in range(layout.step0):
                     for start1 in range(layout.step1):
                         finish(
-                            outputs, r.pitch * size, g * filters + k + p, n, o0, o1, o2, start0, start1, 0,
-                            bias, target, micro[STORE], apply, room, together, d_out, h_out, w_out, layout,
+                            outputs, 0, r.pitch * size, g * filters + k + p, 1, n, o0, o1, o2, start0, start1, 0,
+                            address_of(bias), target, micro[STORE], apply, room, together, box,
                         )  # fmt: skip
                         outputs += layout.step2 * r.pitch * size
                 if together > 0:
