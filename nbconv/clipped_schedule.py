@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 from . import grad_schedule
 from .kernels.cpu.machine import Machine
@@ -21,21 +22,65 @@ LEAST = 1_000_000
 SHARED = 4
 # Bytes of a thread's results; of second-level cache where the machine's is not known.
 MOST, UNKNOWN = 256 * 1024, 256 * 1024
-# Nanoseconds on a Granite Rapids, fitted to 404 layers drawn at random, and on a Zen 4, to 210. Across filters: of a product, and
-# what it waits where sums are too few to hide its latency; of a row of results in each channel; of a vector of weights that is
-# packed, within second-level cache, beyond it, or beyond HEAVY times as much (54 MB: 3x3x3 of 512 channels in float64); of storing
-# one of results; of reading one of weights, and where a block of them exceeds half of that cache. What the model chooses takes 1.01
-# of the time of the better one of the two, on both.
-HEAVY, LATENCY = 16, 8
-ACROSS = (
-    (0.174, 0.24, 1.6, (5.5, 8.1, 21.0), 5.2, (0.0, 1.3)),
-    (0.261, 0.24, 1.6, (2.75, 4.05, 10.5), 5.2, (0.3, 1.3)),
-)
-# Along rows: of a product, a staged vector, a vector of sums, one of packed weights, and of a call; then what phases of dI, stored
-# together, take over others.
-ALONG, PHASED = ((0.174, 2.7, 3.0, 6.1, 14_000.0), (0.287, 2.7, 3.0, 6.1, 14_000.0)), 1.25
-# Part of a vector of sums where it is stored as it is computed.
-AT_ONCE = 0.6
+
+
+class Across(NamedTuple):
+    """Nanoseconds of vectors across filters.
+
+    product, waiting : of a product, and what it waits where sums are too few to hide its latency
+    row : of a row of results in each channel
+    packing, heavy : of a vector of weights that is packed, within second-level cache, beyond it, or beyond so many times as much
+    result : of storing one of results
+    reading : of one of weights that is read, and where a block of them exceeds half of that cache
+    call : of a call
+    """
+
+    product: float
+    waiting: float
+    row: float
+    packing: tuple[float, float, float]
+    heavy: int
+    result: float
+    reading: tuple[float, float]
+    call: float = 0.0
+
+
+class Along(NamedTuple):
+    """Nanoseconds of vectors along rows.
+
+    product, alone : of a product, and over the square of the filters of a call
+    cell : of a staged vector
+    result, at_once : of a vector of sums, and the part of that where it is stored as it is computed
+    weight, apart : of a vector of packed weights, and of those that are not
+    call : of a call
+    phased : what phases of dI, stored together, take over others
+    """
+
+    product: float
+    alone: float
+    cell: float
+    result: float
+    at_once: float
+    weight: float
+    apart: float
+    call: float
+    phased: float
+
+
+# Fitted to 404 layers drawn at random on a Granite Rapids, to 210 on a Zen 4: what the model chooses takes 1.01 of the time of the
+# better one of the two, on both. On a Zen 5 see cost.py.
+ACROSS = {
+    "": Across(0.174, 0.24, 1.6, (5.5, 8.1, 21.0), 16, 5.2, (0.0, 1.3)),
+    "znver4": Across(0.261, 0.24, 1.6, (2.75, 4.05, 10.5), 16, 5.2, (0.3, 1.3)),
+    "znver5": Across(0.14, 0.337, 0.39, (2.0, 2.9, 7.0), 8, 2.53, (0.0, 0.25), 9_400.0),
+}
+ALONG = {
+    "": Along(0.174, 0.0, 2.7, 3.0, 0.6, 6.1, 0.0, 14_000.0, 1.25),
+    "znver4": Along(0.287, 0.0, 2.7, 3.0, 0.6, 6.1, 0.0, 14_000.0, 1.25),
+    "znver5": Along(0.138, 0.23, 1.25, 0.89, 0.74, 6.4, 1.2, 8_100.0, 1.33),
+}
+# Sums that hide a product's latency.
+LATENCY = 8
 # Nanoseconds of a unit of the cost model, by which other algorithms are chosen, for three taps on an axis; by how much it grows for
 # few filters and falls with taps. Of 420 layers the choice takes 1.03 of the best time, which is 0.76 of that without this kernel.
 UNIT, NARROW, TAPS = 0.22, 3.6, 0.26
@@ -100,23 +145,24 @@ def cost(sweep: Sweep, schedule: Schedule, problem: ConvProblem, direction: str,
     products = problem.batch * blocks * schedule.vectors * sweep.channels * deep * high * wide
     weights = blocks * schedule.vectors * sweep.channels * math.prod(problem.kernel)
     results = problem.batch * blocks * schedule.vectors * rows * width
-    product, waiting, row, packing, result, reading = ACROSS[machine.halved]
+    n = ACROSS[machine.model]
     reads = calls * schedule.vectors * sweep.channels * deep * high * problem.kernel[2]
     cache = machine.cache or UNKNOWN
     packed = weights * machine.vector
     far = packed > blocks * cache // 2
     return (
-        products * (product + waiting * (1 - sums / LATENCY))
-        + calls * sweep.channels * rows * row
-        + weights * packing[(packed > cache) + (packed > HEAVY * cache)]
-        + results * result
-        + reads * reading[far]
+        products * (n.product + n.waiting * (1 - sums / LATENCY))
+        + calls * sweep.channels * rows * n.row
+        + weights * n.packing[(packed > cache) + (packed > n.heavy * cache)]
+        + results * n.result
+        + reads * n.reading[far]
+        + n.call
     )
 
 
 def unit(sweep: Sweep, problem: ConvProblem, machine: Machine) -> float:
-    """Nanoseconds of a unit of other algorithms' costs: on a Zen 4 the same for all; the choice takes 1.03 of the best."""
-    if machine.halved:
+    """Nanoseconds of a unit of other algorithms' costs: on a Zen 4 or 5 the same for all; the choice takes 1.03 of the best."""
+    if machine.model:
         return grad_schedule.unit(machine)
     return UNIT * math.exp(NARROW / max(1, sweep.filters)) * math.pow(3 / max(problem.kernel), TAPS)
 
@@ -129,12 +175,13 @@ def along(sweep: Sweep, schedule: Schedule, problem: ConvProblem, phases: int, m
     sums = rows * row * schedule.lanes if schedule.by_rows else sum_cells(sweep, dataclasses.replace(schedule, filters=1))
     vectors = tiles * sums // schedule.lanes
     staged = tiles * sweep.channels * math.prod(sweep.extents(schedule)) * math.prod(sweep.slots(schedule)) // schedule.lanes
-    product, cell, result, weight, call = ALONG[machine.halved]
-    result *= AT_ONCE if schedule.by_rows else 1.0
+    n = ALONG[machine.model]
+    product = n.product + n.alone / max(1, schedule.register) ** 2
+    result = n.result * (n.at_once if schedule.by_rows else 1.0)
     total = (
         vectors * sweep.filters * (sweep.channels * math.prod(problem.kernel) * product + phases * result)
-        + staged * cell
-        + schedule.packed * problem.filters * problem.taps / schedule.lanes * weight
-        + call
+        + (0 if schedule.in_place and machine.straight else staged) * n.cell
+        + problem.filters * problem.taps / schedule.lanes * (n.weight if schedule.packed else n.apart)
+        + n.call
     )
-    return total * (PHASED if phases > 1 else 1.0)
+    return total * (n.phased if phases > 1 else 1.0)

@@ -5,8 +5,11 @@ The weights of the terms were fitted to the times of all suites of the benchmark
 """
 
 import math
+from typing import NamedTuple
 
+from .clipped_schedule import along
 from .families import Ask, Design
+from .grad_schedule import unit
 from .phases import Border
 from .problem import ConvProblem
 from .schedule import SHUFFLED, Sweep
@@ -40,16 +43,52 @@ DIRECT_HALVED = 1.12, 1.39, 7.1, 5.0, 3.0
 PACKED_HALVED = 40.0
 # A call of either, over one of vectors across filters.
 CALL_HALVED = 30_000.0
-# Winograd's algorithm: a vector of products; the same over the filters of a call; a vector of transformed cells, if they are
-# gathered, and for each axis beyond the first; of transformed weights; of transformed sums, and for each axis beyond the first; an
-# output; a cell.
-WINOGRAD_HALVED = 0.86, 3.14, 2.15, 18.9, 4.25, 10.6, 0.7, 3.6, 13.4, 7.2
-# What a vector of cells of short rows takes more, over the tiles of a row: of 1,000 layers of 7 to 56 cells on an axis the choice
-# takes 1.018 of the best time, without it 1.024.
-SHORT_ROWS = 16.0
-# Filters of a call, by which its loads are shared. By how much dilated layers differ, whose phases are computed one by one, or side
-# by side: of 730 the choice takes 1.008 of the best time, without 1.077.
-SHARED, PHASES = 13, (0.75, 1.6)
+
+
+class Winograd(NamedTuple):
+    """What forward and dI by Winograd's algorithm cost.
+
+    product, alone, load : a vector of products; the same over the vectors, and over the filters, of a call
+    cell, gather, more_cells : a vector of transformed cells, if they are gathered, and for each axis beyond the first
+    weight, read : of transformed weights, and of those that are read for them
+    total, more_sums : of transformed sums, and for each axis beyond the first
+    output, staged : a vector of the result, and of what is read
+    short : a vector of cells of short rows, over the tiles of a row
+    phases : by how much dilated layers differ, whose phases are computed one by one, or side by side
+    between : by how much rows do between whose cells others lie
+    across : by how much kernels with taps on the first axis alone differ
+    call : of a call
+    """
+
+    product: float
+    alone: float
+    load: float
+    cell: float
+    gather: float
+    more_cells: float
+    weight: float
+    read: float
+    total: float
+    more_sums: float
+    output: float
+    staged: float
+    short: float
+    phases: tuple[float, float]
+    between: float
+    across: float
+    call: float
+
+
+# On a Zen 4 fitted to 5,000 layers of 1 to 256 channels and filters, in float32 and float64: the choice takes 1.019 of the best
+# time, by the weights above 1.036; of 730 dilated ones 1.008, without `phases` 1.077; of 1,000 of 7 to 56 cells on an axis 1.018,
+# without `short` 1.024. On a Zen 5 fitted, with what clipped_schedule.py has, to 47,000 times of 7,000 layers drawn at random: of
+# 2,000 others the choice takes 1.020 to 1.022 of the best time, by what serves a Granite Rapids 1.033 to 1.035.
+WINOGRAD_FITTED = {
+    "znver4": Winograd(0.86, 0.0, 3.14, 2.15, 18.9, 4.25, 10.6, 0.0, 0.7, 3.6, 13.4, 7.2, 16.0, (0.75, 1.6), 1.0, 1.0, 30_000.0),
+    "znver5": Winograd(0.3, 0.68, 5.9, 0.0, 17.2, 11.7, 5.5, 10.6, 0.5, 7.3, 19.8, 18.5, 43.0, (1.22, 1.16), 0.33, 1.38, 61_700.0),
+}
+# Filters of a call, by which its loads are shared.
+SHARED = 13
 # Cost of a cell that is staged from a row in which others lie between: few of them, or more; and of an output stored into one.
 BETWEEN, STORED_APART = {4: (1.2, 4.8), 8: (1.2, 15.0)}, 7.0
 # Cost of a copied border in dI besides that of its problem: of a cell, which is added where it was copied from, and of each side;
@@ -79,6 +118,9 @@ def direct_cost(ask: Ask, design: Design) -> float:
         row = max((p.size if ask.direction == "input_grad" else p.out)[2], 1)
         whole = places * -(-row // lanes) * lanes / row
         return PLANES[ask.direction == "weight_grad"] * whole * taps * p.filters * p.channels / p.groups
+    if ask.machine is not None and ask.machine.straight and ask.direction != "weight_grad":
+        phases = math.prod(p.stride) if ask.direction == "input_grad" else 1
+        return along(design.sweep, design.schedule, p, phases, ask.machine) / unit(ask.machine)
     register = max(1, design.schedule.register) ** 3
     terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, places * p.filters
     if not _halved(ask):
@@ -163,18 +205,19 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks * channels * rows * -(-s.register // lanes) * packing,
         vectors * filters,
     )
-    if _halved(ask):
-        product, load, cell, gather, more_cells, weight, total, more_sums, output, staged = WINOGRAD_HALVED
+    if ask.machine is not None and ask.machine.model:
+        n = WINOGRAD_FITTED[ask.machine.model]
         beyond = sum(k > 1 for k in p.kernel) - 1
-        if all(s.dense):
-            cell += SHORT_ROWS / sweep.out[2]
-        cell = (gather if gathered(sweep, s) else cell) + more_cells * beyond
-        by_term = product + load / min(filters, SHARED), cell, weight, total + more_sums * beyond
+        cell = n.gather if gathered(sweep, s) else n.cell + (n.short / sweep.out[2] if all(s.dense) else 0.0)
+        weight = n.weight + n.read * math.prod(p.kernel) / products
+        product = n.product + n.alone / s.vectors + n.load / min(filters, SHARED)
+        by_term = product, cell + n.more_cells * beyond, weight, n.total + n.more_sums * beyond
         x, y = p.batch * p.channels * math.prod(p.size) / lanes, p.batch * p.filters * math.prod(p.out) / lanes
-        moved = output * y + staged * x if ask.direction == "forward" else output * x + staged * y
+        moved = n.output * y + n.staged * x if ask.direction == "forward" else n.output * x + n.staged * y
         transformed = sum(each * count for each, count in zip(by_term, terms, strict=True))
-        phases = PHASES[0] if separate(sweep, p)[2] > 1 else PHASES[1] if sweep.dilation != (1, 1, 1) else 1.0
-        return phases * (p.groups * products * transformed + moved + CALL_HALVED + _apart(ask, sweep))
+        phases = n.phases[0] if separate(sweep, p)[2] > 1 else n.phases[1] if sweep.dilation != (1, 1, 1) else 1.0
+        differing = phases * (n.across if p.kernel[1:] == (1, 1) else 1.0)
+        return differing * (p.groups * products * transformed + moved + n.call + n.between * _apart(ask, sweep))
     dilated = separate(sweep, p)[2] > 1
     loaded = LOADED if dilated and ask.machine and ask.machine.vector == WIDE else 1.0
     return loaded * (factor * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep))

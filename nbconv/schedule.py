@@ -126,8 +126,8 @@ PAGES = 96
 # place is read as fast as gathered cells or faster, up to 1.7 times, where calls can begin on lines of cache (Granite Rapids). With
 # FEWER blocks up to four times as many are: 64 and 96 filters from 256 to 1024 channels take 0.81 to 0.97 of the time, mostly.
 STRAIGHT, SEVERAL, FEWER = 10_240, 12, 7
-# Blocks of filters from which a Zen 5 gathers the cells of an input in place, and those of others never: of 1,072 layers of 1x1, some
-# with stride 2, and of 3x3 with stride 2, in float32 and float64, this takes 1.01 of the best time in forward, the rule above 1.06.
+# Blocks of filters from which a Zen 5 gathers the cells of an input in place; others it reads, and those of staged tiles: of 2,000
+# layers of 1x1, and of 1x1 and 3x3 with stride 2, this takes 1.00 to 1.02 of the best time, by the rules above it 1.02 to 1.09.
 MANY = 16
 # Outputs of a tile of one axis whose input several taps read in place, and tiles of a row from which few are staged, at its ends.
 SLIDING, INNER = 512, 8

@@ -43,14 +43,19 @@ class Machine(NamedTuple):
         return not self.last or count <= self.last * 3 // 4
 
     @property
+    def model(self) -> str:
+        """The CPU, if it has models of its own of what its vectors of 64 bytes cost, or "": those of a Granite Rapids serve."""
+        return self.cpu if self.vector == 64 and self.cpu in ("znver4", "znver5") else ""
+
+    @property
     def halved(self) -> bool:
         """Whether it multiplies a vector in two halves: half as fast, beside what it loads and stores, as others do."""
-        return self.vector == 64 and self.cpu == "znver4"
+        return self.model == "znver4"
 
     @property
     def straight(self) -> bool:
         """Whether it reads cells and weights where they lie about as fast as copies in the order of the calls."""
-        return self.vector == 64 and self.cpu == "znver5"
+        return self.model == "znver5"
 
 
 # One row a family of machines. Without FMA a product needs a register; NEON's compiler loads weights four at a time. Instructions

@@ -175,10 +175,11 @@ def finish(
 ):  # fmt: skip
     """Add biases to the tiles of sums of filters, store what belongs to an output, and run the activation over it.
 
-    There are `count` filters from `k` on, whose biases lie at the address `biases`. `sums` is the first one's address in the first of
-    `box.merged` phases, which lie `region` bytes apart, filters `pitch` bytes; `room`, that of scratch for the rows of one slice,
-    which a function that takes results finds there; where `merged` is 1 it may begin where the sums do, which go with the filters.
-    If `together` is not 0, they are but stored there: as the rows of all phases lie in the output, slices so many cells apart.
+    There are `count` filters from `k` on; the biases of all lie at the address `biases`. `sums` is the first one's address in the
+    first of `box.merged` phases, which lie `region` bytes apart, filters `pitch` bytes; `room`, that of scratch for the rows of one
+    slice of it, those of the next filter `pitch` bytes on, which a function that takes results finds there; where `merged` is 1 it
+    may begin where the sums do. If `together` is not 0, rows are but stored there: as those of all phases lie in the output, slices
+    so many cells apart.
     """
     size = out.itemsize
     taken = stores(apply)
