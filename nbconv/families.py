@@ -350,6 +350,11 @@ def _frame_bytes(ask: Ask, sweep: Sweep, schedule: Schedule) -> int:
     return framed_cells(ask.direction, ask.problem, schedule.tile[1], blocks) * ask.itemsize
 
 
+def weight_row(direction: str, problem: ConvProblem, itemsize: int) -> int:
+    """Bytes from the weights of one filter to those of the next, a filter being what the direction makes."""
+    return (problem.taps if direction == "forward" else math.prod(problem.kernel)) * itemsize
+
+
 def _copied(ask: Ask, machine: Machine) -> bool:
     """Whether weights are copied into the order of a micro-kernel; rows of 1x1 in dI, like those of forward, may fall together.
 
@@ -369,19 +374,19 @@ def tiled(ask: Ask) -> list[Design]:
     assert machine is not None
     forward = ask.direction == "forward"
     sweep = folded(forward_sweep(p) if forward else input_grad_sweep(p, True), p, ask.limits, ask.lanes, _few(ask))
-    copied = _copied(ask, machine)
+    row = 0 if _copied(ask, machine) else weight_row(ask.direction, p, size)
     place = (_pointwise(p) or _slides(ask, sweep)) and not sweep.folded
     batch = 1 if sweep.folded else p.batch
     sweep = flat(sweep) if place and not sweep.shifts[2] else sweep
     few = ask.part and math.prod(sweep.out) <= 2 * ask.lanes  # more filters a call, and more of a line of weights among others
     limits = ask.limits._replace(near=0) if few else ask.limits
-    schedule = outer(sweep, size, limits, machine, p.groups, batch, copied, place)
-    rows = -(-sweep.filters // schedule.register) * schedule.register if schedule.packed else 0
-    shared = p.groups * rows * sweep.channels * math.prod(p.kernel) * size
+    schedule = outer(sweep, size, limits, machine, p.groups, batch, row, place)
+    padded = -(-sweep.filters // schedule.register) * schedule.register if schedule.packed else 0
+    shared = p.groups * padded * sweep.channels * math.prod(p.kernel) * size
     phases = stored_together(p, ask.direction, p.size[2])
     thread = outer_cells(sweep, schedule, phases)
     if place and sweep.shifts[2]:  # arrays that are no runs of memory are staged
-        other = outer(sweep, size, ask.limits, machine, p.groups, batch, copied, False)
+        other = outer(sweep, size, ask.limits, machine, p.groups, batch, row, False)
         thread = max(thread, outer_cells(sweep, other, phases))
     return [Design(sweep, schedule, shared, thread * size)]
 

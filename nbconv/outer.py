@@ -20,6 +20,7 @@ from .drivers import (
     last_block,
     loaded,
 )
+from .families import weight_row
 from .kernels.cpu import outer
 from .kernels.cpu.emitters import AHEAD, TERMS_TO_COME
 from .kernels.cpu.machine import LINE
@@ -49,7 +50,8 @@ def staged_plan(plan: Plan) -> Plan:
     assert machine is not None
     sweep = forward_sweep(problem) if plan.direction == "forward" else input_grad_sweep(problem, True)
     itemsize = machine.vector // plan.schedule.lanes
-    schedule = outer_schedule(sweep, itemsize, plan.limits, machine, problem.groups, problem.batch, plan.schedule.packed, False)
+    row = 0 if plan.schedule.packed else weight_row(plan.direction, problem, itemsize)
+    schedule = outer_schedule(sweep, itemsize, plan.limits, machine, problem.groups, problem.batch, row, False)
     return dataclasses.replace(plan, sweep=sweep, schedule=schedule)
 
 

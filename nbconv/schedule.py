@@ -113,8 +113,9 @@ INTERLEAVED = 8
 SHUFFLED = 5
 # Outputs of a filter from which its weights are worth copying; below, a copy of 512 x 512 x 3 x 3 takes 10 % of the time.
 REUSED = 512
-# Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache.
-ALIASED = 4096
+# Bytes between the weights of two filters at which all filters fall on the same lines of first-level cache; so many that a Zen 5
+# holds: of 14, those of 1x1 from 1024 and 2048 channels take 1.06 times as long.
+ALIASED, WAYS = 4096, 12
 # Registers below which a call of a micro-kernel has so few positions that cells are worth gathering call by call: 1x1 layers then
 # take 0.7 to 0.9 of the time, on a Zen 3. From there on those of a tile are: 0.94 of the time, on a Granite Rapids; with calls of
 # three vectors, as gathered cells do not straddle lines of cache, 0.96 of that.
@@ -259,10 +260,11 @@ def direct(sweep: Sweep, itemsize: int, limits: Limits) -> Schedule:
 
 
 def outer(
-    sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int, packed: bool, in_place: bool
+    sweep: Sweep, itemsize: int, limits: Limits, machine: Machine, groups: int, batch: int, row: int, in_place: bool
 ) -> Schedule:
     """Micro-kernel: equal blocks of filters, and as many vectors as leave registers for a vector of input each and for one weight.
 
+    The weights of two filters lie `row` bytes apart, or are packed, where that is 0.
     An axis is staged densely where the cells wasted between its rows cost more than the copies. All filters share a staged
     tile, as far as their sums fit and a job remains for each thread; the sweep is done for each of `groups` groups of `batch`
     images.
@@ -275,7 +277,10 @@ def outer(
     )
     gathered = gathered and not single
     whole = gathered and machine.registers >= FEW
-    register = even(sweep.filters, most_filters(machine, 1 if single else ALIGNED if whole else 2))
+    most = most_filters(machine, 1 if single else ALIGNED if whole else 2)
+    if machine.straight and row > 0 and row % ALIASED == 0:
+        most = min(most, WAYS)
+    register = even(sweep.filters, most)
     vectors = min(8, (machine.registers - 1 - machine.masks) // (register + 1))
     k, out = sweep.kernel, sweep.out
     wide = copies_fit(sweep, itemsize, limits)
@@ -303,7 +308,7 @@ def outer(
 
     def tiled(tile: Triple) -> Schedule:
         window = -(-math.prod(tile) // together) * together if whole else together if gathered else 0
-        found = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, packed, in_place, window=window, lined=True)
+        found = Schedule(tile, register, 1, 1, dense, 1, register, vectors, lanes, row == 0, in_place, window=window, lined=True)
         found = dataclasses.replace(found, by_rows=not (in_place or window or sweep.apart) and rows_pay(sweep, found))
         most = max(register, limits.held // (sum_cells(sweep, found) * itemsize) * register)
         return dataclasses.replace(found, filters=register * even(-(-sweep.filters // register), most // register))

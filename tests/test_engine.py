@@ -344,9 +344,9 @@ def test_prepared_weight(options, dtype):
 def test_prepared_weight_is_packed_once(monkeypatch):
     calls = []
     monkeypatch.setattr(packing, "packed", lambda *given, inner=packing.packed: (calls.append(1), inner(*given))[1])
-    x, w = random((2, 16, 40, 40), "float32", 0), nbconv.prepare(random((20, 16, 3, 3), "float32", 1))
+    dy, w = random((2, 20, 20, 20), "float32", 0), nbconv.prepare(random((20, 16, 3, 3), "float32", 1))
     for _ in range(3):
-        nbconv.conv2d(x, w, stride=2)
+        nbconv.conv2d_input_grad(dy, w, (2, 16, 40, 40), stride=2, padding=1)
     assert calls == [1]
 
 

@@ -348,9 +348,9 @@ def test_weights_side_by_side():
 def test_channels_are_staged_once():
     """For several blocks of filters, while they fit."""
     sweep = Sweep(512, 1024, (1, 14, 14), (1, 1, 1), (1, 2, 2), (1, 1, 1))
-    assert schedule.outer(sweep, 4, OUTER, AVX2, 1, 4, True, False).once
-    assert not schedule.outer(sweep._replace(filters=64), 4, OUTER, AVX2, 1, 4, True, False).once
-    assert not schedule.outer(sweep._replace(channels=8192), 4, OUTER, AVX2, 1, 4, True, False).once
+    assert schedule.outer(sweep, 4, OUTER, AVX2, 1, 4, 0, False).once
+    assert not schedule.outer(sweep._replace(filters=64), 4, OUTER, AVX2, 1, 4, 0, False).once
+    assert not schedule.outer(sweep._replace(channels=8192), 4, OUTER, AVX2, 1, 4, 0, False).once
 
 
 def test_the_spill_check_sees_a_spill():

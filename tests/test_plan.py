@@ -14,7 +14,12 @@ from nbconv import dispatch, schedule, workspace
 from nbconv.dispatch import DIRECTIONS
 from nbconv.kernels.cpu.machine import AVX2, AVX512, host
 
-MACHINES = {"avx512": AVX512, "avx2": AVX2, "roomy": AVX512._replace(first=48 << 10, cache=2 << 20)}
+MACHINES = {
+    "avx512": AVX512,
+    "avx2": AVX2,
+    "roomy": AVX512._replace(first=48 << 10, cache=2 << 20),
+    "zen5": AVX512._replace(cpu="znver5", first=48 << 10, cache=1 << 20, last=32 << 20),
+}
 
 CASES = {
     "tiny": ((1, 1, 8, 8), (1, 1, 3, 3), {}),
@@ -62,6 +67,10 @@ PINNED = [
     ("forward", "strided", "float32", "roomy", ("clipped", (1, 14, 14), 32, 256, 1, 32, 2, True)),
     ("input_grad", "strided", "float64", "roomy", ("clipped", (1, 28, 14), 16, 256, 1, 16, 2, True)),
     ("forward", "heavy, three axes", "float64", "roomy", ("winograd", (1, 4, 2), 140, 21, 1, 14, 1, True)),
+    ("forward", "1x1 of few filters", "float32", "zen5", ("outer", (1, 1, 256), 65, 256, 1, 13, 2, True)),
+    ("forward", "strided", "float64", "zen5", ("outer", (1, 14, 14), 266, 26, 1, 14, 2, True)),
+    ("input_grad", "1x1", "float64", "zen5", ("outer", (1, 1, 24), 261, 1024, 1, 9, 3, True)),
+    ("forward", "small images", "float32", "zen5", ("winograd", (4, 2, 4), 140, 128, 1, 14, 2, True)),
     ("forward", "large taps", "float64", "avx2", ("clipped", (1, 7, 4), 8, 16, 1, 8, 2, True)),
     ("forward", "large taps", "float32", "avx512", ("clipped", (4, 7, 7), 16, 16, 1, 16, 1, True)),
     ("forward", "one filter", "float32", "roomy", ("depthwise", (1, 8, 16), 1, 1, 1, 1, 1, True)),
@@ -92,6 +101,21 @@ def test_shape_decides(direction, case, dtype, machine, expected):
     plan = dispatch.select(direction, nbconv.ConvProblem.make(x, w, **options), np.dtype(dtype), MACHINES[machine])
     s = plan.schedule
     assert (plan.kernel, s.tile, s.filters, s.channels, s.splits, s.register, s.vectors, plan.parallel) == expected
+
+
+@pytest.mark.parametrize("channels", [256, 2048])
+def test_copies_where_they_pay(channels):
+    """Weights and cells are read where they lie on a Zen 5, by no more filters at once than its first-level cache tells apart."""
+    p = nbconv.ConvProblem.make((4, channels, 14, 14), (512, channels, 1, 1), stride=2)
+    float32 = np.dtype("float32")
+    here, elsewhere = (dispatch.by_rule("forward", p, float32, MACHINES[name]).schedule for name in ("zen5", "roomy"))
+    assert (here.packed, here.window, here.register) == (False, 0, 12 if channels == 2048 else 14)
+    assert elsewhere.packed == (channels == 2048)
+    assert elsewhere.window > 0
+    in_place = nbconv.ConvProblem.make((4, channels, 14, 14), (512, channels, 1, 1))
+    back = [dispatch.by_rule("input_grad", q, float32, MACHINES["zen5"]).schedule for q in (p, in_place)]
+    assert [plan.packed for plan in back] == [False, channels == 2048]
+    assert [plan.window > 0 for plan in back] == [False, True]
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
@@ -198,7 +222,7 @@ ROWS = [
 def test_wide_rows_of_few_terms_are_computed_where_they_belong(direction, x, w, options, expected):
     p = nbconv.ConvProblem.make(x, w, **options)
     sweep = schedule.forward_sweep(p) if direction == "forward" else schedule.input_grad_sweep(p, True)
-    assert schedule.outer(sweep, 4, schedule.OUTER, AVX512, p.groups, p.batch, True, False).by_rows == expected
+    assert schedule.outer(sweep, 4, schedule.OUTER, AVX512, p.groups, p.batch, 0, False).by_rows == expected
 
 
 def test_a_given_limit_takes_the_place_of_the_bound():
