@@ -55,6 +55,7 @@ class Winograd(NamedTuple):
     output, staged : a vector of the result, and of what is read
     short : a vector of cells of short rows, over the tiles of a row
     phases : by how much dilated layers differ, whose phases are computed one by one, or side by side
+    ordered : a vector of the result, too, where phases are computed side by side and cells put in order one by one
     between : by how much rows do between whose cells others lie
     across : by how much kernels with taps on the first axis alone differ
     call : of a call
@@ -74,6 +75,7 @@ class Winograd(NamedTuple):
     staged: float
     short: float
     phases: tuple[float, float]
+    ordered: float
     between: float
     across: float
     call: float
@@ -82,10 +84,14 @@ class Winograd(NamedTuple):
 # On a Zen 4 fitted to 5,000 layers of 1 to 256 channels and filters, in float32 and float64: the choice takes 1.019 of the best
 # time, by the weights above 1.036; of 730 dilated ones 1.008, without `phases` 1.077; of 1,000 of 7 to 56 cells on an axis 1.018,
 # without `short` 1.024. On a Zen 5 fitted, with what clipped_schedule.py has, to 47,000 times of 7,000 layers drawn at random: of
-# 2,000 others the choice takes 1.020 to 1.022 of the best time, by what serves a Granite Rapids 1.033 to 1.035.
+# 2,000 others the choice takes 1.019 to 1.022 of the best time, by what serves a Granite Rapids 1.033 to 1.035.
 WINOGRAD_FITTED = {
-    "znver4": Winograd(0.86, 0.0, 3.14, 2.15, 18.9, 4.25, 10.6, 0.0, 0.7, 3.6, 13.4, 7.2, 16.0, (0.75, 1.6), 1.0, 1.0, 30_000.0),
-    "znver5": Winograd(0.3, 0.68, 5.9, 0.0, 17.2, 11.7, 5.5, 10.6, 0.5, 7.3, 19.8, 18.5, 43.0, (1.22, 1.16), 0.33, 1.38, 61_700.0),
+    "znver4": Winograd(
+        0.86, 0.0, 3.14, 2.15, 18.9, 4.25, 10.6, 0.0, 0.7, 3.6, 13.4, 7.2, 16.0, (0.75, 1.6), 0.0, 1.0, 1.0, 30_000.0
+    ),
+    "znver5": Winograd(
+        0.3, 0.69, 5.9, 0.0, 18.0, 11.8, 5.4, 11.4, 0.3, 7.7, 18.4, 18.6, 42.8, (1.21, 1.0), 60.0, 0.34, 1.39, 60_200.0
+    ),
 }
 # Filters of a call, by which its loads are shared.
 SHARED = 13
@@ -213,7 +219,9 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         product = n.product + n.alone / s.vectors + n.load / min(filters, SHARED)
         by_term = product, cell + n.more_cells * beyond, weight, n.total + n.more_sums * beyond
         x, y = p.batch * p.channels * math.prod(p.size) / lanes, p.batch * p.filters * math.prod(p.out) / lanes
-        moved = n.output * y + n.staged * x if ask.direction == "forward" else n.output * x + n.staged * y
+        ordered = n.ordered if sweep.dilation != (1, 1, 1) else 0.0
+        read, written = (x, y) if ask.direction == "forward" else (y, x)
+        moved = (n.output + ordered) * written + n.staged * read
         transformed = sum(each * count for each, count in zip(by_term, terms, strict=True))
         phases = n.phases[0] if separate(sweep, p)[2] > 1 else n.phases[1] if sweep.dilation != (1, 1, 1) else 1.0
         differing = phases * (n.across if p.kernel[1:] == (1, 1) else 1.0)
