@@ -13,7 +13,7 @@ from .grad_schedule import unit
 from .phases import Border
 from .problem import ConvProblem
 from .schedule import SHUFFLED, Sweep
-from .winograd_schedule import block_vectors, gathered, separate
+from .winograd_schedule import block_vectors, gathered, ordered_by_vectors, separate
 
 # For forward and dI, and for dW: cost of a vector of direct products, of channels at an output, of filters at an output.
 DIRECT = (1.1, 5.0, 13.0), (1.1, 22.0, 10.0)
@@ -55,7 +55,7 @@ class Winograd(NamedTuple):
     output, staged : a vector of the result, and of what is read
     short : a vector of cells of short rows, over the tiles of a row
     phases : by how much dilated layers differ, whose phases are computed one by one, or side by side
-    ordered : a vector of the result, too, where phases are computed side by side and cells put in order one by one
+    ordered : a vector of the result, too, where cells of phases that are computed side by side are put in order one by one
     between : by how much rows do between whose cells others lie
     across : by how much kernels with taps on the first axis alone differ
     call : of a call
@@ -219,7 +219,7 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         product = n.product + n.alone / s.vectors + n.load / min(filters, SHARED)
         by_term = product, cell + n.more_cells * beyond, weight, n.total + n.more_sums * beyond
         x, y = p.batch * p.channels * math.prod(p.size) / lanes, p.batch * p.filters * math.prod(p.out) / lanes
-        ordered = n.ordered if sweep.dilation != (1, 1, 1) else 0.0
+        ordered = 0.0 if sweep.dilation == (1, 1, 1) or ordered_by_vectors(sweep, lanes) else n.ordered
         read, written = (x, y) if ask.direction == "forward" else (y, x)
         moved = (n.output + ordered) * written + n.staged * read
         transformed = sum(each * count for each, count in zip(by_term, terms, strict=True))

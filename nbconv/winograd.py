@@ -22,7 +22,17 @@ from .phases import own_phases, triple
 from .plans import Plan
 from .schedule import Schedule, Sweep, axes_of, cell_offsets
 from .weight_grad import add_splits
-from .winograd_schedule import FAR, gathered, grad_regions, results_fetched, separate, tile_extents, tile_regions, tile_slots
+from .winograd_schedule import (
+    FAR,
+    gathered,
+    grad_regions,
+    ordered_by_vectors,
+    results_fetched,
+    separate,
+    tile_extents,
+    tile_regions,
+    tile_slots,
+)
 
 
 class _Run(NamedTuple):
@@ -60,6 +70,7 @@ def _kernels(plan: Plan, alike: bool, near: tuple[int, ...], distant: bool, axis
         at("fetch") if distant else 0,
         *(at("transform", axes, g) for axes, g in ((cells, spread), (weights, 0), (outputs, 0))),
         at("fetch") if results_fetched(sweep, plan.problem, itemsize, machine) else 0,
+        at("order", sweep.stride[2], sweep.dilation[2]) if ordered_by_vectors(sweep, s.lanes) else 0,
     ]
 
 

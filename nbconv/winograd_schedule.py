@@ -185,6 +185,12 @@ def gathered(sweep: Sweep, schedule: Schedule) -> bool:
     return narrow(sweep, schedule.lanes) and not all(schedule.dense)
 
 
+def ordered_by_vectors(sweep: Sweep, lanes: int) -> bool:
+    """Whether vectors put outputs of several phases in order: where runs of a phase are parts of them, or whole ones."""
+    run = sweep.dilation[2]
+    return sweep.dilation != (1, 1, 1) and (lanes % run == 0 or run % lanes == 0)
+
+
 def tile_slots(sweep: Sweep, schedule: Schedule) -> Triple:
     """Staged rows of each axis: one for each cell of a tile but those that it shares with the next; all in one if gathered."""
     return (1, 1, 1) if gathered(sweep, schedule) else sweep.slots(schedule)
@@ -214,7 +220,8 @@ def tile_regions(sweep: Sweep, schedule: Schedule, itemsize: int) -> tuple[dict[
     sums = weights + products * weight_plane
     outputs = sums + products * sum_plane
     ordered = outputs + math.prod(sweep.stride) * pitch
-    staged = ordered + (math.prod(sweep.stride) * pitch if sweep.dilation != (1, 1, 1) else 0)
+    spilled = sweep.stride[2] * max(sweep.dilation[2], lanes)  # by vectors that put outputs in order
+    staged = ordered + (math.prod(sweep.stride) * pitch + spilled if sweep.dilation != (1, 1, 1) else 0)
     total = staged + max(together * plane + lanes, s.channels * taps * wide)
     sizes = {
         "products": products, "taps": taps, "together": together, "wide": wide, "pitch": pitch, "cell_plane": cell_plane,

@@ -302,6 +302,24 @@ def test_taps_at_places_write_their_target_only(places, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("machine", [host(), *(MACHINES[name] for name in HERE)], ids=["host", *HERE])
+def test_runs_are_put_in_order(machine, dtype):
+    """Runs of a power of two of cells, shorter and longer than a vector; nothing beyond what is told."""
+    size = np.dtype(dtype).itemsize
+    lanes = machine.vector // size
+    for run, planes, groups in itertools.product((1, 2, lanes // 2, lanes, 3 * lanes), (1, 2, 3, 4, 6), (1, 2, 5)):
+        order = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)(microkernel.kernel_address(machine, size, "order", planes, run))
+        step = planes * max(run, lanes)
+        count = groups * run * planes
+        source = random((planes, -(-groups * run // lanes) * lanes), dtype, run)
+        target = np.full(-(-count // step) * step + 8, 7, dtype)
+        order(source.ctypes.data, source.strides[0], target.ctypes.data, count)
+        wanted = source[:, : groups * run].reshape(planes, groups, run).swapaxes(0, 1)
+        np.testing.assert_array_equal(target[:count], wanted.reshape(-1))
+        assert (target[-8:] == 7).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_short_rows_write_their_target_only(dtype):
     """Every number of cells, rows side by side or apart: nothing before the first or after the last is touched."""
     size = np.dtype(dtype).itemsize

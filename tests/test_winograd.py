@@ -53,6 +53,9 @@ PROBLEMS = [
     ((2, 130, 9, 10), (140, 130, 3, 3), {"padding": 1}),
     ((1, 5, 200), (7, 5, 3), {"padding": 7, "dilation": 4}),  # phases of one length and of two
     ((2, 5, 70), (7, 5, 2), {"padding": (30, 3), "dilation": 40}),  # more phases than a row has vectors
+    ((2, 5, 210), (17, 5, 3), {"padding": (16, 9), "dilation": 16}),  # as many as a vector has lanes, and twice as many
+    ((1, 5, 303), (17, 5, 3), {"padding": (3, 31), "dilation": 32}),
+    ((2, 5, 97), (17, 5, 5), {"padding": (3, 9), "dilation": 8}),
     ((1, 3, 9), (4, 3, 3), {"padding": 20, "dilation": 12}),  # phases of one output or two
     ((1, 3, 7), (4, 3, 2), {"dilation": 5}),  # and without any
     ((3, 17, 28, 29), (15, 17, 3, 3), {"padding": 2, "dilation": 2}),

@@ -277,8 +277,8 @@ def store(
     b.ret_void()
 
 
-def interleaved(f: Function, phases: list[Any]) -> list[Any]:
-    """Vectors of neighbouring cells from one vector for each phase."""
+def interleaved(f: Function, phases: list[Any], run: int = 1) -> list[Any]:
+    """Vectors of neighbouring cells from one vector for each phase, of which runs of some cells lie side by side."""
     count = len(phases)
     vectors = []
     for m in range(count):
@@ -286,9 +286,44 @@ def interleaved(f: Function, phases: list[Any]) -> list[Any]:
         for p in range(1, count):
             picks = list(range(f.lanes))
             for lane in range(f.lanes):
-                index, phase = divmod(m * f.lanes + lane, count)
+                place, within = divmod(m * f.lanes + lane, run)
+                index, phase = place // count * run + within, place % count
                 if phase == p or (phase == 0 and p == 1):
                     picks[lane] = index + (f.lanes if phase else 0)
             value = f.builder.shuffle_vector(value, phases[p], fixed(f.picks, *picks))
         vectors.append(value)
     return vectors
+
+
+def order(module: ir.Module, name: str, itemsize: int, vector: int, planes: int, run: int) -> None:
+    """Emit `order`: runs of `run` cells out of `planes` rows in turn; one is a part of a vector, or whole ones.
+
+    C signature, all 64-bit: (source, pitch, target, count): addresses, bytes from row to row of the source, and cells of the
+    target, of which so many are written, and more up to a multiple of the rows times the longer of a run and a vector.
+    """
+    f = Function(module, name, itemsize, vector, "source pitch target count")
+    b, a = f.builder, f.arguments
+    reach = max(run, f.lanes)
+
+    def step(values: list[Any]) -> list[Any]:
+        source, target = values
+        sources = [b.add(source, b.mul(a["pitch"], f.word(p))) for p in range(planes)]
+        if run < f.lanes:
+            parts = [f.load(each, f.vector) for each in sources]
+            for m, value in enumerate(interleaved(f, parts, run)):
+                f.store(value, target, m * vector)
+        else:
+
+            def copy(values: list[Any]) -> list[Any]:
+                source, target = values
+                f.store(f.load(source, f.vector), target)
+                return [f.add(source, vector), f.add(target, vector)]
+
+            place = target
+            for each in sources:
+                _, place = f.loop(f.word(run // f.lanes), [each, place], copy)
+        return [f.add(source, reach * itemsize), f.add(target, planes * reach * itemsize)]
+
+    cells = planes * reach
+    f.loop(b.sdiv(f.add(a["count"], cells - 1), f.word(cells)), [a["source"], a["target"]], step)
+    b.ret_void()

@@ -7,6 +7,7 @@
     gather    target[block, t, i] = cells[x[t] + block + i]                   i < V vectors
     load      cells[plane, slot, row, j] = source[plane, row, position + residue of slot + j * stride], 0 outside of the row
     store     target[row, j] = sums[row, j] + bias
+    order     target[t, p, i] = source[p, t * run + i]                        i < run of cells
     panel     sums[p, v] += sum_i cells[i, p] * dy[i, v]                      p < P scalars, v < V vectors of filters
     rows      sums[p, v] += sum_i cells[p, i] * dy[i, v]                      p < P scalars, v < V vectors of filters
     dots      sums[p, t, i mod lanes] += dy[p, i] * cells[offsets[t] + i]     p < P filters, t < V taps
@@ -37,7 +38,7 @@ from ..jit import DISABLED, cached_bytes, llvm_lock
 from .across_emitters import across
 from .apply import apply
 from .builder import WORD
-from .copy_emitters import gather, load, store
+from .copy_emitters import gather, load, order, store
 from .depthwise_emitters import depthwise, depthwise_grad
 from .emitters import collapse, dots, outer, panel, rows
 from .formula import activate
@@ -57,6 +58,7 @@ EMITTERS: dict[str, Callable[..., None]] = {
     "gather": gather,
     "load": load,
     "store": store,
+    "order": order,
     "collapse": collapse,
     "depthwise": depthwise,
     "depthwise_grad": depthwise_grad,

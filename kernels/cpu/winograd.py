@@ -29,8 +29,9 @@ from .outer import box_of, finish, layout_of
 from .tile import Axis, block_of, stage, tile_of, unpack_axes
 
 # Places in the array of micro-kernels: `outer` for a whole block of filters, with all vectors and with those at the end of a tile;
-# the same for the last block; what fetches weights that lie far apart, and where results will be stored; transforms.
-LOAD, STORE, PACK, PLACES, FETCH, CELLS, WEIGHTS, OUTPUTS, RESULTS = range(4, 13)
+# the same for the last block; what fetches weights that lie far apart, and where results will be stored; transforms; what puts
+# outputs of several phases in order, if there is such a kernel.
+LOAD, STORE, PACK, PLACES, FETCH, CELLS, WEIGHTS, OUTPUTS, RESULTS, ORDER = range(4, 14)
 # Channels before whose turn their weights are fetched, where they lie far apart: dI of 512 filters takes 0.84 to 0.97 of the time.
 SOON = 8
 
@@ -309,7 +310,12 @@ def jobs(first, last, x, weights, bias, out, offsets, micro, scratch, apply, num
                     micro[OUTPUTS], sums, address_of(offsets) + r.plane_table * 8, outputs, r.pitch * size, 1, 0, 0,
                     vectors, vector, vector,
                 )  # fmt: skip
-                if merged:
+                if merged and micro[ORDER] != 0:
+                    for j in range(0, d_out.tile * h_out.tile * w_out.tile, w_out.tile):
+                        here = outputs + offsets[r.order_table + j] * size
+                        call_kernel(micro[ORDER], here, r.pitch * size, base + (r.ordered + j) * size, w_out.tile)
+                    outputs = base + r.ordered * size
+                elif merged:
                     for j in range(d_out.tile * h_out.tile * w_out.tile):
                         scratch[r.ordered + j] = scratch[r.outputs + offsets[r.order_table + j]]
                     outputs = base + r.ordered * size
