@@ -83,8 +83,8 @@ class Winograd(NamedTuple):
 
 # On a Zen 4 fitted to 5,000 layers of 1 to 256 channels and filters, in float32 and float64: the choice takes 1.019 of the best
 # time, by the weights above 1.036; of 730 dilated ones 1.008, without `phases` 1.077; of 1,000 of 7 to 56 cells on an axis 1.018,
-# without `short` 1.024. On a Zen 5 fitted, with what clipped_schedule.py has, to 47,000 times of 7,000 layers drawn at random: of
-# 2,000 others the choice takes 1.019 to 1.022 of the best time, by what serves a Granite Rapids 1.033 to 1.035.
+# without `short` 1.024. On a Zen 5 fitted, with what clipped_schedule.py has, to 47,000 times, and then for the choice in 10,400
+# problems: in 3,400 others it takes 1.019 to 1.022 of the best time, by what serves a Granite Rapids 1.033 to 1.035.
 WINOGRAD_FITTED = {
     "znver4": Winograd(
         0.86, 0.0, 3.14, 2.15, 18.9, 4.25, 10.6, 0.0, 0.7, 3.6, 13.4, 7.2, 16.0, (0.75, 1.6), 0.0, 1.0, 1.0, 30_000.0
@@ -124,12 +124,13 @@ def direct_cost(ask: Ask, design: Design) -> float:
         row = max((p.size if ask.direction == "input_grad" else p.out)[2], 1)
         whole = places * -(-row // lanes) * lanes / row
         return PLANES[ask.direction == "weight_grad"] * whole * taps * p.filters * p.channels / p.groups
-    if ask.machine is not None and ask.machine.straight and ask.direction != "weight_grad":
+    model = _model(ask)
+    if ask.machine is not None and model == "znver5":
         phases = math.prod(p.stride) if ask.direction == "input_grad" else 1
         return along(design.sweep, design.schedule, p, phases, ask.machine) / unit(ask.machine)
     register = max(1, design.schedule.register) ** 3
     terms = places * taps * p.filters * p.channels / p.groups, places * p.channels, places * p.filters
-    if not _halved(ask):
+    if not model:
         return _total(DIRECT, ask, terms) * (1 + 1.5 / register)
     vectors = math.prod(design.schedule.tile) / lanes
     whole = math.ceil(vectors) / vectors if vectors else 1.0
@@ -149,9 +150,9 @@ def _far(ask: Ask, packed: bool) -> bool:
     return machine is not None and not machine.holds(ask.part)
 
 
-def _halved(ask: Ask) -> bool:
-    """Whether this is forward or dI on a machine of which that was measured by itself."""
-    return ask.machine is not None and ask.machine.halved and ask.direction != "weight_grad"
+def _model(ask: Ask) -> str:
+    """The machine's model of forward and dI, if it has one of its own, or ""."""
+    return ask.machine.model if ask.machine is not None and ask.direction != "weight_grad" else ""
 
 
 def fft_cost(ask: Ask, design: Design) -> float:
@@ -211,8 +212,8 @@ def winograd_cost(ask: Ask, design: Design) -> float:
         blocks * channels * rows * -(-s.register // lanes) * packing,
         vectors * filters,
     )
-    if ask.machine is not None and ask.machine.model:
-        n = WINOGRAD_FITTED[ask.machine.model]
+    if model := _model(ask):
+        n = WINOGRAD_FITTED[model]
         beyond = sum(k > 1 for k in p.kernel) - 1
         cell = n.gather if gathered(sweep, s) else n.cell + (n.short / sweep.out[2] if all(s.dense) else 0.0)
         weight = n.weight + n.read * math.prod(p.kernel) / products
