@@ -31,6 +31,8 @@ from .problem import ConvProblem, Triple
 
 # Elements from which a sum is long enough to share among threads: some 50 us of reading.
 BIAS_PARALLEL = 500_000
+# Kernels that compute a formula before they store; over the results of others, a function runs.
+FUSED = "outer", "depthwise", "across", "clipped", "winograd"
 
 
 @functools.cache
@@ -85,7 +87,7 @@ def forward(
             return assign(out, target)
     if plan.kernel == "matrix":
         return _inner_products(plan, x, weight, bias, out, epilogue.address if epilogue else 0)
-    formula = epilogue.formula if epilogue and plan.kernel in ("outer", "depthwise", "across", "clipped") else ""
+    formula = epilogue.formula if epilogue and plan.kernel in FUSED else ""
     apply = epilogue.address if epilogue and not formula else 0
     if bias is None:
         bias = np.zeros(out.shape[1], out.dtype)
@@ -96,7 +98,7 @@ def forward(
     else:
         by_group = _by_group(plan.problem, weight)
         if plan.kernel == "winograd":
-            winograd.run(plan, x, by_group, bias, out, apply)
+            winograd.run(plan, x, by_group, bias, out, apply, formula)
         elif plan.kernel == "fft":
             fft.run(plan, x, by_group, bias, out, apply)
         elif plan.kernel == "outer":

@@ -45,7 +45,7 @@ class _Run(NamedTuple):
     cells: int
 
 
-def _kernels(plan: Plan, alike: bool, near: tuple[int, ...], distant: bool, axis: Axis) -> list[int]:
+def _kernels(plan: Plan, alike: bool, near: tuple[int, ...], distant: bool, axis: Axis, formula: str) -> list[int]:
     """Addresses of the micro-kernels in the order of the driver; `axis` is the last one."""
     machine, sweep, s = plan.machine, plan.sweep, plan.schedule
     assert machine is not None
@@ -61,7 +61,7 @@ def _kernels(plan: Plan, alike: bool, near: tuple[int, ...], distant: bool, axis
     micro.append(loaded(axis, at, s.lanes) if alike else 0)
     steps = 1 if sweep.dilation != (1, 1, 1) else sweep.stride[2]
     short = steps > 1 and axis.dilation == 1 and s.tile[2] <= s.lanes
-    micro.append(at("store", int(axis.dilation > 1), steps, "", -(-s.tile[2] * steps // s.lanes) if short else 0))
+    micro.append(at("store", int(axis.dilation > 1), steps, formula, -(-s.tile[2] * steps // s.lanes) if short else 0))
     spread = int(gathered(sweep, s))
     return [
         *micro,
@@ -76,12 +76,18 @@ def _kernels(plan: Plan, alike: bool, near: tuple[int, ...], distant: bool, axis
 
 @functools.lru_cache(maxsize=2048)
 def _prepare(
-    plan: Plan, x: tuple[int, ...], out: tuple[int, ...], alike: bool, weights: tuple[int, ...], near: tuple[int, ...]
+    plan: Plan,
+    x: tuple[int, ...],
+    out: tuple[int, ...],
+    alike: bool,
+    weights: tuple[int, ...],
+    near: tuple[int, ...],
+    formula: str,
 ) -> _Run:
     """Prepare a run over arrays of shapes `x` and `out`.
 
     `alike` tells whether x is of the results' dtype; `weights` are bytes from group to group, filter to filter, channel to channel,
-    and `near`, where the taps of a channel lie, as `packing.places` has it.
+    and `near`, where the taps of a channel lie, as `packing.places` has it; `formula`, the activation, or "".
     """
     problem, s, sweep, machine = plan.problem, plan.schedule, plan.sweep, plan.machine
     assert machine is not None
@@ -132,7 +138,7 @@ def _prepare(
         offsets = np.concatenate([offsets, lanes.view(np.intp)])
     distant = row == sizes["taps"] * itemsize != channel  # filters lie side by side, as in dI
     whole = near == tuple(range(len(near))) and channel == len(near) * itemsize  # all channels of a filter are one run
-    return _Run(offsets, np.array(_kernels(plan, alike, () if whole else near, distant, w), np.intp), numbers, jobs, cells)
+    return _Run(offsets, np.array(_kernels(plan, alike, () if whole else near, distant, w, formula), np.intp), numbers, jobs, cells)
 
 
 @functools.cache
@@ -143,8 +149,11 @@ def _driver(x: np.dtype[Any], out: np.dtype[Any]) -> ScratchTwin:
     return ScratchTwin(winograd, out, arrays, (types.intp, vector))
 
 
-def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0) -> None:
-    """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction."""
+def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any = 0, formula: str = "") -> None:
+    """Run the kernel; `weight` is (groups, filters, channels, ...), filters and channels being those of this direction.
+
+    The activation is a function, at `apply`, or a formula, or neither.
+    """
     weight = weight.astype(out.dtype, copy=False)
     near = places(weight)
     if not near and not weight[0, 0, 0].flags.c_contiguous:
@@ -152,7 +161,7 @@ def run(plan: Plan, x: Array, weight: Array, bias: Array, out: Array, apply: Any
     if plan.sweep.folded:
         x, out = x.swapaxes(0, 2), out.swapaxes(0, 2)
     alike = x.dtype == out.dtype
-    prepared = _prepare(plan, x.shape, out.shape, alike, weight.strides[:3], near)
+    prepared = _prepare(plan, x.shape, out.shape, alike, weight.strides[:3], near, formula)
     arrays = x, weight.ctypes.data, contiguous(bias, out.dtype), out, *prepared[:2]
     _driver(x.dtype, out.dtype).run(plan.parallel, prepared.jobs, prepared.cells, arrays, (apply, prepared.numbers))
 

@@ -115,7 +115,7 @@ def same_bits(got, want):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_special_values(name, dtype):
-    """Whole vectors and parts of one; in place, and by the function over rows that Winograd's algorithm calls."""
+    """Whole vectors and parts of one, tiles of Winograd's algorithm, and by the function over rows that FFT's calls."""
     function = FORMULAS[name]
     assert 0 < len(formula_of(function, np.dtype(dtype)).split("; ")) <= LONGEST
     x = np.resize(np.array(SPECIAL, dtype), (3, 1, 53))
@@ -123,8 +123,9 @@ def test_special_values(name, dtype):
         want = applied(function, x + 0 * x[..., :1])  # a bias of 0 is added: -0 becomes 0
     same_bits(nbconv.conv1d(x, np.ones((1, 1, 1), dtype), activation=function), want)
     y, w = random((1, 32, 24, 27), dtype, 0), random((32, 32, 3, 3), dtype, 1)
-    plain = nbconv.conv2d(y, w, padding=1, algorithm="winograd")
-    same_bits(nbconv.conv2d(y, w, padding=1, algorithm="winograd", activation=function), applied(function, plain))
+    for algorithm in ("winograd", "fft"):
+        plain = nbconv.conv2d(y, w, padding=1, algorithm=algorithm)
+        same_bits(nbconv.conv2d(y, w, padding=1, algorithm=algorithm, activation=function), applied(function, plain))
 
 
 @pytest.mark.parametrize("name", OTHERS)

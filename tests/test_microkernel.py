@@ -112,7 +112,10 @@ def kernels(name, itemsize, problems, monkeypatch, formula=""):
             plan = dispatch.select(direction, p, np.dtype(f"f{itemsize}"), MACHINES[name], wish)
             if plan.kernel == "winograd":
                 source, target = (sizes["x"], sizes["dy"]) if direction == "forward" else (sizes["dy"], sizes["x"])
-                winograd._prepare.__wrapped__(plan, source, target, True, (64, 64, 64), tuple(range(math.prod(p.kernel))))
+                near = tuple(range(math.prod(p.kernel)))
+                winograd._prepare.__wrapped__(
+                    plan, source, target, True, (64, 64, 64), near, formula if direction == "forward" else ""
+                )
             elif plan.kernel == "winograd_grad":
                 winograd._prepare_grad.__wrapped__(plan, sizes["x"], sizes["dy"])
             elif plan.kernel in ("depthwise", "depthwise_grad"):
