@@ -163,10 +163,11 @@ def stage(x, n, c_first, c_last, o0, o1, o2, d, h, w, mode, load, cells):
                             for k in range(low + w.extent - high):
                                 j = k if k < low else high + k - low
                                 i2 = source_index(left + j * w.stride, w.size, mode)
-                                for c in range(channels):
-                                    for r in range(rows):
-                                        copy = x[n, c_first + c, i0, i1 + r * h.stride, i2]
-                                        cells[c * plane + at + r * w.extent + j] = copy
+                                for r in range(rows):
+                                    column = x[n, c_first:c_last, i0, i1 + r * h.stride, i2]
+                                    target = cells[at + r * w.extent + j :: plane]
+                                    for c in range(channels):
+                                        target[c] = column[c]
                             continue
                         for c in range(channels):
                             row = cells[c * plane + at : c * plane + at + w.extent]
