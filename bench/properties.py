@@ -24,7 +24,7 @@ from nbconv.kernels.padding import MODES
 
 from . import embedded
 from .compare import Call, call, calls, geometric_mean, medians, operands, prepare, save
-from .shapes import SUITES, Layer, find
+from .shapes import SUITES, find
 
 REPEATS = 200  # calls between two looks at the clock, where a call takes microseconds
 COMPUTE_BOUND = (
@@ -178,16 +178,17 @@ def scipy(dtype: str, seconds: float) -> Iterator[Line]:
 
 
 def flatness(dtype: str, seconds: float) -> Iterator[Line]:
-    """GFLOP/s of 3x3 layers over the batch at 28x28, and over the size at batch 1; the best over the worst comes last."""
+    """GFLOP/s of 3x3 layers over the batch at 28x28, and over the size at batch 1; the best over the worst comes last. The goal of
+    the direct algorithm is at most 1.15; Winograd's wins the more, the more tiles share transformed weights."""
     series = {f"batch {batch}": (batch, 28) for batch in BATCHES}, {f"size {size}": (1, size) for size in SIZES}
-    for points in series:
-        for channels in CHANNELS:
-            for direction in DIRECTIONS:
-                weight_shape, options = (channels, channels, 3, 3), {"padding": 1}
-                layers = [Layer(name, (batch, channels, n, n), weight_shape, options) for name, (batch, n) in points.items()]
-                times = _measured({layer.name: calls(layer, direction, dtype, None)[1] for layer in layers}, seconds)
-                speeds = {layer.name: layer.problem.flops / times[layer.name] / 1e9 for layer in layers}
-                yield _line("flatness", f"{channels} channels", direction, times, speeds)
+    for points, algorithm, channels, direction in itertools.product(series, ("direct", "auto"), CHANNELS, DIRECTIONS):
+        shapes = {name: ((batch, channels, n, n), (channels, channels, 3, 3)) for name, (batch, n) in points.items()}
+        problems = {name: nbconv.ConvProblem.make(*both, padding=1) for name, both in shapes.items()}
+        options = {"padding": 1, "algorithm": algorithm}
+        functions = {name: call(direction, *operands(problem, dtype), options) for name, problem in problems.items()}
+        times = _measured(functions, seconds)
+        speeds = {name: problem.flops / times[name] / 1e9 for name, problem in problems.items()}
+        yield _line("flatness", f"{channels} channels, {algorithm}", direction, times, speeds)
 
 
 def layouts(array: Array) -> dict[str, Array]:
@@ -203,22 +204,25 @@ def layouts(array: Array) -> dict[str, Array]:
     return found
 
 
+def _on(array: Array, copied: bool, direction: str, operands: tuple[Array, Array, Array], options: dict[str, Any]) -> Any:
+    """A call on `array`, or on a contiguous copy, in place of dy in dI, else of x."""
+    array = np.array(array, order="C") if copied else array
+    x, w, dy = operands
+    return call(direction, *((x, w, array) if direction == "input_grad" else (array, w, dy)), options)()
+
+
 def arrays(dtype: str, seconds: float) -> Iterator[Line]:
-    """What a layout adds to the contiguous call's time, in units of one copy of that array to a contiguous one; then the copies."""
+    """Time of a call on an array of some layout, over that of a contiguous copy of it and a call on that; the goal is at most 1."""
     for layer in (find(*names) for names in LAYOUTS):
-        x, w, dy = operands(layer.problem, dtype)
+        given = x, _, dy = operands(layer.problem, dtype)
         for direction in DIRECTIONS:
-            chosen = layouts(dy if direction == "input_grad" else x)
-            functions: dict[str, Call] = {}
-            for name, array in chosen.items():
-                given = (x, w, array) if direction == "input_grad" else (array, w, dy)
-                functions[name] = call(direction, *given, layer.options)
-            copies: dict[str, Call] = {f"copy {name}": partial(np.array, array, order="C") for name, array in chosen.items()}
+            _, *others = chosen = layouts(dy if direction == "input_grad" else x)
+            rest = direction, given, layer.options
+            functions: dict[str, Call] = {name: partial(_on, array, False, *rest) for name, array in chosen.items()}
+            copies: dict[str, Call] = {f"{name}, copied": partial(_on, chosen[name], True, *rest) for name in others}
             times = _measured(functions | copies, seconds)
-            base, *others = chosen
-            costs = {name: (times[name] - times[base]) / times[f"copy {name}"] for name in others}
+            costs = {name: times[name] / times[f"{name}, copied"] for name in others}
             yield _line("arrays", layer.name, direction, {name: times[name] for name in chosen}, costs)
-            yield _line("arrays", layer.name, f"{direction}, copy", {name: times[f"copy {name}"] for name in chosen}, {})
 
 
 def _close(functions: dict[str, Call]) -> dict[str, Call]:
@@ -351,7 +355,8 @@ def plot(rows: list[Row], peak: float, path: Path) -> None:
             if name == what:
                 curves.setdefault((row.layer, row.direction), []).append((int(number), row.value))
         for (layer, direction), points in curves.items():
-            axes.plot(*zip(*points, strict=True), marker="o", label=f"{direction}, {layer}")
+            style = "-" if layer.endswith("direct") else "--"
+            axes.plot(*zip(*points, strict=True), style, marker="o", label=f"{direction}, {layer}")
         axes.set(xlabel=what, title=f"3x3, {where}", xscale="log", ylim=0)
         ticks = sorted({number for points in curves.values() for number, _ in points})
         axes.set_xticks(ticks, map(str, ticks))

@@ -90,6 +90,11 @@ def replay(
                 return result
             if state == 2:
                 raise MemoryError("no memory for a Fourier transform")
+            given = [each for each in (first, second, third) if each is not None]
+            if not all(each.flags.aligned for each in given):
+                del result, room  # whose memory the copies may take: fresh pages can take longer than the kernel
+                first, second, *rest = (each if each.flags.aligned else np.array(each, order="C") for each in given)
+                return replay(compute, options, out, first, second, *rest)
     return compute(options, out, first, second, third)
 
 
