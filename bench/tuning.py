@@ -7,7 +7,7 @@ import numba
 import numpy as np
 
 from nbconv import ConvProblem
-from nbconv.families import Direction
+from nbconv.ask import Direction
 from nbconv.plans import Plan
 from nbconv.tuner import search
 

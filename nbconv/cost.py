@@ -7,8 +7,8 @@ The weights of the terms were fitted to the times of all suites of the benchmark
 import math
 from typing import NamedTuple
 
+from .ask import Ask, Design
 from .clipped_schedule import along
-from .families import Ask, Design
 from .grad_schedule import unit
 from .phases import Border
 from .problem import ConvProblem

@@ -34,9 +34,9 @@ except ImportError as error:
 
 from . import dask_tasks as tasks
 from .arrays import Array, accumulator, check_dtype, common_dtype
+from .ask import Direction
 from .dispatch import AUTO, Wish, select, wish
 from .engine import compiled
-from .families import Direction
 from .functional import Activation, activation_function, check_bias, check_grad_output_axes, check_shape, family, result_dtype
 from .halo import Part, Range, halo
 from .problem import ConvProblem, Padding, Sizes, problem_of, whole

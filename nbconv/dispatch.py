@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import families, tuned, workspace
+from . import families, grad_families, plane_families, tuned, workspace
 from .arrays import accumulator, check_dtype
+from .ask import ONES, Ask, Design, Direction, products
 from .cost import border_cost, cost
-from .families import ONES, Ask, Design, Direction
 from .fft_schedule import SPECTRA
 from .grad_schedule import DOTS, PANELS, POINTS
 from .kernels.cpu.machine import Machine, host
 from .kernels.jit import DISABLED
+from .outer_schedule import OUTER
 from .phases import borders
 from .plans import Plan
 from .problem import ConvProblem, Triple
-from .schedule import DIRECT, OUTER, Limits
+from .schedule import DIRECT, Limits
 from .winograd_schedule import GRAD_TILES, PHASES, TILES
 
 if TYPE_CHECKING:
@@ -94,17 +95,37 @@ TABLE = (
     Row("winograd_grad", "cpu", _GRAD, "winograd", "f", GRAD_TILES, families.short_filters, families.winograd_grad, _FEWER),
     Row("fft", "cpu", _ALL, "fft", "fc", SPECTRA, families.unstrided, families.fft, "many taps are cheaper as frequencies"),
     Row("matrix", "cpu", _ALL, "direct", "f", OUTER, families.one_output, _matrix, _IMAGE),
-    Row("across", "cpu", _FORWARD, "direct", "f", OUTER, families.small_planes, families.stacked, _ACROSS),
+    Row("across", "cpu", _FORWARD, "direct", "f", OUTER, plane_families.small_planes, plane_families.stacked, _ACROSS),
     Row("clipped", "cpu", _FORWARD, "direct", "f", OUTER, families.small_images, families.clipped, _CLIPPED),
-    Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, families.one_result, families.planes, _PLANES),
-    Row("outer", "cpu", _FORWARD, "direct", "f", OUTER, families.products, families.tiled, _MICRO),
+    Row("depthwise", "cpu", _FORWARD, "direct", "f", OUTER, plane_families.one_result, plane_families.planes, _PLANES),
+    Row("outer", "cpu", _FORWARD, "direct", "f", OUTER, products, families.tiled, _MICRO),
     Row("direct", "cpu", _FORWARD, "direct", "fciu", DIRECT, families.anything, families.portable, _ANY),
-    Row("across_grad", "cpu", _GRAD, "direct", "f", DOTS, families.small_groups, families.stacked_grad, _STACKED),
-    Row("depthwise_grad", "cpu", _GRAD, "direct", "f", DOTS, families.one_result, families.planes, _PLANES),
-    Row("pointwise_grad", "cpu", _GRAD, "direct", "f", POINTS, families.pointwise, families.pointed, "1x1 reads rows in place"),
-    Row("panels", "cpu", _GRAD, "direct", "f", PANELS, families.broad, families.panelled, "channels are broadcast over filters"),
-    Row("dots", "cpu", _GRAD, "direct", "f", DOTS, families.few_taps, families.dotted, _MICRO),
-    Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, families.portable_grad, _ANY),
+    Row("across_grad", "cpu", _GRAD, "direct", "f", DOTS, plane_families.small_groups, plane_families.stacked_grad, _STACKED),
+    Row("depthwise_grad", "cpu", _GRAD, "direct", "f", DOTS, plane_families.one_result, plane_families.planes, _PLANES),
+    Row(
+        "pointwise_grad",
+        "cpu",
+        _GRAD,
+        "direct",
+        "f",
+        POINTS,
+        grad_families.pointwise,
+        grad_families.pointed,
+        "1x1 reads rows in place",
+    ),
+    Row(
+        "panels",
+        "cpu",
+        _GRAD,
+        "direct",
+        "f",
+        PANELS,
+        grad_families.broad,
+        grad_families.panelled,
+        "channels are broadcast over filters",
+    ),
+    Row("dots", "cpu", _GRAD, "direct", "f", DOTS, grad_families.few_taps, grad_families.dotted, _MICRO),
+    Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, grad_families.portable_grad, _ANY),
 )
 PORTABLE = ("direct", "direct_weight_grad", "fft")
 # Kernels that need more workspace than a later row of the table: where a limit forbids it, that one computes.

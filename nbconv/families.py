@@ -1,40 +1,19 @@
-"""The kernel families: which problems each can compute, and how it would, with which workspace."""
+"""The families of forward and dI by direct kernels, and of other algorithms: which problems each can compute, and how it would,
+with which workspace."""
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
 
 from . import clipped_schedule, fft_schedule, winograd_schedule
-from .across_schedule import across, across_grad, grad_cells, grad_fits, grad_time, pays, scratch_cells
-from .depthwise_schedule import JOBS, depthwise, depthwise_grad, depthwise_grad_time, framed_cells, reordered, row_blocks
-from .fft_schedule import Spectra
-from .grad_schedule import (
-    DOTS,
-    PANELS,
-    direct_weight_grad,
-    dots,
-    dots_time,
-    panel_cells,
-    panels,
-    panels_time,
-    point_cells,
-    points,
-    unit,
-    weight_grad_cells,
-)
+from .ask import ONES, Ask, Design, at_own_cell, products, split_bytes, sweep_of
 from .kernels.cpu.machine import LINE, Machine
+from .outer_schedule import INNER, ONCE, SLIDING, outer, runs_on_lines
 from .phases import borders, with_borders
+from .plane_families import one_result
 from .problem import ConvProblem, Triple
 from .schedule import (
     ALIASED,
     FEW,
-    INNER,
-    ONCE,
-    REUSED,
-    SLIDING,
-    Limits,
     Schedule,
     Sweep,
     direct,
@@ -43,131 +22,27 @@ from .schedule import (
     folded,
     forward_sweep,
     input_grad_sweep,
-    outer,
     outer_cells,
-    runs_on_lines,
     stored_together,
     together,
 )
 from .workspace import WORKSPACE
 
-Direction = Literal["forward", "input_grad", "weight_grad"]
-ONES = (1, 1, 1)
-
-# Entries of a depthwise micro-kernel's table of rows.
-TABLED = 100_000
-# Bytes of a first-level cache of twelve lines that fall on the same place: with it 14 rows that all do are read in place in 0.7 to
-# 0.9 of the time of transposed ones (Granite Rapids).
-ASSOCIATIVE = 48 * 1024
+# Outputs of a filter from which its weights are worth copying; below, a copy of 512 x 512 x 3 x 3 takes 10 % of the time.
+REUSED = 512
 # Bytes of a group's weights from which few positions of an image do not pay for reading them: 3x3 with stride 2 from 64 to 512
 # channels to outputs of 4x4 takes 0.4 to 0.9 of the time, to 8x8 0.9 to 1, in dI 0.5 to 0.9, 1x1 on 4x4 0.8 to 1 (Granite Rapids);
 # with fewer weights what is stored by a detour costs more, up to 1.6 times.
 HEAVY = 128 * 1024
-# Bytes of planes with copied borders.
-FRAME = 1 << 20
-# Channels and filters of a group from which a register tile is full enough.
-BROAD = 8
 # Terms from which a layer of one output is a product of matrices: of 2,400 layers drawn at random forward takes 0.32 of the time of
 # vectors of images or of filters, of 1,900 dW 0.25 of that of vectors of filters; forward 1.2 to 1.8 on some of 4096 filters in
 # float64, and up to 2.3 with fewer terms (Zen 4). Images up to which dW is: their products are added one by one, and the rounding
 # errors of a million of them come to 70 times those of sums of parts.
 TERMS, IMAGES = {"forward": 16, "input_grad": 1, "weight_grad": 32}, 4096
-# Vectors of filters up to which the model of panels' times holds, and dot products may beat them: beyond, 1x1 of 64 to 256 filters
-# would take up to 1.3 times as long.
-FITTED = 4
-# Bytes of a micro-kernel's sums in registers, in a weight gradient, for each of its taps.
-TAP = 64
-
-
-class Ask(NamedTuple):
-    """What a family is asked: one direction of a problem, in a dtype, within limits, and bytes of workspace of some threads.
-
-    The workspace is that of `threads`, which may be others than those of the machine, that share the work. `tried` asks for what is
-    possible, not for what pays: time will tell. `only` is the one tile that is of interest. `part` is the bytes of the
-    weights of which these are a part, with others between them, or 0.
-    """
-
-    direction: Direction
-    problem: ConvProblem
-    dtype: np.dtype[Any]
-    limits: Limits
-    machine: Machine | None
-    room: int
-    threads: float
-    tried: bool = False
-    only: Triple | None = None
-    part: int = 0
-
-    @property
-    def itemsize(self) -> int:
-        return self.dtype.itemsize
-
-    @property
-    def lanes(self) -> int:
-        return 1 if self.machine is None else self.machine.vector // self.itemsize
-
-    @property
-    def weight_bytes(self) -> int:
-        return math.prod(self.problem.weight_shape) * self.itemsize
-
-
-class Design(NamedTuple):
-    """What a family answers: sweep, schedule, bytes of workspace of the call and of each thread, and what algorithms add.
-
-    `problem` is what is computed, where that is not what was asked; `cost`, what the design costs, where the family tells it.
-    """
-
-    sweep: Sweep
-    schedule: Schedule
-    shared: int
-    thread: int
-    outputs: Triple = ONES
-    spectra: Spectra | None = None
-    problem: ConvProblem | None = None
-    cost: float | None = None
-
-
-def _sweep(ask: Ask) -> Sweep:
-    """The run over the problem, or for dI the largest of several."""
-    return input_grad_sweep(ask.problem, False) if ask.direction == "input_grad" else forward_sweep(ask.problem)
 
 
 def anything(ask: Ask) -> bool:
     return True
-
-
-def products(ask: Ask) -> bool:
-    """A problem without products has nothing for a micro-kernel to do."""
-    return ask.machine is not None and ask.problem.flops > 0
-
-
-def few_taps(ask: Ask) -> bool:
-    return products(ask) and math.prod(ask.problem.kernel) <= ask.limits.held // TAP
-
-
-def wide(ask: Ask) -> bool:
-    """Channels and filters enough for a register tile of them."""
-    return products(ask) and min(ask.problem.channels, ask.problem.filters) >= BROAD * ask.problem.groups
-
-
-def broad(ask: Ask) -> bool:
-    """The same, and panels of filters so full that no dot products are faster."""
-    p, machine = ask.problem, ask.machine
-    if machine is None or not wide(ask):
-        return False
-    if ask.tried or p.filters > FITTED * ask.lanes * p.groups:
-        return True
-    panel = panelled(ask)[0]
-    return p.groups * panels_time(panel.sweep, panel.schedule, machine, p.batch) < _by_dots(ask, machine)
-
-
-def _by_dots(ask: Ask, machine: Machine) -> float:
-    """Nanoseconds of dW by dot products of staged rows, which have no room for the sums of many taps."""
-    p, ask = ask.problem, ask._replace(limits=DOTS)
-    if not few_taps(ask):
-        return math.inf
-    dot = dotted(ask)[0]
-    return p.groups * dots_time(dot.sweep, dot.schedule, machine, p.batch)
 
 
 def one_output(ask: Ask) -> bool:
@@ -179,74 +54,12 @@ def one_output(ask: Ask) -> bool:
     return products(ask) and whole
 
 
-def one_result(ask: Ask) -> bool:
-    """One filter on each channel, or where it pays on several; in dI, one channel for several filters."""
-    p, turned, grad = ask.problem, ask.direction == "input_grad", ask.direction == "weight_grad"
-    one = (p.channels if turned else p.filters) == p.groups
-    several = (p.filters if turned else p.channels) > p.groups
-    if not products(ask) or not one or (several and not (_whole_planes_pay(ask) if grad else _broad_rows(ask))):
-        return False
-    if p.mode != "zeros" and ((several and not grad) or not _framed(ask)):
-        return False
-    padded = [p.size[a] + p.before[a] + p.after[a] + p.dilation[a] * p.kernel[a] for a in range(3)]
-    rows = max(p.size[0], p.out[0]) * p.kernel[0] * padded[1]
-    return p.stride[2] <= (8 if several else 4) and rows <= TABLED and max(padded[2], p.out[2]) < 2**30
-
-
-def small_planes(ask: Ask) -> bool:
-    """One filter on each of so many channels, on planes so small, that vectors across planes pay."""
-    p, machine, inside = ask.problem, ask.machine, ask.direction == "forward" or ask.problem.mode == "zeros"
-    if machine is None or not products(ask) or not (inside and p.channels == p.filters == p.groups):
-        return False
-    return pays(_sweep(ask), p, ask.direction, ask.itemsize, machine)
-
-
-def stacked(ask: Ask) -> list[Design]:
-    """Small planes side by side."""
-    p, machine = ask.problem, ask.machine
-    assert machine is not None
-    sweep = _sweep(ask)
-    schedule = across(sweep, p, ask.direction, ask.itemsize, machine)
-    return [Design(sweep, schedule, 0, scratch_cells(p, ask.lanes) * ask.itemsize)]
-
-
-def small_groups(ask: Ask) -> bool:
-    """Groups so many, of so few channels and filters, on planes so small, that vectors across groups pay."""
-    p, machine = ask.problem, ask.machine
-    if machine is None or not products(ask) or p.groups == 1:
-        return False
-    schedule = across_grad(p, ask.itemsize, ask.limits, machine)
-    if not grad_fits(p, schedule, ask.itemsize):
-        return False
-    return ask.tried or grad_time(p, schedule, machine) < _along(ask, machine)
-
-
-def _along(ask: Ask, machine: Machine) -> float:
-    """Nanoseconds of dW by vectors along rows, or across filters."""
-    p, ask = ask.problem, ask._replace(limits=DOTS)
-    if one_result(ask):
-        return depthwise_grad_time(planes(ask)[0].schedule, p, machine)
-    if wide(ask) and (broad(ask._replace(limits=PANELS)) or not few_taps(ask)):
-        panel = panelled(ask._replace(limits=PANELS))[0]
-        return p.groups * panels_time(panel.sweep, panel.schedule, machine, p.batch)
-    return _by_dots(ask, machine)
-
-
-def stacked_grad(ask: Ask) -> list[Design]:
-    """dW of small groups side by side."""
-    p, machine = ask.problem, ask.machine
-    assert machine is not None
-    schedule = across_grad(p, ask.itemsize, ask.limits, machine)
-    cost, thread = grad_time(p, schedule, machine) / unit(machine), grad_cells(p, schedule) * ask.itemsize
-    return [Design(forward_sweep(p), schedule, _split_bytes(ask, schedule), thread, cost=cost)]
-
-
 def small_images(ask: Ask) -> bool:
     """Images so small, of so many filters, that vectors across filters pay."""
     p, machine, inside = ask.problem, ask.machine, ask.direction == "forward" or ask.problem.mode == "zeros"
     if machine is None or not products(ask) or not inside or p.kernel == ONES or ask.part > machine.cache:
         return False
-    if not clipped_schedule.possible(_sweep(ask), p, ask.direction, ask.itemsize, machine):
+    if not clipped_schedule.possible(sweep_of(ask), p, ask.direction, ask.itemsize, machine):
         return False
     # the choice may change the order of sums, so it is made as for one thread
     (broadcast,), (along,) = clipped(ask), tiled(ask._replace(machine=machine._replace(threads=1)))
@@ -262,35 +75,13 @@ def clipped(ask: Ask) -> list[Design]:
     """Small images, filters side by side."""
     p, machine = ask.problem, ask.machine
     assert machine is not None
-    sweep = _sweep(ask)
+    sweep = sweep_of(ask)
     schedule = clipped_schedule.clipped(sweep, p, ask.direction, ask.itemsize, machine)
     blocks = p.groups * -(-sweep.filters // schedule.register)
     packed = blocks * schedule.register * sweep.channels * math.prod(p.kernel) * ask.itemsize
     thread = clipped_schedule.scratch_cells(p, ask.direction, schedule, False) * ask.itemsize
     nanoseconds = clipped_schedule.cost(sweep, schedule, p, ask.direction, machine)
     return [Design(sweep, schedule, packed, thread, cost=nanoseconds / clipped_schedule.unit(sweep, p, machine))]
-
-
-def _framed(ask: Ask) -> bool:
-    """Planes whose copied borders fit a thread's scratch, and so many that the threads need not share one."""
-    p, whole = ask.problem, ask.direction == "input_grad"
-    return (not whole or p.batch * p.channels >= JOBS) and planes(ask)[0].thread <= FRAME
-
-
-def _whole_planes_pay(ask: Ask) -> bool:
-    """dW of one filter on several channels in less time than by dot products of staged rows."""
-    p, machine = ask.problem, ask.machine
-    assert machine is not None
-    by_dots = _by_dots(ask, machine)
-    pays = ask.tried or depthwise_grad_time(planes(ask)[0].schedule, p, machine) < by_dots
-    return pays and by_dots < math.inf
-
-
-def _broad_rows(ask: Ask) -> bool:
-    """Rows that fill vectors, and taps that share what they load."""
-    p = ask.problem
-    width = p.out[2] if ask.direction == "forward" else p.size[2] // p.stride[2]
-    return math.prod(p.kernel) > 1 and 2 * width >= ask.lanes
 
 
 def short_filters(ask: Ask) -> bool:
@@ -315,39 +106,12 @@ def _slides(ask: Ask, sweep: Sweep) -> bool:
     return one and fits and sweep.dilation[2] * size % LINE == 0 and runs_on_lines(sweep, machine, row * size)
 
 
-def _pointwise(problem: ConvProblem) -> bool:
-    """Whether each output is made of the one cell at its own position."""
-    return problem.kernel == problem.stride == ONES and problem.size == problem.out and problem.before == (0, 0, 0)
-
-
 def _few(ask: Ask) -> int:
     """Vectors of an image up to which images share a tile, so that weights are read less often: see `HEAVY`."""
     p = ask.problem
     if ask.weight_bytes < HEAVY * p.groups:
         return 0
     return 1 if p.kernel == ONES else 4 if p.stride != ONES else 0
-
-
-def planes(ask: Ask) -> list[Design]:
-    """Whole planes of one channel."""
-    p, size, machine, turned = ask.problem, ask.itemsize, ask.machine, ask.direction == "input_grad"
-    assert machine is not None
-    sweep, shared = _sweep(ask), p.size[2] * size + (ask.weight_bytes if turned else 0)
-    if ask.direction == "weight_grad":
-        schedule = depthwise_grad(sweep, size, machine, p)
-        assert schedule.taps is not None
-        shared += _split_bytes(ask, schedule) + ask.weight_bytes * reordered(p.kernel, schedule.taps)
-    else:
-        read = p.out if turned else p.size
-        schedule = depthwise(sweep, size, machine, p.stride[2] if turned else 1, math.prod(read) * size, p.cells * size)
-    return [Design(sweep, schedule, shared, _frame_bytes(ask, sweep, schedule))]
-
-
-def _frame_bytes(ask: Ask, sweep: Sweep, schedule: Schedule) -> int:
-    """Scratch of a thread for planes whose borders are staged or folded."""
-    threads = ask.machine.threads if ask.machine else 1
-    blocks = row_blocks(ask.direction, ask.problem, sweep, schedule, ask.itemsize, threads)
-    return framed_cells(ask.direction, ask.problem, schedule.tile[1], blocks) * ask.itemsize
 
 
 def weight_row(direction: str, problem: ConvProblem, itemsize: int) -> int:
@@ -378,7 +142,7 @@ def tiled(ask: Ask) -> list[Design]:
     forward = ask.direction == "forward"
     sweep = folded(forward_sweep(p) if forward else input_grad_sweep(p, True), p, ask.limits, ask.lanes, _few(ask))
     row = 0 if _copied(ask, machine) else weight_row(ask.direction, p, size)
-    place = (_pointwise(p) or _slides(ask, sweep)) and not sweep.folded
+    place = (at_own_cell(p) or _slides(ask, sweep)) and not sweep.folded
     batch = 1 if sweep.folded else p.batch
     sweep = flat(sweep) if place and not sweep.shifts[2] else sweep
     few = ask.part and math.prod(sweep.out) <= 2 * ask.lanes  # more filters a call, and more of a line of weights among others
@@ -402,60 +166,6 @@ def portable(ask: Ask) -> list[Design]:
     return [Design(sweep, schedule, ask.weight_bytes, direct_cells(sweep, schedule) * ask.itemsize)]
 
 
-def _split_bytes(ask: Ask, schedule: Schedule) -> int:
-    return schedule.splits * ask.weight_bytes if schedule.splits > 1 else 0
-
-
-def panelled(ask: Ask) -> list[Design]:
-    """dW: channels broadcast over vectors of filters."""
-    p, machine = ask.problem, ask.machine
-    assert machine is not None
-    sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes, 1)
-    schedule = panels(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch)
-    fitted = sweep.filters <= FITTED * ask.lanes
-    cost = p.groups * panels_time(sweep, schedule, machine, p.batch) / unit(machine) if fitted else None
-    return [Design(sweep, schedule, _split_bytes(ask, schedule), panel_cells(sweep, schedule) * ask.itemsize, cost=cost)]
-
-
-def pointwise(ask: Ask) -> bool:
-    """1x1, for a machine with registers enough, and rows that do not fall on the same lines of a small cache.
-
-    Where vectors of channels and of filters are half empty, dot products take 0.5 to 0.7 of the time (Zen 5).
-    """
-    p, machine = ask.problem, ask.machine
-    if machine is None or machine.registers < FEW or not wide(ask) or 2 * min(p.channels, p.filters) <= ask.lanes * p.groups:
-        return False
-    apart = math.prod(p.size) * ask.itemsize % (ALIASED // 2) != 0
-    return _pointwise(p) and (apart or machine.first >= ASSOCIATIVE)
-
-
-def pointed(ask: Ask) -> list[Design]:
-    """dW of 1x1: one operand is read where it lies."""
-    p, machine = ask.problem, ask.machine
-    assert machine is not None
-    sweep = forward_sweep(p)._replace(out=(p.batch, 1, math.prod(p.out)), folded=True)
-    schedule = points(sweep, ask.itemsize, ask.limits, machine, p.groups)
-    return [Design(sweep, schedule, _split_bytes(ask, schedule), point_cells(sweep, schedule) * ask.itemsize)]
-
-
-def dotted(ask: Ask) -> list[Design]:
-    """dW: dot products of rows."""
-    p, machine = ask.problem, ask.machine
-    assert machine is not None
-    sweep = folded(forward_sweep(p), p, ask.limits, ask.lanes, 1)
-    schedule = dots(sweep, ask.itemsize, ask.limits, machine, p.groups, p.batch, not sweep.folded and _pointwise(p))
-    cost = p.groups * dots_time(sweep, schedule, machine, p.batch) / unit(machine)
-    return [Design(sweep, schedule, _split_bytes(ask, schedule), weight_grad_cells(sweep, schedule) * ask.itemsize, cost=cost)]
-
-
-def portable_grad(ask: Ask) -> list[Design]:
-    """dW by plain loops."""
-    p = ask.problem
-    sweep = forward_sweep(p)
-    schedule = direct_weight_grad(sweep, ask.itemsize, ask.limits, p.groups, p.batch)
-    return [Design(sweep, schedule, _split_bytes(ask, schedule), weight_grad_cells(sweep, schedule) * ask.itemsize)]
-
-
 def _choices(ask: Ask) -> list[Triple]:
     """Outputs of a tile that could serve."""
     return [outputs for outputs in winograd_schedule.choices(ask.problem) if ask.only in (None, outputs)]
@@ -467,7 +177,7 @@ def winograd(ask: Ask) -> list[Design]:
     assert machine is not None
     designs = []
     for outputs in _choices(ask):
-        sweep = winograd_schedule.tile_sweep(winograd_schedule.of_phase(_sweep(ask), p), outputs)
+        sweep = winograd_schedule.tile_sweep(winograd_schedule.of_phase(sweep_of(ask), p), outputs)
         sweep = winograd_schedule.merged(sweep, p, size, ask.limits, machine)
         if 2 * math.prod(sweep.out) <= winograd_schedule.tile_limits(sweep, size, ask.limits, machine).sums:
             sweep = together(sweep, p)
@@ -503,7 +213,7 @@ def winograd_grad(ask: Ask) -> list[Design]:
         batch = math.prod(winograd_schedule.separate(sweep, p)) * (1 if sweep.folded else p.batch)
         schedule = winograd_schedule.grad_tiles(sweep, outputs, size, ask.limits, machine, p.groups, batch)
         thread = winograd_schedule.grad_regions(sweep, schedule, outputs, size)[1] * size
-        designs.append(Design(sweep, schedule, _split_bytes(ask, schedule), thread, outputs))
+        designs.append(Design(sweep, schedule, split_bytes(ask, schedule), thread, outputs))
     return designs
 
 

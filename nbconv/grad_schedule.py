@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from .kernels.cpu.machine import Machine
+from .outer_schedule import copies_fit, most_filters
 from .schedule import (
     ALIASED,
     NOWHERE,
@@ -14,9 +15,7 @@ from .schedule import (
     Schedule,
     Sweep,
     bundled,
-    copies_fit,
     direct,
-    most_filters,
     staged_cells,
     tile_within,
 )

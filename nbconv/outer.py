@@ -26,6 +26,7 @@ from .kernels.cpu.emitters import AHEAD, TERMS_TO_COME
 from .kernels.cpu.machine import LINE
 from .kernels.cpu.microkernel import kernel_address
 from .kernels.padding import MODES, ZEROS
+from .outer_schedule import outer as outer_schedule
 from .packing import kept, packed
 from .phases import Phase, forward_phases, own_phases, triple
 from .plans import Plan
@@ -40,7 +41,6 @@ from .schedule import (
     phased,
     stored_together,
 )
-from .schedule import outer as outer_schedule
 
 
 @functools.lru_cache(maxsize=512)

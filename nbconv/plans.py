@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from .families import ONES, Direction
+from .ask import ONES, Direction
 from .fft_schedule import Spectra
 from .kernels.cpu.machine import Machine
 from .problem import ConvProblem, Triple

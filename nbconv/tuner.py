@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from . import cpu, tuned
 from .arrays import Array, accumulator, check_dtype
+from .ask import Direction
 from .dispatch import AUTO, DIRECTIONS, PORTABLE, TABLE, by_rule, possible, recorded, select
-from .families import Direction
 from .kernels.cpu.machine import host
 from .kernels.jit import DISABLED
 from .plans import Plan

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from small import taking
 
 import nbconv
-from nbconv import across_schedule, clipped_schedule, copies, dispatch, families, replay, schedule
+from nbconv import across_schedule, clipped_schedule, copies, dispatch, outer_schedule, plane_families, replay
 from nbconv.arrays import accumulator
 from nbconv.kernels.jit import DISABLED
 from nbconv.kernels.padding import MODES
@@ -104,16 +104,16 @@ def plans(call):
     table = changed = dispatch.TABLE
     patches = []
     if call.small:
-        patches.append((schedule, "gathers", lambda sweep, *_: sweep.filters % 2 == 0))
+        patches.append((outer_schedule, "gathers", lambda sweep, *_: sweep.filters % 2 == 0))
         patches.append((copies, "FEW", 1))
-        patches.append((schedule, "rows_pay", lambda sweep, *_: sweep.filters % 3 != 0))
+        patches.append((outer_schedule, "rows_pay", lambda sweep, *_: sweep.filters % 3 != 0))
         shrunk = {"sums": 40, "staged": 6000, "filters": 3, "held": 3000, "jobs": 7, "parallel": 0, "near": 700}
         changed = tuple(row._replace(limits=row.limits._replace(**shrunk)) for row in changed)
     if call.portable:
         changed = tuple(row for row in changed if row.name in dispatch.PORTABLE)
     if call.clipped:
         patches += [(module, "LEAST", 0) for module in (across_schedule, clipped_schedule)]
-        patches += [(module, name, lambda *_: 0.0) for module, name in ((clipped_schedule, "cost"), (families, "grad_time"))]
+        patches += [(module, name, lambda *_: 0.0) for module, name in ((clipped_schedule, "cost"), (plane_families, "grad_time"))]
     if changed is table and not patches:
         yield
         return

@@ -7,7 +7,7 @@ import numpy as np
 import oracle
 
 import nbconv
-from nbconv import across_schedule, clipped_schedule, dispatch, families, replay
+from nbconv import across_schedule, clipped_schedule, dispatch, plane_families, replay
 from nbconv.kernels.cpu.epilogue import Descriptor
 from nbconv.kernels.cpu.machine import host
 
@@ -41,7 +41,7 @@ def across_groups(monkeypatch):
     for name in ("TABLED", "ROW", "LONGEST", "LISTED"):
         monkeypatch.setattr(across_schedule, name, 10**7)
     monkeypatch.setattr(across_schedule, "LEAST", 0)
-    monkeypatch.setattr(families, "grad_time", lambda *asked: 0.0)
+    monkeypatch.setattr(plane_families, "grad_time", lambda *asked: 0.0)
     monkeypatch.setattr(nbconv.engine, "select", dispatch.select.__wrapped__)
     replay.forget()
 

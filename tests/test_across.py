@@ -9,7 +9,7 @@ import pytest
 from small import MODES, across_groups, check_borders, check_directions, near, operands
 
 import nbconv
-from nbconv import across_schedule, dispatch, families
+from nbconv import across_schedule, dispatch, plane_families
 from nbconv.kernels.cpu.machine import AVX512, host
 from nbconv.kernels.jit import DISABLED
 
@@ -37,7 +37,7 @@ UNEVEN = (*PROBLEMS[0][:2], {"padding": (4, 4, 9, 2), "groups": 20})
 @pytest.fixture
 def paying(monkeypatch):
     """The kernel across planes is taken wherever it can be."""
-    monkeypatch.setattr(families, "pays", lambda *asked: True)
+    monkeypatch.setattr(plane_families, "pays", lambda *asked: True)
     monkeypatch.setattr(nbconv.engine, "select", dispatch.select.__wrapped__)
 
 

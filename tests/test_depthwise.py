@@ -8,7 +8,7 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import depthwise, depthwise_schedule, dispatch, engine, families
+from nbconv import depthwise, depthwise_schedule, dispatch, engine, plane_families
 from nbconv.kernels.cpu.depthwise_rows import NEXT_BLOCK, NEXT_PLANE
 from nbconv.kernels.cpu.machine import AVX512, host
 from nbconv.kernels.jit import DISABLED
@@ -81,8 +81,8 @@ APART = (1, 4, 8, 20, 20), (4, 1, 1, 3, 3), {"groups": 4, "stride": (2, 1, 1), "
 @pytest.fixture(autouse=True)
 def along_rows(monkeypatch):
     """No small planes for the kernels across planes."""
-    monkeypatch.setattr(families, "pays", lambda *asked: False)
-    monkeypatch.setattr(families, "grad_fits", lambda *asked: False)
+    monkeypatch.setattr(plane_families, "pays", lambda *asked: False)
+    monkeypatch.setattr(plane_families, "grad_fits", lambda *asked: False)
     dispatch.select.cache_clear()
     yield
     dispatch.select.cache_clear()
@@ -159,7 +159,7 @@ def test_sums_over_channels(problem, dtype, in_turn, monkeypatch):
 @pytest.mark.parametrize("problem", SHARED, ids=str)
 def test_weight_gradient_of_channels_that_share_a_filter(problem, dtype, monkeypatch):
     """On planes in place, of one thread and of all, into arrays of any strides; whether it pays depends on the machine."""
-    monkeypatch.setattr(families, "_whole_planes_pay", lambda ask: True)
+    monkeypatch.setattr(plane_families, "_whole_planes_pay", lambda ask: True)
     p, x, w, dy, _ = operands(problem, dtype)
     options = {**problem[2], "algorithm": "direct"}
     assert nbconv.plan("weight_grad", x.shape, w.shape, dtype, **options).kernel == "depthwise_grad"

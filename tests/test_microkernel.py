@@ -13,13 +13,13 @@ from cases import CASES
 from oracle import assert_sums, random
 
 import nbconv
-from nbconv import across, clipped, depthwise, dispatch, engine, outer, packing, schedule, weight_grad, winograd
+from nbconv import across, clipped, depthwise, dispatch, engine, outer, outer_schedule, packing, schedule, weight_grad, winograd
 from nbconv.kernels import jit
 from nbconv.kernels.cpu import microkernel, pack
 from nbconv.kernels.cpu.depthwise_rows import NEXT_BLOCK, NEXT_PLANE
 from nbconv.kernels.cpu.machine import AVX2, AVX512, NEON, SSE2, host
 from nbconv.packing import packed
-from nbconv.schedule import OUTER, Sweep
+from nbconv.schedule import Sweep
 from nbconv.sums import parts, sums_of
 from nbconv.winograd_schedule import choices
 
@@ -369,9 +369,9 @@ def test_weights_side_by_side():
 def test_channels_are_staged_once():
     """For several blocks of filters, while they fit."""
     sweep = Sweep(512, 1024, (1, 14, 14), (1, 1, 1), (1, 2, 2), (1, 1, 1))
-    assert schedule.outer(sweep, 4, OUTER, AVX2, 1, 4, 0, False).once
-    assert not schedule.outer(sweep._replace(filters=64), 4, OUTER, AVX2, 1, 4, 0, False).once
-    assert not schedule.outer(sweep._replace(channels=8192), 4, OUTER, AVX2, 1, 4, 0, False).once
+    assert outer_schedule.outer(sweep, 4, outer_schedule.OUTER, AVX2, 1, 4, 0, False).once
+    assert not outer_schedule.outer(sweep._replace(filters=64), 4, outer_schedule.OUTER, AVX2, 1, 4, 0, False).once
+    assert not outer_schedule.outer(sweep._replace(channels=8192), 4, outer_schedule.OUTER, AVX2, 1, 4, 0, False).once
 
 
 def test_the_spill_check_sees_a_spill():

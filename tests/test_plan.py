@@ -10,7 +10,7 @@ import pytest
 from oracle import random
 
 import nbconv
-from nbconv import dispatch, schedule, workspace
+from nbconv import dispatch, outer_schedule, schedule, workspace
 from nbconv.dispatch import DIRECTIONS
 from nbconv.kernels.cpu.machine import AVX2, AVX512, host
 
@@ -222,7 +222,7 @@ ROWS = [
 def test_wide_rows_of_few_terms_are_computed_where_they_belong(direction, x, w, options, expected):
     p = nbconv.ConvProblem.make(x, w, **options)
     sweep = schedule.forward_sweep(p) if direction == "forward" else schedule.input_grad_sweep(p, True)
-    assert schedule.outer(sweep, 4, schedule.OUTER, AVX512, p.groups, p.batch, 0, False).by_rows == expected
+    assert outer_schedule.outer(sweep, 4, outer_schedule.OUTER, AVX512, p.groups, p.batch, 0, False).by_rows == expected
 
 
 def test_a_given_limit_takes_the_place_of_the_bound():

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numba.core.errors import NumbaError
 
+from ..ask import Direction
 from ..dispatch import AUTO, Wish
-from ..families import Direction
 from ..kernels.activations import NAMED
 from ..kernels.cuda.tile import CHUNK
 from ..problem import ConvProblem

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arrays import check_dtype, is_bfloat16
+from ..ask import Direction
 from ..dispatch import AUTO, Wish
-from ..families import Direction
 from ..kernels.cuda.tile import CHUNK, Tile
 from ..phases import Slab, input_grad_border, interior, taps_of_a_phase, triple
 from ..problem import ConvProblem, Triple
