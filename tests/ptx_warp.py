@@ -1,7 +1,8 @@
 """What the threads of a block share, for the interpreter in ptx.py: memory, copies in flight, and the instructions of a whole warp.
 
-A decoder, here and in ptx.py, takes an `Instruction` and returns `run(block)`. Its operands are read as vectors of all threads of
-the block; `block.active` says which of them execute. Layouts of fragments are those of "Matrix Fragments" in the PTX ISA manual.
+A decoder, here and in ptx_scalar.py, takes an `Instruction` and returns `run(block)`. Its operands are read as vectors of all
+threads of the block; `block.active` says which of them execute. Layouts of fragments are those of "Matrix Fragments" in the PTX ISA
+manual.
 """
 
 import itertools
