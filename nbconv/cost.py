@@ -190,16 +190,14 @@ def winograd_cost(ask: Ask, design: Design) -> float:
     if min(channels, filters) < NARROW:
         factor *= HALVED_NARROWED if halved and min(channels, filters) > 1 else NARROWED
     if grad:
-        tile = [t // m for t, m in zip(s.tile, design.outputs, strict=True)]
-        out = [-(-o // m) for o, m in zip(sweep.out, design.outputs, strict=True)]
-        blocks, tiles = _images(sweep, p) * math.prod(-(-o // t) for o, t in zip(out, tile, strict=True)), math.prod(tile)
+        tiles = _images(sweep, p) * math.prod(-(-o // m) for o, m in zip(sweep.out, design.outputs, strict=True))
         rows = -(-channels // s.register) * s.register
         panels, columns = -(-filters // lanes), -(-channels // lanes)
         terms: tuple[float, ...] = (
-            blocks * tiles * rows * panels,
-            blocks * tiles * columns * -(-filters // s.filters),
+            tiles * rows * panels,
+            tiles * columns * -(-filters // s.filters),
             s.splits * channels * panels,
-            blocks * tiles * panels * -(-channels // s.channels),
+            tiles * panels * -(-channels // s.channels),
         )
         return factor * p.groups * products * _total(WINOGRAD, ask, terms) + _apart(ask, sweep)
     each = block_vectors(sweep.out, s.tile, lanes)

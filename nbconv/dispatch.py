@@ -60,6 +60,11 @@ class Row(NamedTuple):
     make: Callable[[Ask], list[Design]]
     why: str
 
+    def limits_on(self, machine: Machine | None) -> Limits:
+        """The limits, or those of a machine with caches of other speed: see `SCALED`."""
+        factors = SCALED.get((self.name, machine.model if machine else ""), {})
+        return self.limits._replace(**{name: int(getattr(self.limits, name) * factor) for name, factor in factors.items()})
+
 
 def _matrix(ask: Ask) -> list[Design]:
     inner = matrix_plan(ask.direction, ask.problem, ask.dtype, ask.machine)
@@ -127,6 +132,14 @@ TABLE = (
     Row("dots", "cpu", _GRAD, "direct", "f", DOTS, grad_families.few_taps, grad_families.dotted, _MICRO),
     Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, grad_families.portable_grad, _ANY),
 )
+# By how much limits of a row differ on a machine. On a Zen 5, whose last-level cache is near, forward by Winograd's algorithm takes
+# 0.98 of the time, dW 0.95 (of three axes, whose blocks were narrow, 0.74 to 0.95), dW of 1x1 0.97 to 0.98, by panels 0.98.
+SCALED = {
+    ("winograd", "znver5"): {"sums": 2},
+    ("winograd_grad", "znver5"): {"staged": 1.5, "held": 2},
+    ("pointwise_grad", "znver5"): {"sums": 4},
+    ("panels", "znver5"): {"held": 2},
+}
 PORTABLE = ("direct", "direct_weight_grad", "fft")
 # Kernels that need more workspace than a later row of the table: where a limit forbids it, that one computes.
 ROOMY = ("across", "across_grad", "clipped", "matrix")
@@ -310,7 +323,7 @@ def _chosen(
     def offers_of(algorithm: str) -> list[tuple[float, Row, Ask, Design]]:
         found = []
         for row in TABLE:
-            ask = Ask(direction, problem, acc, row.limits, alone, least, critical, part=part)
+            ask = Ask(direction, problem, acc, row.limits_on(alone), alone, least, critical, part=part)
             if row.algorithm == algorithm and _serves(row, ask) and not (direct_alone and (direction, row.name) in UNORDERED):
                 more = left_of(row, alone).cost
                 found += [(cost(algorithm, ask, offer) + more, row, ask, offer) for offer in row.make(ask)]
@@ -365,7 +378,7 @@ def _chosen(
             lowest, row, design = price, other, found
             break
     left = left_of(row, machine)
-    return lowest, _plan(direction, problem, dtype, machine, row, row.limits, _with(design, left), left.plans)
+    return lowest, _plan(direction, problem, dtype, machine, row, row.limits_on(machine), _with(design, left), left.plans)
 
 
 def _coarse(direction: Direction, problem: ConvProblem, direct: str, outputs: Triple) -> bool:
@@ -417,7 +430,9 @@ def possible(
     direction: Direction, problem: ConvProblem, dtype: np.dtype[Any], row: Row, limits: Limits | None = None
 ) -> list[Plan]:
     """The plans that a row of the table can make on this machine, within limits other than its own if given."""
-    machine, acc, limits = host(), accumulator(dtype), limits or row.limits
+    machine, acc = host(), accumulator(dtype)
+    own = row.limits_on(machine)
+    limits = limits or own
     room = workspace.room(problem, acc, machine.threads)
     ask = Ask(direction, problem, acc, limits, machine, room, machine.threads, True)
     left = _left(row, direction, problem, dtype, machine)
@@ -426,7 +441,7 @@ def possible(
         direct = by_rule(direction, problem, dtype, None, Wish("direct")).kernel
         designs = [design for design in designs if not _coarse(direction, problem, direct, design.outputs)]
     if row.algorithm == "direct":
-        fitting = [design for design in designs if limits == row.limits or design.thread <= MOST_DIRECT]
+        fitting = [design for design in designs if limits == own or design.thread <= MOST_DIRECT]
     else:
         fitting = [design for design in designs if design.shared + machine.threads * design.thread <= room]
     return [_plan(direction, problem, dtype, machine, row, limits, design, left.plans) for design in fitting]

@@ -14,6 +14,7 @@ from .problem import ConvProblem, Triple
 from .schedule import (
     ALIASED,
     FEW,
+    Limits,
     Schedule,
     Sweep,
     direct,
@@ -202,19 +203,22 @@ def winograd_grad(ask: Ask) -> list[Design]:
     """dW by Winograd's algorithm, for each choice of its tile."""
     p, size, machine = ask.problem, ask.itemsize, ask.machine
     assert machine is not None
-    designs = []
-    for outputs in _choices(ask):
+
+    def design(outputs: Triple, limits: Limits) -> Design:
         sweep = winograd_schedule.of_phase(forward_sweep(p), p)
-        few = 2 * math.prod(winograd_schedule.tile_sweep(sweep, outputs).out) <= ask.limits.sums
-        room = winograd_schedule.grad_blocks(sweep, outputs, size, ask.limits, machine).room
+        few = 2 * math.prod(winograd_schedule.tile_sweep(sweep, outputs).out) <= limits.sums
+        room = winograd_schedule.grad_blocks(sweep, outputs, size, limits, machine).room
         sweep = winograd_schedule.merged_grad(sweep, p, outputs, room)
         if few:
             sweep = together(sweep, p)
         batch = math.prod(winograd_schedule.separate(sweep, p)) * (1 if sweep.folded else p.batch)
-        schedule = winograd_schedule.grad_tiles(sweep, outputs, size, ask.limits, machine, p.groups, batch)
+        schedule = winograd_schedule.grad_tiles(sweep, outputs, size, limits, machine, p.groups, batch)
         thread = winograd_schedule.grad_regions(sweep, schedule, outputs, size)[1] * size
-        designs.append(Design(sweep, schedule, split_bytes(ask, schedule), thread, outputs))
-    return designs
+        return Design(sweep, schedule, split_bytes(ask, schedule), thread, outputs)
+
+    smaller = ask.limits._replace(held=ask.limits.held // 2)
+    found = [design(outputs, ask.limits) for outputs in _choices(ask)]
+    return [one if one.shared + ask.threads * one.thread <= ask.room else design(one.outputs, smaller) for one in found]
 
 
 def unstrided(ask: Ask) -> bool:
