@@ -62,7 +62,7 @@ class Row(NamedTuple):
 
     def limits_on(self, machine: Machine | None) -> Limits:
         """The limits, or those of a machine with caches of other speed: see `SCALED`."""
-        factors = SCALED.get((self.name, machine.model if machine else ""), {})
+        factors: dict[str, float] = SCALED.get((self.name, machine.model if machine else ""), {})
         return self.limits._replace(**{name: int(getattr(self.limits, name) * factor) for name, factor in factors.items()})
 
 
@@ -134,7 +134,7 @@ TABLE = (
 )
 # By how much limits of a row differ on a machine. On a Zen 5, whose last-level cache is near, forward by Winograd's algorithm takes
 # 0.98 of the time, dW 0.95 (of three axes, whose blocks were narrow, 0.74 to 0.95), dW of 1x1 0.97 to 0.98, by panels 0.98.
-SCALED = {
+SCALED: dict[tuple[str, str], dict[str, float]] = {
     ("winograd", "znver5"): {"sums": 2},
     ("winograd_grad", "znver5"): {"staged": 1.5, "held": 2},
     ("pointwise_grad", "znver5"): {"sums": 4},

@@ -4,7 +4,7 @@ with which workspace."""
 import dataclasses
 import math
 
-from . import clipped_schedule, fft_schedule, winograd_schedule
+from . import clipped_schedule, fft_schedule, winograd_schedule, workspace
 from .ask import ONES, Ask, Design, at_own_cell, products, split_bytes, sweep_of
 from .kernels.cpu.machine import LINE, Machine
 from .outer_schedule import INNER, ONCE, SLIDING, outer, runs_on_lines
@@ -27,7 +27,6 @@ from .schedule import (
     stored_together,
     together,
 )
-from .workspace import WORKSPACE
 
 # Outputs of a filter from which its weights are worth copying; below, a copy of 512 x 512 x 3 x 3 takes 10 % of the time.
 REUSED = 512
@@ -184,8 +183,8 @@ def winograd(ask: Ask) -> list[Design]:
             sweep = together(sweep, p)
         schedule = winograd_schedule.tiles(sweep, size, ask.limits, machine, p)
         thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
-        if thread > WORKSPACE:  # fewer tiles in a block, and some less for what does not grow with them
-            limits = ask.limits._replace(staged=ask.limits.staged * WORKSPACE // thread * 9 // 10)
+        if thread > workspace.WORKSPACE:  # fewer tiles in a block, and some less for what does not grow with them
+            limits = ask.limits._replace(staged=ask.limits.staged * workspace.WORKSPACE // thread * 9 // 10)
             schedule = winograd_schedule.tiles(sweep, size, limits, machine, p)
             thread = winograd_schedule.tile_regions(sweep, schedule, size)[1] * size
         designs.append(Design(sweep, schedule, 0, thread, outputs))
@@ -200,11 +199,11 @@ def winograd_padded(ask: Ask) -> list[Design]:
 
 
 def winograd_grad(ask: Ask) -> list[Design]:
-    """dW by Winograd's algorithm, for each choice of its tile."""
+    """dW by Winograd's algorithm, for each choice of its tile; in smaller blocks where the workspace has no room for them."""
     p, size, machine = ask.problem, ask.itemsize, ask.machine
     assert machine is not None
 
-    def design(outputs: Triple, limits: Limits) -> Design:
+    def design(outputs: Triple, limits: Limits, machine: Machine) -> Design:
         sweep = winograd_schedule.of_phase(forward_sweep(p), p)
         few = 2 * math.prod(winograd_schedule.tile_sweep(sweep, outputs).out) <= limits.sums
         room = winograd_schedule.grad_blocks(sweep, outputs, size, limits, machine).room
@@ -216,9 +215,16 @@ def winograd_grad(ask: Ask) -> list[Design]:
         thread = winograd_schedule.grad_regions(sweep, schedule, outputs, size)[1] * size
         return Design(sweep, schedule, split_bytes(ask, schedule), thread, outputs)
 
-    smaller = ask.limits._replace(held=ask.limits.held // 2)
-    found = [design(outputs, ask.limits) for outputs in _choices(ask)]
-    return [one if one.shared + ask.threads * one.thread <= ask.room else design(one.outputs, smaller) for one in found]
+    # splits follow from the limits, and may not differ with threads
+    alone, critical = machine._replace(threads=1), workspace.critical(p, ask.dtype)
+    room = workspace.room(p, ask.dtype, critical)
+
+    def limits_of(outputs: Triple) -> Limits:
+        whole = design(outputs, ask.limits, alone)
+        fits = whole.shared + critical * whole.thread <= room
+        return ask.limits if fits else ask.limits._replace(held=ask.limits.held // 2)
+
+    return [design(outputs, limits_of(outputs), machine) for outputs in _choices(ask)]
 
 
 def unstrided(ask: Ask) -> bool:

@@ -54,6 +54,9 @@ WAY = 128 * 1024
 # Outputs of an image, or of a folded batch, and taps up to which the cells of several taps are gathered: 3x3 with stride 2 to 14x14
 # and 7x7 outputs takes 0.91 to 0.93 of the time (Granite Rapids), to 28x28 1.04, 7x7 to 1x1 1.15.
 GATHERED = 256, 16
+# Channels or filters up to which a Zen 5 takes larger tiles, for each has so few products: 3x3 from 1 to 8 channels takes 0.89 to
+# 0.98 of the time, dI of 3x3 of 1 to 6 channels 0.89 to 1, of 7x7 with stride 2 0.92 to 1.
+THIN, LARGER = 8, 4
 # Terms of a call, of few taps and so many channels that a smaller tile is worth them.
 TERMS = 192
 # Outputs of a tile whose input is read once, in place; rows that are then read at once, as a small machine foresees: 64 rows, a
@@ -87,6 +90,8 @@ def outer(
     images.
     """
     lanes = machine.vector // itemsize
+    if machine.straight and min(sweep.channels, sweep.filters) <= THIN:
+        limits = limits._replace(sums=limits.sums * LARGER)
     sliding = in_place and sweep.shifts[2] > 0
     gathered = limits.near > 0 and not sliding and gathers(sweep, machine, itemsize, in_place)
     single = (

@@ -1,5 +1,6 @@
 """The dispatcher: from shapes to kernel and schedule, computing nothing."""
 
+import math
 import subprocess
 import sys
 import tracemalloc
@@ -116,6 +117,34 @@ def test_copies_where_they_pay(channels):
     back = [dispatch.by_rule("input_grad", q, float32, MACHINES["zen5"]).schedule for q in (p, in_place)]
     assert [plan.packed for plan in back] == [False, channels == 2048]
     assert [plan.window > 0 for plan in back] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("direction", "x", "w"),
+    [
+        ("forward", (1, 3, 224, 224), (64, 3, 3, 3)),
+        ("forward", (2, 64, 112, 112), (64, 64, 3, 3)),
+        ("weight_grad", (1, 64, 16, 56, 56), (128, 64, 3, 3, 3)),
+        ("weight_grad", (4, 512, 28, 28), (256, 512, 1, 1)),
+    ],
+)
+def test_more_is_held_at_once(direction, x, w):
+    """Larger blocks on a Zen 5, whose last-level cache is near, of no more workspace than the bound."""
+    p = nbconv.ConvProblem.make(x, w, padding=w[-1] // 2)
+    here, elsewhere = (dispatch.by_rule(direction, p, np.dtype("float32"), MACHINES[name]) for name in ("zen5", "roomy"))
+    assert here.kernel == elsewhere.kernel
+    ours, theirs = (math.prod(s.tile) * s.filters * s.channels for s in (here.schedule, elsewhere.schedule))
+    assert ours > theirs
+    room = workspace.room(p, np.dtype("float32"), MACHINES["zen5"].threads)
+    assert here.shared_bytes + MACHINES["zen5"].threads * here.thread_bytes <= room
+
+
+def test_a_block_that_does_not_fit_is_halved():
+    """Of few tiles, in splits: blocks of all filters and channels would leave no room for the best tile."""
+    p = nbconv.ConvProblem.make((4, 128, 28, 28), (128, 128, 3, 3), padding=1)
+    plans = [dispatch.by_rule("weight_grad", p, np.dtype("float32"), MACHINES["zen5"]._replace(threads=n)) for n in (1, 2, 4, 16)]
+    assert {(plan.outputs, plan.schedule.splits) for plan in plans} == {((1, 4, 4), 1)}
+    assert (plans[0].schedule.filters, plans[0].schedule.channels) == (64, 65)
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
