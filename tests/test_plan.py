@@ -133,8 +133,8 @@ def test_more_is_held_at_once(direction, x, w):
     p = nbconv.ConvProblem.make(x, w, padding=w[-1] // 2)
     here, elsewhere = (dispatch.by_rule(direction, p, np.dtype("float32"), MACHINES[name]) for name in ("zen5", "roomy"))
     assert here.kernel == elsewhere.kernel
-    ours, theirs = (math.prod(s.tile) * s.filters * s.channels for s in (here.schedule, elsewhere.schedule))
-    assert ours > theirs
+    (cells, sums), (fewer, others) = ((math.prod(s.tile), s.filters * s.channels) for s in (here.schedule, elsewhere.schedule))
+    assert cells > fewer or sums > others
     room = workspace.room(p, np.dtype("float32"), MACHINES["zen5"].threads)
     assert here.shared_bytes + MACHINES["zen5"].threads * here.thread_bytes <= room
 
