@@ -80,6 +80,8 @@ _ACROSS = "small planes of one filter each lie side by side in vectors"
 _IMAGE = "of one output, a 1x1 convolution of weights or images does it"
 _STACKED = "small groups lie side by side in vectors"
 _CLIPPED = "taps end where small images do, and cells are broadcast over filters"
+_IN_PLACE = "1x1 reads rows in place"
+_PANELLED = "channels are broadcast over filters"
 _ANY = "the portable loop serves every dtype"
 _FEWER = "short filters need fewer products"
 
@@ -107,28 +109,8 @@ TABLE = (
     Row("direct", "cpu", _FORWARD, "direct", "fciu", DIRECT, families.anything, families.portable, _ANY),
     Row("across_grad", "cpu", _GRAD, "direct", "f", DOTS, plane_families.small_groups, plane_families.stacked_grad, _STACKED),
     Row("depthwise_grad", "cpu", _GRAD, "direct", "f", DOTS, plane_families.one_result, plane_families.planes, _PLANES),
-    Row(
-        "pointwise_grad",
-        "cpu",
-        _GRAD,
-        "direct",
-        "f",
-        POINTS,
-        grad_families.pointwise,
-        grad_families.pointed,
-        "1x1 reads rows in place",
-    ),
-    Row(
-        "panels",
-        "cpu",
-        _GRAD,
-        "direct",
-        "f",
-        PANELS,
-        grad_families.broad,
-        grad_families.panelled,
-        "channels are broadcast over filters",
-    ),
+    Row("pointwise_grad", "cpu", _GRAD, "direct", "f", POINTS, grad_families.pointwise, grad_families.pointed, _IN_PLACE),
+    Row("panels", "cpu", _GRAD, "direct", "f", PANELS, grad_families.broad, grad_families.panelled, _PANELLED),
     Row("dots", "cpu", _GRAD, "direct", "f", DOTS, grad_families.few_taps, grad_families.dotted, _MICRO),
     Row("direct_weight_grad", "cpu", _GRAD, "direct", "fciu", DIRECT, families.anything, grad_families.portable_grad, _ANY),
 )
