@@ -204,10 +204,10 @@ def layouts(array: Array) -> dict[str, Array]:
     return found
 
 
-def _on(array: Array, copied: bool, direction: str, operands: tuple[Array, Array, Array], options: dict[str, Any]) -> Any:
+def _on(array: Array, copied: bool, direction: str, given: tuple[Array, Array, Array], options: dict[str, Any]) -> Any:
     """A call on `array`, or on a contiguous copy, in place of dy in dI, else of x."""
     array = np.array(array, order="C") if copied else array
-    x, w, dy = operands
+    x, w, dy = given
     return call(direction, *((x, w, array) if direction == "input_grad" else (array, w, dy)), options)()
 
 

@@ -215,13 +215,13 @@ def winograd_grad(ask: Ask) -> list[Design]:
         thread = winograd_schedule.grad_regions(sweep, schedule, outputs, size)[1] * size
         return Design(sweep, schedule, split_bytes(ask, schedule), thread, outputs)
 
-    # splits follow from the limits, and may not differ with threads
-    alone, critical = machine._replace(threads=1), workspace.critical(p, ask.dtype)
-    room = workspace.room(p, ask.dtype, critical)
+    critical = workspace.critical(p, ask.dtype)
+    least = workspace.room(p, ask.dtype, critical)
 
     def limits_of(outputs: Triple) -> Limits:
-        whole = design(outputs, ask.limits, alone)
-        fits = whole.shared + critical * whole.thread <= room
+        """By what any number of threads has room for, as `dispatch` chooses: splits follow from the limits."""
+        whole = design(outputs, ask.limits, machine._replace(threads=1))
+        fits = whole.shared + critical * whole.thread <= least
         return ask.limits if fits else ask.limits._replace(held=ask.limits.held // 2)
 
     return [design(outputs, limits_of(outputs), machine) for outputs in _choices(ask)]

@@ -128,15 +128,17 @@ def test_copies_where_they_pay(channels):
         ("weight_grad", (4, 512, 28, 28), (256, 512, 1, 1)),
     ],
 )
-def test_more_is_held_at_once(direction, x, w):
+def test_more_is_held_at_once(direction, x, w, monkeypatch):
     """Larger blocks on a Zen 5, whose last-level cache is near, of no more workspace than the bound."""
-    p = nbconv.ConvProblem.make(x, w, padding=w[-1] // 2)
-    here, elsewhere = (dispatch.by_rule(direction, p, np.dtype("float32"), MACHINES[name]) for name in ("zen5", "roomy"))
-    assert here.kernel == elsewhere.kernel
-    (cells, sums), (fewer, others) = ((math.prod(s.tile), s.filters * s.channels) for s in (here.schedule, elsewhere.schedule))
+    p, float32, machine = nbconv.ConvProblem.make(x, w, padding=w[-1] // 2), np.dtype("float32"), MACHINES["zen5"]
+    larger = dispatch.by_rule(direction, p, float32, machine)
+    monkeypatch.setattr(dispatch, "SCALED", {})
+    monkeypatch.setattr(outer_schedule, "LARGER", 1)
+    plain = dispatch.by_rule(direction, p, float32, machine)
+    assert (larger.kernel, larger.outputs) == (plain.kernel, plain.outputs)
+    (cells, sums), (fewer, others) = ((math.prod(s.tile), s.filters * s.channels) for s in (larger.schedule, plain.schedule))
     assert cells > fewer or sums > others
-    room = workspace.room(p, np.dtype("float32"), MACHINES["zen5"].threads)
-    assert here.shared_bytes + MACHINES["zen5"].threads * here.thread_bytes <= room
+    assert larger.shared_bytes + machine.threads * larger.thread_bytes <= workspace.room(p, float32, machine.threads)
 
 
 def test_a_block_that_does_not_fit_is_halved():
