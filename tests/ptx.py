@@ -6,7 +6,8 @@ an instruction that it does not know: each raises, and names the statement. Shar
     Kernel(text)   text -> scopes of statements (`parse_scope`) -> `Function`: each statement decoded once, to `run(block)`
     kernel.launch  each block in turn: all of its threads are vectors; those furthest behind run first (`Block.execute`)
 
-The text is taken apart in ptx_text.py, instructions of one thread are in ptx_scalar.py, what threads share is in ptx_warp.py.
+The text is taken apart in ptx_text.py; instructions of one thread are in ptx_scalar.py, those of memory and of whole warps in
+ptx_warp.py; ptx_memory.py is the memory of a block.
 Rounding differs from a GPU's in little: `fma` of float32 is rounded from float64, approximate functions are not approximate, and
 products of matrices are summed in float64.
 """
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from ptx_memory import GLOBAL, GUARD, WARP, WIDE_GUARD, AsyncCopies, Fault, Layout, Memory, Region, SharedMemory, Spaces
 from ptx_scalar import DECODERS
 from ptx_text import (
     BOOL,
@@ -35,7 +37,6 @@ from ptx_text import (
     parse_scope,
     split_operands,
 )
-from ptx_warp import GLOBAL, GUARD, WARP, WIDE_GUARD, AsyncCopies, Fault, Layout, Memory, Region, SharedMemory, Spaces
 
 
 class Function:

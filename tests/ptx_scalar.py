@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from ptx_memory import LOCAL, SHARED
 from ptx_text import BOOL, DOUBLE, HALF, LONG, SINGLE, WORD, Instruction, Run, split_operands
 from ptx_warp import DECODERS as SHARED_DECODERS
-from ptx_warp import LOCAL, SHARED, decode_warp_barrier, from_bfloat16
+from ptx_warp import decode_warp_barrier, from_bfloat16
 
 
 def round_to(values: Any, dtype: np.dtype, mode: str) -> Any:

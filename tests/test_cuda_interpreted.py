@@ -19,7 +19,7 @@ from cases import CASES, Case
 from forced import ROWS, row_name
 from gpu import assert_close
 from oracle import random
-from ptx_warp import AccessFault, Fault
+from ptx_memory import AccessFault, Fault
 
 from nbconv.cuda import depthwise, driver
 from nbconv.cuda.plan import TILES

@@ -7,7 +7,7 @@ import pytest
 import simulated
 from cases import WINOGRAD
 from oracle import random
-from ptx_warp import Fault
+from ptx_memory import Fault
 from test_cuda_interpreted import DIRECTIONS, channels_last, check, guarded, interpreter, without
 from test_cuda_machine_code import REGISTERS, RESERVED, assert_no_spills
 
